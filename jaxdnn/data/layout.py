@@ -1,0 +1,97 @@
+"""Classes and splits from where files lie: {split}/{class}/… or {class}/…"""
+
+import os
+import unicodedata
+from dataclasses import dataclass
+
+from jaxdnn.errors import InputError
+
+SPLIT_SPELLINGS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+"""Folder or split name in lower case -> the split that it means."""
+
+_EXPECTED = "expected {class}/… or {split}/{class}/… with splits train, validation, test"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One file in its place: its index in the listing, its class and its split ('' if none)."""
+
+    index: int
+    class_name: str
+    split: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Files by class, and the indices of those that lie outside every class folder."""
+
+    files: tuple[Labelled, ...]
+    outside: tuple[int, ...]
+
+
+def split_of(name: str) -> str:
+    """Return 'train', 'validation' or 'test' for its usual spellings, otherwise ''."""
+    return SPLIT_SPELLINGS.get(name.lower(), "")
+
+
+def printable(name: str) -> str:
+    """Return a file's name as text that any stream can encode, in Unicode's composed form."""
+    text = os.fsencode(name).decode("utf-8", "replace")
+    return unicodedata.normalize("NFC", text)
+
+
+def class_layout(names: tuple[str, ...], *, origin: str) -> Layout:
+    """Find the class and split of every file; folders below the class's own do not matter.
+
+    A single folder around everything is looked through. Files that lie beside the class folders
+    are set aside.
+
+    Raises:
+      InputError: no image, no class folder, or split folders mixed with others.
+    """
+    paths = [printable(name).split("/") for name in names]
+    if not paths:
+        raise InputError(f"no images in {origin}; {_EXPECTED}; put images there or change --data")
+    paths = _unwrap(paths)
+    has_splits = _has_splits(paths, origin)
+    depth = 2 if has_splits else 1
+    files = tuple(
+        Labelled(index, path[depth - 1], split_of(path[0]) if has_splits else "")
+        for index, path in enumerate(paths)
+        if len(path) > depth
+    )
+    if not files:
+        raise InputError(
+            f"{len(paths)} images but no class folders in {origin} (such as {names[0]!r}); "
+            f"{_EXPECTED}; put the images of each class in a folder of its own"
+        )
+    outside = tuple(index for index, path in enumerate(paths) if len(path) <= depth)
+    return Layout(files, outside)
+
+
+def _unwrap(paths: list[list[str]]) -> list[list[str]]:
+    tops = {path[0] for path in paths}
+    if len(tops) == 1 and not split_of(min(tops)) and all(len(path) > 2 for path in paths):
+        return _unwrap([path[1:] for path in paths])
+    return paths
+
+
+def _has_splits(paths: list[list[str]], origin: str) -> bool:
+    tops = {path[0] for path in paths if len(path) > 1}
+    splits = {top for top in tops if split_of(top)}
+    nested = any(len(path) > 2 and path[0] in splits for path in paths)
+    if splits and splits != tops and nested:
+        raise InputError(
+            f"split folders ({', '.join(sorted(splits))}) beside others "
+            f"({', '.join(sorted(tops - splits)[:5])}) in {origin}; {_EXPECTED}; move the others"
+        )
+    return bool(splits) and splits == tops

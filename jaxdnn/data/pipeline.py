@@ -1,0 +1,101 @@
+"""From images on the device to standardised batches: order, augmentation, standardisation.
+
+The order of an epoch is a pure function of the seed's key and the epoch: there is no iterator
+whose state could be lost, and a run continues at any step as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdnn.config import AugmentOptions
+from jaxdnn.data.augment import make_augment
+from jaxdnn.errors import InputError
+
+
+class Standard(NamedTuple):
+    """Mean and standard deviation of each channel of the training images, black 0 to white 1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def measure_standard(images: np.ndarray) -> Standard:
+    """Measure uint8 images (num, height, width, channel), in portions that fit in memory."""
+    values = np.arange(256) / 255
+    means, stds = [], []
+    for channel in range(images.shape[-1]):
+        counts = sum(np.bincount(image[..., channel].ravel(), minlength=256) for image in images)
+        mean = np.average(values, weights=counts)
+        means.append(float(mean))
+        stds.append(float(np.sqrt(np.average((values - mean) ** 2, weights=counts))))
+    # A channel without variation would be divided by 0; it is left at 0 instead.
+    return Standard(tuple(means), tuple(std or 1.0 for std in stds))
+
+
+def standardise(images: Array, standard: Standard) -> Array:
+    """Return (images - mean) / std; float images in [0, 1], or uint8."""
+    if images.dtype == jnp.uint8:
+        images = images.astype(jnp.float32) / 255
+    return (images - jnp.array(standard.mean)) / jnp.array(standard.std)
+
+
+def make_prepare(options: AugmentOptions, standard: Standard) -> Callable[[Array, Array], Array]:
+    """Return `(key, uint8 batch) -> augmented, standardised float32 batch`."""
+    augment = make_augment(options)
+
+    def prepare(key: Array, images: Array) -> Array:
+        keys = jax.random.split(key, images.shape[0])
+        return standardise(jax.vmap(augment)(keys, images), standard)
+
+    return prepare
+
+
+def resolve_batch_size(batch_size: int | Literal["full"], num_train: int) -> int:
+    """Return the number of examples in a batch.
+
+    Raises:
+      InputError: the batch is larger than the training set.
+    """
+    if batch_size == "full":
+        return num_train
+    if batch_size > num_train:
+        raise InputError(
+            f"--batch-size {batch_size} exceeds the {num_train} training images; "
+            f"give {num_train} or less, or full"
+        )
+    return batch_size
+
+
+def make_order(
+    labels: np.ndarray, *, batch_size: int, balanced: bool, num_classes: int
+) -> Callable[[Array], Array]:
+    """Return `key of an epoch -> (steps, batch) indices of the training images`.
+
+    A permutation without its last partial batch; or, `balanced`, batches that hold every class
+    equally often (to one), each drawn with replacement from its class.
+    """
+    num_steps = len(labels) // batch_size
+    shape = (num_steps, batch_size)
+    if not balanced:
+        return lambda key: _permuted(key, len(labels), shape)
+    by_class = jnp.asarray(np.argsort(labels, kind="stable"), jnp.int32)
+    counts = np.bincount(labels, minlength=num_classes)
+    starts = jnp.asarray(np.concatenate([[0], np.cumsum(counts)[:-1]]), jnp.int32)
+
+    def order(key: Array) -> Array:
+        classes = (jnp.arange(num_steps * batch_size) % num_classes).reshape(shape)
+        within = jax.random.randint(key, shape, 0, jnp.asarray(counts)[classes])
+        return by_class[starts[classes] + within]
+
+    return order
+
+
+def _permuted(key: Array, num: int, shape: tuple[int, int]) -> Array:
+    return jax.random.permutation(key, num)[: shape[0] * shape[1]].reshape(shape)

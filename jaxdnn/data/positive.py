@@ -1,0 +1,53 @@
+"""One class, or some, against the others."""
+
+import difflib
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int32
+
+from jaxdnn.errors import InputError
+
+OTHER = "other"
+_SHOWN = 20
+
+
+def positive_task(
+    labels: Int32[np.ndarray, " num"], class_names: Sequence[str], positive: Sequence[str]
+) -> tuple[Int32[np.ndarray, " num"], tuple[str, ...]]:
+    """Relabel the classes in `positive` as 1 and the others as 0; without any, change nothing.
+
+    Returns:
+      The labels and the class names, ('other', 'a+b') for positive classes a and b.
+
+    Raises:
+      InputError: an unknown class, or every class is positive.
+    """
+    positive = tuple(dict.fromkeys(positive))
+    if not positive:
+        return labels, tuple(class_names)
+    unknown = [name for name in positive if name not in class_names]
+    if unknown:
+        raise InputError(
+            f"--positive {unknown[0]!r} is not a class{_did_you_mean(unknown[0], class_names)}; "
+            f"expected some of {_listed(class_names)}"
+        )
+    if len(positive) == len(class_names):
+        raise InputError(
+            f"--positive names all {len(class_names)} classes; expected at least one left as "
+            f"{OTHER!r}; name fewer"
+        )
+    is_positive = np.isin(np.arange(len(class_names)), [class_names.index(p) for p in positive])
+    return is_positive[labels].astype(np.int32), (OTHER, "+".join(positive))
+
+
+def _did_you_mean(name: str, class_names: Sequence[str]) -> str:
+    folded = {class_name.casefold(): class_name for class_name in class_names}
+    close = difflib.get_close_matches(name.casefold(), folded, n=1)
+    return f"; did you mean {folded[close[0]]!r}?" if close else ""
+
+
+def _listed(class_names: Sequence[str]) -> str:
+    rest = len(class_names) - _SHOWN
+    more = f", … ({rest} more)" if rest > 0 else ""
+    return ", ".join(class_names[:_SHOWN]) + more

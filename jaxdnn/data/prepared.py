@@ -1,0 +1,157 @@
+"""Data sets prepared by tensorflow_datasets, read without TensorFlow."""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxdnn.data.layout import split_of
+from jaxdnn.data.source import Source
+from jaxdnn.errors import InputError
+
+if TYPE_CHECKING:
+    import tensorflow_datasets
+
+_RECORDS_PER_READ = 1024
+_KEPT_BYTES = 128 * 2**20  # Of a split: reading records singly takes 15 times as long.
+_INFO = "dataset_info.json"
+
+
+def tfds(name: str, data_dir: str | None = None) -> Source:
+    """Open a data set that `tensorflow_datasets` has prepared as array_record or Parquet.
+
+    Args:
+      name: NAME[/CONFIG][:VERSION]; the newest version that is there when none is named.
+      data_dir: the folder of prepared data sets; None for $TFDS_DATA_DIR or
+        ~/tensorflow_datasets.
+
+    Raises:
+      InputError: not prepared there, in a format that needs TensorFlow, or without an image and a
+        class label.
+    """
+    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    folder = _find(name, root)
+    _check_format(name, folder)
+    builder = _quiet_tfds().builder_from_directory(folder)
+    image_key, label_key = _feature_keys(name, builder.info.features)
+    return _open(name, builder, image_key, label_key)
+
+
+def _quiet_tfds() -> Any:
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    import tensorflow_datasets  # Half a second: only when asked for.
+
+    return tensorflow_datasets
+
+
+def _find(name: str, root: Path) -> Path:
+    base, _, version = name.partition(":")
+    there = sorted(_prepared(root), key=_by_version)
+    matches = [
+        folder
+        for folder in there
+        if folder.parent.relative_to(root).as_posix() == base and version in ("", folder.name)
+    ]
+    if matches:
+        return matches[-1]
+    names = [_full_name(folder, root) for folder in there]
+    raise InputError(
+        f"data set {name!r} is not prepared in {str(root)!r}; there: "
+        f"{', '.join(names[:20]) or 'nothing'}; prepare it with tensorflow_datasets "
+        "(file_format='array_record') or change --data-dir"
+    )
+
+
+def _prepared(root: Path) -> Iterator[Path]:
+    for pattern in (f"*/*/{_INFO}", f"*/*/*/{_INFO}"):
+        yield from (info.parent for info in root.glob(pattern))
+
+
+def _by_version(folder: Path) -> tuple[str, list[int], str]:
+    numbers = [int(part) for part in folder.name.split(".") if part.isdecimal()]
+    return str(folder.parent), numbers, folder.name
+
+
+def _full_name(folder: Path, root: Path) -> str:
+    return f"{folder.parent.relative_to(root).as_posix()}:{folder.name}"
+
+
+def _check_format(name: str, folder: Path) -> None:
+    try:
+        info = json.loads((folder / _INFO).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"data set {name!r} has a damaged {_INFO} in {str(folder)!r}: {error}; prepare it again"
+        ) from error
+    file_format = info.get("fileFormat", "tfrecord")
+    if file_format not in ("array_record", "parquet"):
+        raise InputError(
+            f"data set {name!r} is prepared as {file_format}, which only TensorFlow reads; "
+            "expected array_record or parquet; prepare it again with file_format='array_record'"
+        )
+
+
+def _feature_keys(name: str, features: Any) -> tuple[str, str]:
+    from tensorflow_datasets import features as kinds
+
+    images = [key for key, kind in features.items() if isinstance(kind, kinds.Image)]
+    labels = [key for key, kind in features.items() if isinstance(kind, kinds.ClassLabel)]
+    if not images or not labels:
+        raise InputError(
+            f"data set {name!r} has the features {', '.join(features)}; expected an Image and a "
+            "ClassLabel; choose an image classification data set"
+        )
+    return _preferred(images, "image"), _preferred(labels, "label")
+
+
+def _preferred(keys: list[str], usual: str) -> str:
+    return usual if usual in keys else keys[0]
+
+
+def _open(
+    name: str, builder: "tensorflow_datasets.core.DatasetBuilder", image_key: str, label_key: str
+) -> Source:
+    from tensorflow_datasets import decode
+
+    sources = builder.as_data_source(decoders={image_key: decode.SkipDecoding()})
+    splits = [split for split in sources if split_of(split)] or list(sources)
+    parts = [_Part(sources[split], image_key, label_key) for split in splits]
+    records = [np.flatnonzero(part.labels >= 0) for part in parts]  # -1: a test without answers.
+    part_of = np.repeat(np.arange(len(parts)), [len(of_part) for of_part in records])
+    record = np.concatenate(records)
+    features = builder.info.features
+    return Source(
+        name=f"tfds:{name}",
+        class_names=tuple(features[label_key].names),
+        item_names=[f"{splits[p]}/{r}" for p, r in zip(part_of, record, strict=True)],
+        labels=np.concatenate([part.labels[part.labels >= 0] for part in parts]),
+        splits=np.array([split_of(split) for split in splits], dtype="U10")[part_of],
+        read=lambda item: parts[part_of[item]].read(int(record[item])),
+        item_shape=tuple(features[image_key].shape),
+    )
+
+
+class _Part:
+    """The records of one split: all labels, and the encoded images as far as they are small."""
+
+    def __init__(self, records: Any, image_key: str, label_key: str):
+        self._records, self._image_key = records, image_key
+        self._first_images: list[bytes] = []
+        self.labels = np.empty(len(records), np.int32)
+        num_bytes = 0
+        for start in range(0, len(records), _RECORDS_PER_READ):
+            places = range(start, min(start + _RECORDS_PER_READ, len(records)))
+            found = records.__getitems__(places)
+            self.labels[start : places.stop] = [record[label_key] for record in found]
+            num_bytes += sum(len(record[image_key]) for record in found)
+            if num_bytes <= _KEPT_BYTES:
+                self._first_images.extend(record[image_key] for record in found)
+
+    def read(self, index: int) -> bytes:
+        if index < len(self._first_images):
+            return self._first_images[index]
+        return self._records[index][self._image_key]

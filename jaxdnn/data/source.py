@@ -1,0 +1,35 @@
+"""What every place that holds images looks like: labelled items by index."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+
+@dataclass(frozen=True)
+class Source:
+    """Random access to labelled images, nothing decoded yet.
+
+    Attributes:
+      name: where they come from, for people.
+      class_names: by label.
+      item_names: path inside the folder or archive, or the record's index in its split.
+      labels: class of each item.
+      splits: 'train', 'validation' or 'test' for each item; '' where the source has no splits.
+      read: encoded bytes, or uint8 values [height, width, channel], of the item at an index;
+        thread-safe; raises UnreadableImage.
+      item_shape: height, width and channels, as far as all items are known to share them.
+      outside: images that belong to no class, by name.
+      default_positive: class names that are one class against the others unless told otherwise.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    item_names: Sequence[str]
+    labels: Int32[np.ndarray, " num_items"]
+    splits: np.ndarray
+    read: Callable[[int], bytes | UInt8[np.ndarray, "height width channel"]]
+    item_shape: tuple[int | None, ...] = (None, None, None)
+    outside: tuple[str, ...] = ()
+    default_positive: tuple[str, ...] = ()

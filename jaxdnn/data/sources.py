@@ -1,0 +1,77 @@
+"""Where images come from: the embedded silhouettes, a folder, a zip, a prepared TFDS data set."""
+
+from pathlib import Path
+
+import numpy as np
+
+from jaxdnn.data.files import Files, folder_files, zip_files
+from jaxdnn.data.layout import class_layout, printable
+from jaxdnn.data.prepared import tfds
+from jaxdnn.data.silhouettes import silhouettes
+from jaxdnn.data.source import Source
+from jaxdnn.errors import InputError
+
+__all__ = ["Source", "image_folder", "image_zip", "open_source", "silhouettes", "tfds"]
+
+_TFDS = "tfds:"
+
+
+def open_source(data: str, data_dir: str | None = None) -> Source:
+    """Open images by what names them.
+
+    Args:
+      data: 'silhouettes', 'tfds:NAME[/CONFIG][:VERSION]', a folder, or a .zip file.
+      data_dir: the folder of prepared TFDS data sets; None for TFDS's own default.
+
+    Raises:
+      InputError: nothing of that name, or it cannot be used.
+    """
+    if data.startswith(_TFDS):
+        return tfds(data.removeprefix(_TFDS), data_dir)
+    if data_dir is not None:
+        raise InputError(
+            f"--data-dir {data_dir!r} came with --data {data!r}; expected it with tfds:NAME only; "
+            "leave it out"
+        )
+    if data == "silhouettes":
+        return silhouettes()
+    path = Path(data).expanduser()
+    if path.is_dir():
+        return image_folder(path)
+    if path.is_file():
+        return image_zip(path)
+    raise InputError(
+        f"--data {data!r} does not exist; expected silhouettes, tfds:NAME, a folder of images or a "
+        ".zip file; check the spelling"
+    )
+
+
+def image_folder(path: str | Path) -> Source:
+    """Open a folder laid out as {split}/{class}/… or {class}/… Raises InputError."""
+    return _labelled(folder_files(path), f"folder {str(path)!r}")
+
+
+def image_zip(path: str | Path) -> Source:
+    """Open a zip archive laid out as {split}/{class}/… or {class}/… Raises InputError."""
+    return _labelled(zip_files(path), f"zip {str(path)!r}")
+
+
+def _labelled(files: Files, origin: str) -> Source:
+    layout = class_layout(files.names, origin=origin)
+    class_names = tuple(sorted({file.class_name for file in layout.files}))
+    if len(class_names) < 2:
+        raise InputError(
+            f"one class only ({class_names[0]!r}) in {origin}; expected a folder of images for "
+            "each of two or more classes; add the others"
+        )
+    label_of = {name: label for label, name in enumerate(class_names)}
+    indices = [file.index for file in layout.files]
+    return Source(
+        name=origin,
+        class_names=class_names,
+        item_names=[printable(files.names[index]) for index in indices],
+        labels=np.array([label_of[file.class_name] for file in layout.files], np.int32),
+        splits=np.array([file.split for file in layout.files], dtype="U10"),
+        read=lambda item: files.read(indices[item]),
+        outside=tuple(printable(files.names[index]) for index in layout.outside),
+    )

@@ -1,0 +1,40 @@
+"""Losses from logits, in their stable form, and the probabilities that belong to them.
+
+A network ends in k softmax units, or for two classes in one sigmoid unit. The shape of the logits
+tells which: (batch, k) or (batch, 1).
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jaxtyping import Float, Int
+
+
+def cross_entropy(
+    logits: Float[Array, "batch output"], labels: Int[Array, " batch"]
+) -> Float[Array, " batch"]:
+    """Return -log p(label) of every example, in nats.
+
+    Args:
+      logits: (batch, k) for a softmax over k >= 2 classes, or (batch, 1) for one sigmoid unit.
+      labels: class indices in [0, k); with one sigmoid unit 0 or 1.
+    """
+    if logits.shape[-1] == 1:
+        return optax.sigmoid_binary_cross_entropy(logits[:, 0], labels.astype(logits.dtype))
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def probabilities(logits: Float[Array, "batch output"]) -> Float[Array, "batch class"]:
+    """Return the probability of every class: k >= 2 columns that sum to 1."""
+    if logits.shape[-1] == 1:
+        positive = jax.nn.sigmoid(logits)
+        return jnp.concatenate([1 - positive, positive], axis=-1)
+    return jax.nn.softmax(logits)
+
+
+def predictions(logits: Float[Array, "batch output"]) -> Int[Array, " batch"]:
+    """Return the most probable class of every example."""
+    if logits.shape[-1] == 1:
+        return (logits[:, 0] > 0).astype(jnp.int32)
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)

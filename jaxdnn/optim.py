@@ -1,0 +1,102 @@
+"""The optimiser as one optax chain: penalties, clipping, momentum, decay.
+
+The lecture's penalties are added to the mean loss J0 of m training examples, over kernels only:
+
+    J = J0 + l2 / 2m * sum w² + l1 / 2m * sum |w|
+
+so that the chain adds (l2 * w + l1 * sign(w) / 2) / m to the gradient of each kernel. Biases,
+norms and trained slopes are not penalised.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jaxdnn.config import OptimizerOptions
+
+Params = Any
+
+
+def is_kernel(path: tuple[Any, ...], _: Any = None) -> bool:
+    """Tell whether a path of a parameter tree names a kernel."""
+    return jax.tree_util.keystr(path[-1:], simple=True) == "kernel"
+
+
+def kernel_mask(params: Params) -> Any:
+    """Return a tree like `params` that is True at kernels."""
+    return jax.tree_util.tree_map_with_path(is_kernel, params)
+
+
+def penalty(params: Params, *, l2: float, l1: float, num_examples: int) -> Array:
+    """Return l2 / 2m * sum w² + l1 / 2m * sum |w| over all kernels, a scalar."""
+    kernels = [w for path, w in jax.tree.leaves_with_path(params) if is_kernel(path)]
+    squares = sum((jnp.sum(w**2) for w in kernels), jnp.zeros(()))
+    sizes = sum((jnp.sum(jnp.abs(w)) for w in kernels), jnp.zeros(()))
+    return (l2 * squares + l1 * sizes) / (2 * num_examples)
+
+
+def add_l1(strength: float) -> optax.GradientTransformation:
+    """Add strength * sign(w) to every update."""
+
+    def update(updates: Params, params: Params | None) -> Params:
+        if params is None:
+            raise ValueError(optax.NO_PARAMS_MSG)
+        return jax.tree.map(lambda g, w: g + strength * jnp.sign(w), updates, params)
+
+    return optax.stateless(update)
+
+
+def make_schedule(
+    options: OptimizerOptions, *, steps_per_epoch: int, num_steps: int
+) -> optax.Schedule:
+    """Return `step -> learning rate`, decay times warm-up.
+
+    Args:
+      options: names the schedule and its rates.
+      steps_per_epoch: the default of `decay_steps`.
+      num_steps: where the cosine ends.
+    """
+    rate = options.learning_rate
+    decay = {
+        "constant": optax.constant_schedule(rate),
+        "exponential_decay": optax.exponential_decay(
+            rate,
+            options.decay_steps or steps_per_epoch,
+            options.decay_rate,
+            staircase=options.staircase,
+        ),
+        "inverse_time_decay": lambda step: rate / (1 + options.decay_rate * step),
+        "cosine_decay": optax.cosine_decay_schedule(rate, num_steps),
+    }[options.schedule]
+    if options.warmup_steps == 0:
+        return decay
+    return lambda step: decay(step) * jnp.minimum(1.0, (step + 1) / options.warmup_steps)
+
+
+def make_optimizer(
+    options: OptimizerOptions, schedule: optax.Schedule, *, num_examples: int
+) -> optax.GradientTransformation:
+    """Return the chain: L2, L1, clipping, then SGD or Adam, then the learning rate.
+
+    Args:
+      options: what to chain.
+      schedule: `step -> learning rate`.
+      num_examples: m of the penalties, the number of training examples.
+    """
+    links = []
+    if options.l2:
+        links.append(optax.add_decayed_weights(options.l2 / num_examples, mask=kernel_mask))
+    if options.l1:
+        links.append(optax.masked(add_l1(options.l1 / (2 * num_examples)), kernel_mask))
+    if options.clip_norm:
+        links.append(optax.clip_by_global_norm(options.clip_norm))
+    if options.optimizer == "adam":
+        links.append(optax.scale_by_adam())
+    elif options.momentum:
+        links.append(optax.trace(options.momentum, nesterov=options.nesterov))
+    return optax.chain(*links, optax.scale_by_learning_rate(schedule))

@@ -1,0 +1,42 @@
+"""The training recipes: named settings, each a point that the lecture makes.
+
+`shallow` and `lecture` are the two training tables of the lecture's slides; `deep` and `conv` are
+what they grow into with everything that the lecture teaches.
+"""
+
+from jaxdnn.config import (
+    AugmentOptions,
+    Config,
+    DataOptions,
+    ModelOptions,
+    OptimizerOptions,
+    TrainOptions,
+)
+
+DEEP = Config(
+    data=DataOptions(balance="batches"),
+    model=ModelOptions(widths=(512, 512, 512)),
+    optimizer=OptimizerOptions(
+        learning_rate=0.1, momentum=0.9, nesterov=True, schedule="cosine_decay", l2=1.0
+    ),
+    augment=AugmentOptions(
+        random_scale=0.15, random_crop=2, horizontal_flip=0.5, rotation=15.0, noise=0.05
+    ),
+    train=TrainOptions(epochs=60),
+)
+
+LECTURE = Config(
+    model=ModelOptions(widths=(512, 128), initializer="glorot_normal"),
+    optimizer=OptimizerOptions(learning_rate=0.1, decay_rate=0.98),
+    train=TrainOptions(batch_size=128, epochs=10),
+)
+
+SHALLOW = Config(
+    model=ModelOptions(
+        widths=(5, 3), initializer="glorot_normal", norm="none", head="sigmoid"
+    ),
+    optimizer=OptimizerOptions(learning_rate=0.001, decay_rate=0.98, l2=1.0),
+    train=TrainOptions(batch_size=64, epochs=10),
+)
+
+RECIPES = {"deep": DEEP, "lecture": LECTURE, "shallow": SHALLOW}

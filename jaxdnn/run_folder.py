@@ -1,0 +1,159 @@
+"""The run folder: where a run keeps everything about itself, as plain files.
+
+    runs/<name>/config.json        the settings
+                dataset.json       classes, preprocessing, counts: enough to predict
+                metrics.jsonl      one JSON object for each evaluation
+                tensorboard/       the same for TensorBoard
+                checkpoints/       latest (to resume) and best (to report)
+                predictions.npz    what the network said about each test image
+                summary.json       the results
+                *.png              charts
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxdnn.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run, by name."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The settings, as JSON."""
+        return self.path / "config.json"
+
+    @property
+    def dataset(self) -> Path:
+        """Class names, preprocessing and counts, as JSON."""
+        return self.path / "dataset.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object for each evaluation."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Orbax checkpoints: `latest/` and `best/`."""
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def predictions(self) -> Path:
+        """Labels, probabilities and names of the test images, and pictures of the mistakes."""
+        return self.path / "predictions.npz"
+
+    @property
+    def summary(self) -> Path:
+        """The results, as JSON."""
+        return self.path / "summary.json"
+
+    def chart(self, name: str) -> Path:
+        """The chart called `name`, a PNG."""
+        return self.path / f"{name}.png"
+
+
+def create(path: Path) -> RunFolder:
+    """Make a new run folder.
+
+    Raises:
+      InputError: it holds a run already, or cannot be written.
+    """
+    folder = RunFolder(path.absolute())
+    if folder.config.exists():
+        raise InputError(
+            f"{path} holds a run already: continue it with --resume {path}, or choose another --out"
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    _check_writable(path)
+    return folder
+
+
+def open_existing(path: Path) -> RunFolder:
+    """Open the folder of a run that was started before.
+
+    Raises:
+      InputError: it holds no run, or cannot be written.
+    """
+    folder = RunFolder(path.absolute())
+    if not folder.config.is_file():
+        raise InputError(f"{path} holds no run (no config.json); name a folder that --out made")
+    return folder
+
+
+def _check_writable(path: Path) -> None:
+    probe = path / f".writable-{os.getpid()}"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    reason = error.strerror or type(error).__name__
+    return InputError(f"--out {path} cannot be written ({reason}); choose another folder")
+
+
+def free_name(parent: Path, name: str) -> Path:
+    """Return `parent/name`, or `parent/name-2`, `-3`, ... where those hold runs already."""
+    path, number = parent / name, 1
+    while path.exists():
+        number += 1
+        path = parent / f"{name}-{number}"
+    return path
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON in one piece: a reader, or a crash, never sees half a file. NaN becomes null."""
+    draft = path.with_name(path.name + ".part")
+    draft.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+    draft.replace(path)
+
+
+def append_metrics(path: Path, metrics: dict[str, float]) -> None:
+    """Add one line of metrics."""
+    with path.open("a") as file:
+        file.write(json.dumps(_finite(metrics), allow_nan=False) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read all complete lines of a metrics file; a missing file has none."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def keep_metrics_until(path: Path, step: int) -> None:
+    """Drop the lines after `step`: a resumed run writes them again."""
+    kept = [line for line in read_metrics(path) if line["step"] <= step]
+    draft = path.with_name(path.name + ".part")
+    draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    draft.replace(path)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -1,0 +1,218 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdnn.errors import InputError
+from jaxdnn.models import BatchStats, Params
+from jaxdnn.training.checkpoint import Checkpoints, all_finite
+from jaxdnn.training.early_stopping import EarlyStopping
+from jaxdnn.training.recorder import Recorder
+from jaxdnn.training.step import TrainState
+
+SECONDS_PER_CALL = 0.5
+
+
+class Diverged(InputError):
+    """The loss was not finite, or far beyond that of guessing."""
+
+
+class Interrupted(Exception):
+    """The user asked to stop; the latest checkpoint has been written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is fixed for a run.
+
+    Attributes:
+      train: compiled `(state, num_steps) -> state`; stays within an epoch.
+      evaluate: `state -> (metrics, batch_stats)`: validation metrics and the statistics used.
+      num_steps: where training ends at the latest.
+      steps_per_epoch: optimizer steps.
+      evaluate_every: steps between evaluations.
+      checkpoint_seconds: least time between checkpoints.
+      monitor: name of the metric that chooses the best.
+      learning_rate: `step -> learning rate`.
+    """
+
+    train: Callable[[TrainState, Array], TrainState]
+    evaluate: Callable[[TrainState], tuple[dict[str, float], BatchStats]]
+    num_steps: int
+    steps_per_epoch: int
+    evaluate_every: int
+    checkpoint_seconds: float
+    monitor: str
+    learning_rate: Callable[[int], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+      state: of training.
+      stopping: best metric so far.
+      best: parameters and batch statistics at the best step, None before the first evaluation.
+    """
+
+    state: TrainState
+    stopping: EarlyStopping
+    best: tuple[Params, BatchStats] | None = None
+
+    def to_arrays(self) -> dict[str, Any]:
+        """Return what the latest checkpoint holds."""
+        stopping = {
+            "best_value": self.stopping.best_value,
+            "best_step": -1 if self.stopping.best_step is None else self.stopping.best_step,
+            "num_bad": self.stopping.num_bad,
+        }
+        return {"state": self.state, "stopping": jax.tree.map(jnp.asarray, stopping)}
+
+    def resumed(self, state: TrainState, stopping: dict[str, Array]) -> Progress:
+        """Return this progress with what `to_arrays` gave put back."""
+        best_step = int(stopping["best_step"])
+        seen = dataclasses.replace(
+            self.stopping,
+            best_value=float(stopping["best_value"]),
+            best_step=None if best_step < 0 else best_step,
+            num_bad=int(stopping["num_bad"]),
+        )
+        return dataclasses.replace(self, state=state, stopping=seen)
+
+    def with_best(self, params: Params, batch_stats: BatchStats) -> Progress:
+        """Return this progress with the best weights put back."""
+        return dataclasses.replace(self, best=(params, batch_stats))
+
+
+def fit(
+    progress: Progress,
+    program: Program,
+    *,
+    recorder: Recorder,
+    checkpoints: Checkpoints,
+    interrupted: Callable[[], bool],
+) -> tuple[Progress, float]:
+    """Train to the last step, or until patience runs out.
+
+    Returns:
+      Where training ended, and the steps per second without the first call (compilation).
+
+    Raises:
+      Diverged: with the step; the last good checkpoint is kept.
+      Interrupted: after saving.
+    """
+    step, saved_at, clock = int(progress.state.step), time.monotonic(), _Clock()
+    if checkpoints.step("latest") is None:
+        _save(progress, checkpoints)
+    while step < program.num_steps and not progress.stopping.should_stop:
+        until_evaluation = program.evaluate_every - step % program.evaluate_every
+        with clock.time():
+            state = program.train(progress.state, jnp.int32(min(clock.steps(), until_evaluation)))
+            clock.count(int(state.step) - step)
+        step = int(state.step)
+        progress = dataclasses.replace(progress, state=state)
+        _check_finite(state, checkpoints)
+        recorder.advance(step, *_means(state))
+        if step % program.evaluate_every == 0 or step == program.num_steps:
+            progress = _evaluate(progress, program, recorder)
+        if interrupted():
+            _save(progress, checkpoints)
+            raise Interrupted
+        if time.monotonic() - saved_at > program.checkpoint_seconds:
+            _save(progress, checkpoints)
+            saved_at = time.monotonic()
+    _save(progress, checkpoints)
+    return progress, clock.steps_per_second
+
+
+def _evaluate(progress: Progress, program: Program, recorder: Recorder) -> Progress:
+    state, step = progress.state, int(progress.state.step)
+    metrics, batch_stats = program.evaluate(state)
+    loss, accuracy = _means(state)
+    recorder.record(
+        {
+            "step": step,
+            "epoch": step / program.steps_per_epoch,
+            "train/loss": loss,
+            "train/accuracy": accuracy,
+            **metrics,
+            "learning_rate": float(program.learning_rate(step)),
+        }
+    )
+    stopping = progress.stopping.update(metrics[program.monitor], step)
+    best = progress.best
+    if stopping.best_step == step:
+        best = jax.tree.map(jnp.copy, (state.params, batch_stats))
+    return dataclasses.replace(progress, stopping=stopping, best=best)
+
+
+def _means(state: TrainState) -> tuple[float, float]:
+    num_examples = max(int(state.sums.num_examples), 1)
+    return float(state.sums.loss) / num_examples, float(state.sums.num_correct) / num_examples
+
+
+def _check_finite(state: TrainState, checkpoints: Checkpoints) -> None:
+    if not bool(state.diverged):
+        return
+    raise Diverged(
+        f"training diverged at step {int(state.step)}: its loss is not finite, or far beyond that of "
+        f"guessing; the checkpoint of step {checkpoints.step('latest')} is kept. "
+        "Lower --learning-rate, or add --clip-norm 1 or --norm batch"
+    )
+
+
+def _save(progress: Progress, checkpoints: Checkpoints) -> None:
+    """Save the best first: a crash in between leaves a latest that finds the best again."""
+    best_step, latest_step = progress.stopping.best_step, int(progress.state.step)
+    if not bool(all_finite(progress.state.params)):
+        raise Diverged(
+            f"training diverged by step {latest_step}: parameters are not finite; the checkpoint of "
+            f"step {checkpoints.step('latest')} is kept. Lower --learning-rate, or add --clip-norm 1"
+        )
+    if progress.best is not None and checkpoints.step("best") != best_step:
+        params, batch_stats = progress.best
+        checkpoints.save("best", best_step, {"params": params, "batch_stats": batch_stats})
+    if checkpoints.step("latest") != latest_step:
+        checkpoints.save("latest", latest_step, progress.to_arrays())
+
+
+class _Clock:
+    """Measures speed, and chooses how many steps a call takes: enough to fill SECONDS_PER_CALL."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._steps = 0
+        self._num_calls = 0
+
+    def time(self) -> _Clock:
+        return self
+
+    def __enter__(self) -> None:
+        self._start = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        if self._num_calls > 1:
+            self._seconds += time.monotonic() - self._start
+
+    def count(self, num_steps: int) -> None:
+        self._num_calls += 1
+        if self._num_calls > 1:
+            self._steps += num_steps
+
+    @property
+    def steps_per_second(self) -> float:
+        return self._steps / self._seconds if self._seconds else float("nan")
+
+    def steps(self) -> int:
+        if not self._seconds:
+            return 1
+        return max(1, round(SECONDS_PER_CALL * self.steps_per_second))

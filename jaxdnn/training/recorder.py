@@ -1,0 +1,59 @@
+"""Where a run's numbers go while it runs: metrics.jsonl, TensorBoard and a progress bar."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from jaxdnn.run_folder import RunFolder, append_metrics, keep_metrics_until
+
+
+class Recorder:
+    """Records metrics and shows progress. A context manager."""
+
+    def __init__(
+        self, folder: RunFolder, *, num_steps: int, batch_size: int, start: int, progress: bool
+    ):
+        self._folder = folder
+        self._batch_size = batch_size
+        self._step = start
+        self._notes: dict[str, str] = {}
+        if start:
+            keep_metrics_until(folder.metrics, start)
+        self._writer = SummaryWriter(str(folder.tensorboard), purge_step=start + 1)
+        self._bar = tqdm(
+            desc="compiling",
+            total=num_steps * batch_size,
+            initial=start * batch_size,
+            unit=" images",
+            unit_scale=True,
+            disable=not progress,
+            file=sys.stderr,
+            dynamic_ncols=True,
+        )
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        self._writer.close()
+
+    def advance(self, step: int, loss: float, accuracy: float) -> None:
+        """Move the bar to `step`."""
+        self._bar.set_description("training")
+        self._notes |= {"loss": f"{loss:.4f}", "accuracy": f"{accuracy:.3f}"}
+        self._bar.set_postfix(self._notes, refresh=False)
+        self._bar.update((step - self._step) * self._batch_size)
+        self._step = step
+
+    def record(self, metrics: dict[str, Any]) -> None:
+        """Keep the metrics of an evaluation; `step` and `epoch` are among them."""
+        append_metrics(self._folder.metrics, metrics)
+        for name, value in metrics.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, metrics["step"])
+        self._notes["val"] = f"{metrics['val/balanced_accuracy']:.3f}"

@@ -1,0 +1,198 @@
+"""A whole run: data, network, training, test, and everything that is kept of it."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdnn.config import Config, save_config
+from jaxdnn.data import dataset as data
+from jaxdnn.losses import probabilities
+from jaxdnn.models import BatchStats, Params
+from jaxdnn.run_folder import RunFolder, write_json
+from jaxdnn.training.checkpoint import Checkpoints, flatten
+from jaxdnn.training.early_stopping import EarlyStopping
+from jaxdnn.training.evaluate import make_predict
+from jaxdnn.training.fit import Progress, fit
+from jaxdnn.training.metrics import classification_metrics, confusion_matrix
+from jaxdnn.training.recorder import Recorder
+from jaxdnn.training.setup import Setup, init_state, make_program, make_setup
+
+NUM_MISTAKES = 24
+
+
+def load_data(config: Config, *, progress: bool) -> data.Dataset:
+    """Load the images that the settings name."""
+    options = config.data
+    return data.load(
+        options.data,
+        data_dir=options.data_dir,
+        positive=options.positive,
+        image_size=options.image_size,
+        channels=options.channels,
+        validation_fraction=options.validation_fraction,
+        test_fraction=options.test_fraction,
+        seed=config.seed,
+        max_unreadable_fraction=options.max_unreadable,
+        progress=progress,
+    )
+
+
+def train(
+    config: Config,
+    folder: RunFolder,
+    *,
+    progress: bool = True,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Train and test a network, from the beginning or from the folder's latest checkpoint.
+
+    Args:
+      config: the settings.
+      folder: where everything is kept.
+      progress: show bars on stderr.
+      interrupted: asked between calls; True saves and stops.
+
+    Returns:
+      The summary, as written to summary.json.
+
+    Raises:
+      InputError: the data or the settings cannot work.
+      Diverged: the loss was not finite.
+      Interrupted: after saving.
+    """
+    started = time.monotonic()
+    dataset = load_data(config, progress=progress)
+    setup = make_setup(config, dataset)
+    save_config(config, folder.config)
+    write_json(folder.dataset, describe(setup))
+    with Checkpoints(folder.checkpoints) as checkpoints:
+        start = _start(setup, checkpoints)
+        with Recorder(
+            folder,
+            num_steps=setup.num_steps,
+            batch_size=setup.batch_size,
+            start=int(start.state.step),
+            progress=progress,
+        ) as recorder:
+            end, steps_per_second = fit(
+                start,
+                make_program(setup),
+                recorder=recorder,
+                checkpoints=checkpoints,
+                interrupted=interrupted,
+            )
+    summary = _test(setup, end, folder) | {
+        "images_per_second": steps_per_second * setup.batch_size,
+        "wall_seconds": time.monotonic() - started,
+    }
+    write_json(folder.summary, summary)
+    return summary
+
+
+def _start(setup: Setup, checkpoints: Checkpoints) -> Progress:
+    """Return the beginning, or where the latest checkpoint left off."""
+    options = setup.config.train
+    stopping = EarlyStopping(
+        greater_is_better=options.monitor != "val/loss",
+        patience=options.patience,
+        min_improvement=options.min_improvement,
+    )
+    fresh = Progress(init_state(setup), stopping)
+    if checkpoints.step("latest") is None:
+        return fresh
+    saved = checkpoints.restore("latest", fresh.to_arrays())
+    state = saved["state"]
+    progress = fresh.resumed(state, saved["stopping"])
+    if progress.stopping.best_step is None:
+        return progress
+    like = {"params": state.params, "batch_stats": state.batch_stats}
+    best = checkpoints.restore("best", like)
+    return progress.with_best(best["params"], best["batch_stats"])
+
+
+def describe(setup: Setup) -> dict[str, Any]:
+    """Return what dataset.json holds: all that prediction needs, and what the data was."""
+    dataset = setup.dataset
+    parts = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+    counts = {
+        name: {
+            class_name: int(np.sum(part.labels == label))
+            for label, class_name in enumerate(dataset.class_names)
+        }
+        for name, part in parts.items()
+    }
+    height, width, channels = dataset.train.images.shape[1:]
+    return {
+        "origin": dataset.origin,
+        "class_names": list(dataset.class_names),
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "mean": list(setup.standard.mean),
+        "std": list(setup.standard.std),
+        "counts": counts,
+        "skipped": [[item.name, item.reason] for item in dataset.skipped],
+    }
+
+
+def params_sha256(params: Params) -> str:
+    """Return the SHA-256 over all parameters in the order of their paths: name, shape, bytes."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(flatten(params).items()):
+        values = np.ascontiguousarray(leaf, dtype="<f4")
+        digest.update(f"{name}{values.shape}".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+def _test(setup: Setup, end: Progress, folder: RunFolder) -> dict[str, Any]:
+    """Measure the best weights on all three splits, the test images for the only time."""
+    dataset = setup.dataset
+    params, batch_stats = end.best or (end.state.params, end.state.batch_stats)
+    predict = make_predict(setup.model, setup.standard)
+    summary: dict[str, Any] = {}
+    for name, part in (("train", dataset.train), ("val", dataset.validation), ("test", dataset.test)):
+        logits = np.asarray(predict(params, batch_stats, jnp.asarray(part.images)))
+        metrics = classification_metrics(logits, part.labels)
+        summary |= {f"{name}/{metric}": value for metric, value in metrics.items()}
+    scores = np.asarray(probabilities(logits))
+    _keep_predictions(folder, dataset.test, scores)
+    step = int(end.state.step)
+    return summary | {
+        "majority_fraction": summary["test/majority_fraction"],
+        "confusion": confusion_matrix(
+            dataset.test.labels, scores.argmax(axis=1), setup.num_classes
+        ).tolist(),
+        "class_names": list(dataset.class_names),
+        "best_step": end.stopping.best_step,
+        "steps": step,
+        "epochs": step / setup.steps_per_epoch,
+        "stopped_early": step < setup.num_steps,
+        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "num_skipped": len(dataset.skipped),
+        "seed": setup.config.seed,
+        "params_sha256": params_sha256(params),
+        "jax_version": jax.__version__,
+    }
+
+
+def _keep_predictions(folder: RunFolder, test: data.Split, scores: np.ndarray) -> None:
+    """Keep every test prediction, and the pictures of the most confident mistakes."""
+    confidence = scores.max(axis=1)
+    wrong = np.flatnonzero(scores.argmax(axis=1) != test.labels)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:NUM_MISTAKES]
+    np.savez_compressed(
+        folder.predictions,
+        names=np.array(test.names, dtype=np.str_),
+        labels=test.labels,
+        probabilities=scores,
+        mistakes=worst,
+        mistake_images=test.images[worst],
+    )

@@ -1,0 +1,147 @@
+"""One step of training, and many of them in one compiled program.
+
+Everything random in a step follows from the run's key and the step's number alone, and the order
+of the images from the key and the epoch: a restart repeats the same run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+
+from jaxdnn.losses import cross_entropy, predictions
+from jaxdnn.models import BatchStats, Model, Params
+
+
+class Sums(NamedTuple):
+    """Sums over the examples of the current epoch so far."""
+
+    loss: Array
+    num_correct: Array
+    num_examples: Array
+
+    @classmethod
+    def zero(cls) -> Sums:
+        """Return the sums before the first example."""
+        return cls(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+class TrainState(NamedTuple):
+    """All that changes in training.
+
+    Attributes:
+      step: number of steps taken.
+      params: trained.
+      batch_stats: running averages of the batch norms.
+      opt_state: of the optax chain.
+      sums: of the current epoch.
+      diverged: the loss of the last step was not finite, or beyond the limit.
+    """
+
+    step: Array
+    params: Params
+    batch_stats: BatchStats
+    opt_state: Any
+    sums: Sums
+    diverged: Array
+
+
+def make_init(
+    model: Model, optimizer: optax.GradientTransformation
+) -> Callable[[Array], TrainState]:
+    """Return `key -> TrainState` before the first step."""
+
+    def init(key: Array) -> TrainState:
+        params, batch_stats = model.init(key)
+        step = jnp.zeros((), jnp.int32)
+        diverged = jnp.zeros((), bool)
+        return TrainState(
+            step, params, batch_stats, optimizer.init(params), Sums.zero(), diverged
+        )
+
+    return init
+
+
+def make_step(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    *,
+    prepare: Callable[[Array, Array], Array],
+    class_weights: Array,
+    loss_limit: float,
+) -> Callable[[Array, TrainState, Array, Array], TrainState]:
+    """Return one step: `(key, state, uint8 images, labels) -> state`.
+
+    Args:
+      model: what to train.
+      optimizer: turns gradients into updates.
+      prepare: `(key, uint8 batch) -> float32 batch`.
+      class_weights: (class,) weight of each class in the loss.
+      loss_limit: a batch's loss beyond it counts as divergence.
+    """
+
+    def loss_of(params: Params, state: TrainState, key: Array, images: Array, labels: Array):
+        output = model.apply(params, state.batch_stats, images, training=True, key=key)
+        losses = cross_entropy(output.logits, labels)
+        return jnp.mean(class_weights[labels] * losses), output
+
+    def step(key: Array, state: TrainState, images: Array, labels: Array) -> TrainState:
+        prepare_key, apply_key = jax.random.split(jax.random.fold_in(key, state.step))
+        batch = prepare(prepare_key, images)
+        (loss, output), grads = jax.value_and_grad(loss_of, has_aux=True)(
+            state.params, state, apply_key, batch, labels
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        num_examples = labels.shape[0]
+        num_correct = jnp.sum(predictions(output.logits) == labels)
+        return TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=output.batch_stats,
+            opt_state=opt_state,
+            sums=Sums(
+                state.sums.loss + loss * num_examples,
+                state.sums.num_correct + num_correct,
+                state.sums.num_examples + num_examples,
+            ),
+            diverged=~(loss <= loss_limit),
+        )
+
+    return step
+
+
+def make_train(
+    step: Callable[[Array, TrainState, Array, Array], TrainState],
+    order: Callable[[Array], Array],
+    *,
+    key: Array,
+    steps_per_epoch: int,
+) -> Callable[[TrainState, Array, Array, Array], TrainState]:
+    """Return the compiled `(state, images, labels, num_steps) -> state`, its state donated.
+
+    It takes up to `num_steps` steps of the current epoch and stops at the first that diverged, with
+    `state.step` after it. One program serves any number of steps. All images are on the device.
+    """
+    order_key, step_key = jax.random.split(key)
+
+    def train(state: TrainState, images: Array, labels: Array, num_steps: Array) -> TrainState:
+        epoch = state.step // steps_per_epoch
+        indices = order(jax.random.fold_in(order_key, epoch))
+        last = jnp.minimum(state.step + num_steps, (epoch + 1) * steps_per_epoch)
+
+        def body(state: TrainState) -> TrainState:
+            batch = indices[state.step % steps_per_epoch]
+            return step(step_key, state, images[batch], labels[batch])
+
+        starts = state.step % steps_per_epoch == 0
+        sums = jax.tree.map(lambda total: jnp.where(starts, jnp.zeros_like(total), total), state.sums)
+        return lax.while_loop(
+            lambda state: (state.step < last) & ~state.diverged, body, state._replace(sums=sums)
+        )
+
+    return jax.jit(train, donate_argnums=0)
