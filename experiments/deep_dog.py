@@ -1,10 +1,157 @@
-"""x"""
+"""Train a deep network on "dog or other" images: from one command to a tested model.
+
+    python experiments/deep_dog.py                     the deep recipe on the embedded silhouettes
+    python experiments/deep_dog.py shallow             the lecture's counter-example, which fails
+    python experiments/deep_dog.py lecture             the lecture's deep network
+    python experiments/deep_dog.py conv                a residual convolutional network
+    python experiments/deep_dog.py --data photos/ --positive dog       your own photographs
+    python experiments/deep_dog.py --resume runs/deep                  go on after an interruption
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdnn import command_line, run_folder
+from jaxdnn.config import Config, differences, load_config
+from jaxdnn.data.augment import make_augment
+from jaxdnn.errors import InputError
+from jaxdnn.names import resolve
 from jaxdnn.recipes import RECIPES
-from jaxdnn import run_folder
-from jaxdnn.training.run import train
-import json, shutil
-name=sys.argv[1]
-shutil.rmtree(f"/tmp/runs/{name}",ignore_errors=True)
-print(json.dumps(train(RECIPES[name], run_folder.create(Path(f"/tmp/runs/{name}"))),indent=1))
+from jaxdnn.report.augmentations import draw_augmentations
+from jaxdnn.report.training import draw_all
+from jaxdnn.run_folder import RunFolder
+from jaxdnn.training.fit import Interrupted
+from jaxdnn.training.run import load_data, train
+
+PROG = "deep_dog.py"
+DEFAULT_RECIPE = "deep"
+COLLAPSED = 0.99
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """The command line: the settings of a run, and where it goes."""
+
+    config: Config
+    out: Path | None = None
+    """Run folder to make; default runs/RECIPE, or runs/RECIPE-2, ... where that exists."""
+    resume: Path | None = None
+    """Run folder to continue, with the settings that it was started with."""
+    show_augmentations: bool = False
+    """Write augmentations.png, a sheet of augmented training images, and stop."""
+    progress: bool = True
+    """Show progress bars."""
+
+
+def parse(argv: Sequence[str]) -> tuple[str, Arguments]:
+    """Return the recipe's name and the arguments; raise InputError where they do not fit."""
+    recipe, args = DEFAULT_RECIPE, list(argv)
+    named = bool(args) and not args[0].startswith("-")
+    if named:
+        recipe = resolve(args.pop(0), RECIPES, {"convnet": "conv"}, "recipe")
+    resumed = _resumed_config(args)
+    base = RECIPES[recipe] if named or resumed is None else resumed
+    arguments = command_line.parse(
+        Arguments,
+        default=Arguments(base),
+        args=args,
+        prog=PROG,
+        description=f"{__doc__}\nThe defaults below are those of the recipe `{recipe}`.",
+    )
+    if resumed is not None and (differs := differences(resumed, arguments.config)):
+        raise InputError(
+            f"--resume {arguments.resume} was started with other settings "
+            f"(its own, asked for now: {'; '.join(differs)}); leave those options out"
+        )
+    return recipe, arguments
+
+
+def _resumed_config(args: Sequence[str]) -> Config | None:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--resume", nargs="?", type=Path)
+    folder = parser.parse_known_args(args)[0].resume
+    return None if folder is None else load_config(run_folder.open_existing(folder).config)
+
+
+def main() -> int:
+    """Run the command; return its exit code."""
+    recipe, arguments = parse(sys.argv[1:])
+    if arguments.resume is not None:
+        return _resume(arguments)
+    path = arguments.out or run_folder.free_name(Path("runs"), recipe)
+    folder = run_folder.create(path)
+    if arguments.show_augmentations:
+        return _show_augmentations(arguments, folder)
+    return _train(arguments.config, folder, path, arguments.progress)
+
+
+def _resume(arguments: Arguments) -> int:
+    path = arguments.resume
+    assert path is not None
+    if arguments.out not in (None, path):
+        raise InputError(f"--resume {path} goes on in its own folder; leave --out out")
+    folder = run_folder.open_existing(path)
+    if folder.summary.exists():
+        print(f"{path} is finished: nothing is left to resume")
+        _print_summary(json.loads(folder.summary.read_text()), path)
+        return 0
+    return _train(arguments.config, folder, path, arguments.progress)
+
+
+def _train(config: Config, folder: RunFolder, path: Path, progress: bool) -> int:
+    with command_line.StopSignal() as stopped:
+        try:
+            summary = train(config, folder, progress=progress, interrupted=stopped)
+        except Interrupted:
+            print(f"stopped; go on with: python experiments/{PROG} --resume {path}")
+            return command_line.INTERRUPTED_EXIT_CODE
+    draw_all(folder)
+    _print_summary(summary, path)
+    return 0
+
+
+def _show_augmentations(arguments: Arguments, folder: RunFolder) -> int:
+    config = arguments.config
+    dataset = load_data(config, progress=arguments.progress)
+    picks = np.linspace(0, len(dataset.train.labels) - 1, 8).astype(int)
+    originals = dataset.train.images[picks]
+    keys = jax.random.split(jax.random.key(config.seed), (len(picks), 10))
+    augment = jax.vmap(jax.vmap(make_augment(config.augment), (0, None)))
+    path = folder.chart("augmentations")
+    draw_augmentations(originals, np.asarray(augment(keys, originals)), path)
+    print(f"wrote {path}")
+    return 0
+
+
+def _print_summary(summary: dict[str, Any], path: Path) -> None:
+    def shown(name: str) -> str:
+        return "  n/a" if summary[name] is None else f"{summary[name]:.3f}"
+
+    print(f"{'':18}{'train':>8}{'val':>8}{'test':>8}")
+    for name in ("accuracy", "balanced_accuracy", "auc", "loss"):
+        row = "".join(f"{shown(f'{split}/{name}'):>8}" for split in ("train", "val", "test"))
+        print(f"{name.replace('_', ' '):18}{row}")
+    if (summary["majority_fraction"] or 1) >= COLLAPSED:
+        print(
+            f"the network has collapsed: {summary['majority_fraction'] or 1:.1%} of its answers on "
+            "the test images are the same"
+        )
+    print(
+        f"{summary['steps']:,} steps, {summary['num_parameters']:,} parameters, "
+        f"{summary['images_per_second']:,.0f} images/s, {summary['wall_seconds']:.0f} s; "
+        f"everything is in {path}"
+    )
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jaxdnn import activations, initializers
 from jaxdnn.errors import InputError
@@ -27,6 +27,20 @@ def _check_range(options: object, name: str, low: float, high: float = math.inf)
     flag = "--" + name.replace("_", "-")
     bound = f"of {low} or more" if high == math.inf else f"from {low} to {high}"
     _check(value is None or low <= value <= high, f"{flag} is {value}; give a number {bound}")
+
+
+def _check_choices(options: Any) -> None:
+    """Check every field whose type lists its values."""
+    for name, hint in get_type_hints(type(options)).items():
+        parts = get_args(hint) if get_origin(hint) is not Literal else (hint,)
+        literals = [part for part in parts if get_origin(part) is Literal]
+        choices = [choice for part in literals for choice in get_args(part)]
+        types = tuple(part for part in parts if isinstance(part, type))
+        value = getattr(options, name)
+        if choices and value not in choices and not isinstance(value, types):
+            flag = "--" + name.replace("_", "-")
+            names = [*map(str, choices), *(f"any {kind.__name__}" for kind in types if kind in (int, float))]
+            raise InputError(f"{flag} is {value!r}; choose one of {', '.join(names)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +66,13 @@ class DataOptions:
     test_fraction: float = 0.2
     """Share of all images set aside for the test, where the data has no such split."""
     balance: Literal["none", "class_weights", "batches"] = "none"
-    """Against imbalance: weigh the loss by class, or fill every batch with all classes equally."""
+    """Against imbalance: weigh the loss by class, or fill every batch with all classes equally
+    (under --batch-size full, which has no batches to fill, the same as class_weights)."""
     max_unreadable: float = 0.01
     """Share of unreadable images that is skipped; more stop the run."""
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         _check_range(self, "image_size", 1)
         for name in ("validation_fraction", "test_fraction"):
             value = getattr(self, name)
@@ -115,6 +131,7 @@ class ModelOptions:
     """k softmax units, or for two classes one sigmoid unit."""
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         widths = " ".join(map(str, self.widths))
         _check(all(w >= 1 for w in self.widths), f"--widths {widths}: every width is 1 or more")
         _check(
@@ -167,10 +184,11 @@ class OptimizerOptions:
     """Stochastic gradient descent, or Adam."""
     learning_rate: float = 0.1
     """Before decay."""
-    momentum: float = 0.0
-    """sgd: share of the last update that is added to the next."""
+    momentum: float | None = None
+    """sgd: share of the last update that is added to the next, default 0. adam: decay of its first
+    moment, default 0.9."""
     nesterov: bool = False
-    """sgd: look ahead along the momentum."""
+    """Look ahead along the momentum."""
     schedule: Literal["constant", "exponential_decay", "inverse_time_decay", "cosine_decay"] = (
         "exponential_decay"
     )
@@ -192,17 +210,17 @@ class OptimizerOptions:
     """Greatest global norm of the gradient, penalties included; default: not clipped."""
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         for name in ("learning_rate", "l2", "l1", "warmup_steps"):
             _check_range(self, name, 0)
         _check(math.isfinite(self.learning_rate), "--learning-rate is not finite; give a number")
-        _check(0 <= self.momentum < 1, f"--momentum is {self.momentum}; give a share in [0, 1)")
         _check(
-            not self.nesterov or self.momentum > 0,
-            "--nesterov looks ahead along the momentum; give a --momentum above 0",
+            self.momentum is None or 0 <= self.momentum < 1,
+            f"--momentum is {self.momentum}; give a share in [0, 1)",
         )
         _check(
-            self.optimizer == "sgd" or self.momentum == 0,
-            "--momentum is for --optimizer sgd; adam has its own, leave it out",
+            not self.nesterov or self.resolved_momentum > 0,
+            "--nesterov looks ahead along the momentum; give a --momentum above 0",
         )
         _check_range(self, "decay_steps", 1)
         _check(self.decay_rate > 0, f"--decay-rate is {self.decay_rate}; give a number above 0")
@@ -217,6 +235,13 @@ class OptimizerOptions:
             self.clip_norm is None or self.clip_norm > 0,
             f"--clip-norm is {self.clip_norm}; give a number above 0",
         )
+
+    @property
+    def resolved_momentum(self) -> float:
+        """The momentum, by default the optimizer's own."""
+        if self.momentum is not None:
+            return self.momentum
+        return 0.9 if self.optimizer == "adam" else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,6 +300,7 @@ class TrainOptions:
     """Training stops as diverged when a batch's loss exceeds so many times that of guessing."""
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         _check(
             self.batch_size == "full" or self.batch_size >= 1,
             f"--batch-size is {self.batch_size}; give 1 or more, or full",
@@ -304,10 +330,16 @@ class Config:
             self.data.channels != 1 or self.augment.saturation == 0,
             "--saturation needs colour; with --channels 1 leave it out",
         )
-        _check(
-            self.data.balance != "batches" or self.train.batch_size != "full",
-            "--balance batches draws mini-batches; with --batch-size full use class_weights",
-        )
+
+    @property
+    def balances_batches(self) -> bool:
+        """Whether batches are filled with all classes equally."""
+        return self.data.balance == "batches" and self.train.batch_size != "full"
+
+    @property
+    def weighs_classes(self) -> bool:
+        """Whether the loss is weighed by class."""
+        return self.data.balance != "none" and not self.balances_batches
 
 
 def save_config(config: Config, path: Path) -> None:

@@ -95,8 +95,9 @@ def make_optimizer(
         links.append(optax.masked(add_l1(options.l1 / (2 * num_examples)), kernel_mask))
     if options.clip_norm:
         links.append(optax.clip_by_global_norm(options.clip_norm))
+    momentum = options.resolved_momentum
     if options.optimizer == "adam":
-        links.append(optax.scale_by_adam())
-    elif options.momentum:
-        links.append(optax.trace(options.momentum, nesterov=options.nesterov))
+        links.append(optax.scale_by_adam(b1=momentum, nesterov=options.nesterov))
+    elif momentum:
+        links.append(optax.trace(momentum, nesterov=options.nesterov))
     return optax.chain(*links, optax.scale_by_learning_rate(schedule))

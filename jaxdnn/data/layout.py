@@ -52,7 +52,7 @@ def printable(name: str) -> str:
 def class_layout(names: tuple[str, ...], *, origin: str) -> Layout:
     """Find the class and split of every file; folders below the class's own do not matter.
 
-    A single folder around everything is looked through. Files that lie beside the class folders
+    A single folder around all others is looked through. Files that lie beside the class folders
     are set aside.
 
     Raises:
@@ -79,8 +79,10 @@ def class_layout(names: tuple[str, ...], *, origin: str) -> Layout:
 
 
 def _unwrap(paths: list[list[str]]) -> list[list[str]]:
-    tops = {path[0] for path in paths}
-    if len(tops) == 1 and not split_of(min(tops)) and all(len(path) > 2 for path in paths):
+    tops = {path[0] for path in paths if len(path) > 1}
+    inner = {path[1] for path in paths if len(path) > 2}
+    holds_folders = len(inner) > 1 or (inner and all(len(path) != 2 for path in paths))
+    if len(tops) == 1 and not split_of(min(tops)) and holds_folders:
         return _unwrap([path[1:] for path in paths])
     return paths
 

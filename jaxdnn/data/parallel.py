@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -16,7 +16,7 @@ _CHUNK = 32  # Handing over one item costs about as much as decoding a small ima
 
 def map_in_order(
     function: Callable[[Item], Result], items: Iterable[Item], *, max_workers: int | None = None
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yield `function(item)` for every item, in order, a bounded number of items ahead.
 
     Args:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxdnn.data.decode import UnreadableImage
 from jaxdnn.data.layout import split_of
 from jaxdnn.data.source import Source
 from jaxdnn.errors import InputError
@@ -36,9 +37,21 @@ def tfds(name: str, data_dir: str | None = None) -> Source:
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
     folder = _find(name, root)
     _check_format(name, folder)
-    builder = _quiet_tfds().builder_from_directory(folder)
-    image_key, label_key = _feature_keys(name, builder.info.features)
-    return _open(name, builder, image_key, label_key)
+    try:
+        builder = _quiet_tfds().builder_from_directory(folder)
+        image_key, label_key = _feature_keys(name, builder.info.features)
+        return _open(_full_name(folder, root), builder, image_key, label_key)
+    except InputError:
+        raise
+    except Exception as error:  # Of a type that depends on what is damaged or missing.
+        raise InputError(
+            f"data set {name!r} in {str(folder)!r} is damaged: {_first_line(error)}; "
+            "expected a complete data set; prepare it again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _quiet_tfds() -> Any:
@@ -154,4 +167,7 @@ class _Part:
     def read(self, index: int) -> bytes:
         if index < len(self._first_images):
             return self._first_images[index]
-        return self._records[index][self._image_key]
+        try:
+            return self._records[index][self._image_key]
+        except Exception as error:  # RuntimeError, ValueError, OSError, … by file format.
+            raise UnreadableImage(f"damaged record: {error}") from error

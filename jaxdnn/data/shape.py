@@ -30,7 +30,9 @@ def choose_shape(
       InputError: an image size below 1, or channels other than 1 and 3.
     """
     if image_size is not None and image_size < 1:
-        raise InputError(f"--image-size {image_size}; expected at least 1 pixel; choose a larger one")
+        raise InputError(
+            f"--image-size {image_size}; expected 1 pixel or more; choose a larger one"
+        )
     if channels not in (None, 1, 3):
         raise InputError(f"--channels {channels}; expected 1 (grey) or 3 (colour); choose one")
     height, width, depth = source.item_shape

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from orbax.checkpoint import v1 as ocp
 
@@ -73,14 +74,18 @@ class Checkpoints:
         Raises:
           InputError: there is none, it cannot be read, or its shapes differ.
         """
+        return unflatten(self.restore_flat(kind, flatten(like)), like)
+
+    def restore_flat(self, kind: str, like: Flat | None = None) -> Flat:
+        """Return the `latest` or `best` as `path -> array`; checked against `like` where given."""
         step = self.step(kind)
         if step is None:
             raise InputError(f"{self._checkpointers[kind].directory} holds no checkpoint; train anew")
-        expected = jax.tree.map(_abstract, flatten(like))
         try:
             saved = self._checkpointers[kind].metadata(step).metadata
-            _check_shapes(expected, saved)
-            return unflatten(self._checkpointers[kind].load(step, expected), like)
+            if like is not None:
+                _check_shapes(like, saved)
+            return self._checkpointers[kind].load(step, jax.tree.map(_abstract, saved))
         except InputError:
             raise
         except Exception as error:  # TensorStore reports damage by many types, at great length.
@@ -99,6 +104,18 @@ class Checkpoints:
             pending.result()
 
 
+def read_best(folder: Path) -> dict[str, np.ndarray]:
+    """Return `path -> array` of the best checkpoint below a run's `checkpoints` folder.
+
+    Raises:
+      InputError: there is none, or it is damaged.
+    """
+    if not (folder / "best").is_dir():
+        raise InputError(f"{folder} holds no best checkpoint: the run has not been evaluated yet")
+    with Checkpoints(folder) as checkpoints:
+        return jax.tree.map(np.asarray, checkpoints.restore_flat("best"))
+
+
 def _open(folder: Path) -> ocp.training.Checkpointer:
     newest_only = ocp.training.preservation_policies.LatestN(1)
     return ocp.training.Checkpointer(folder.absolute(), preservation_policy=newest_only)
@@ -109,7 +126,7 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _check_shapes(expected: dict[str, jax.ShapeDtypeStruct], saved: dict[str, Any]) -> None:
+def _check_shapes(expected: Flat, saved: dict[str, Any]) -> None:
     for name in expected.keys() | saved.keys():
         ours = tuple(expected[name].shape) if name in expected else "nothing"
         theirs = tuple(saved[name].shape) if name in saved else "nothing"

@@ -53,11 +53,13 @@ def make_estimate_batch_stats(
     @jax.jit
     def estimate(params: Params, batch_stats: BatchStats, images: Array) -> BatchStats:
         size = min(batch_size, len(images))
-        batches = images[: len(images) // size * size].reshape(-1, size, *images.shape[1:])
+        # Shuffled once: images come sorted by class, and a batch of one class says nothing of all.
+        shuffled = jax.random.permutation(jax.random.key(0), len(images))
+        batches = shuffled[: len(images) // size * size].reshape(-1, size)
 
         def own_stats(batch: Array) -> BatchStats:
-            output = model.apply(params, batch_stats, standardise(batch, standard), training=True)
-            return output.batch_stats
+            inputs = standardise(images[batch], standard)
+            return model.apply(params, batch_stats, inputs, training=True).batch_stats
 
         return pool(lax.map(own_stats, batches))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxdnn.errors import InputError
@@ -148,7 +149,8 @@ def _evaluate(progress: Progress, program: Program, recorder: Recorder) -> Progr
             "learning_rate": float(program.learning_rate(step)),
         }
     )
-    stopping = progress.stopping.update(metrics[program.monitor], step)
+    # In float32, as checkpoints keep it: a resumed run must compare the same numbers.
+    stopping = progress.stopping.update(float(np.float32(metrics[program.monitor])), step)
     best = progress.best
     if stopping.best_step == step:
         best = jax.tree.map(jnp.copy, (state.params, batch_stats))

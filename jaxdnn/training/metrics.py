@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxdnn.losses import cross_entropy, predictions, probabilities
+from jaxdnn.losses import cross_entropy, predictions
 
 
 def accuracy(confusion: Int[np.ndarray, "label predicted"]) -> float:
@@ -52,8 +52,21 @@ def area_under_curve(
     return float(above / (num_positive * num_negative))
 
 
-def auc(labels: Int[np.ndarray, " example"], scores: Float[np.ndarray, "example class"]) -> float:
+def log_odds(logits: Float[np.ndarray, "example output"]) -> Float[np.ndarray, "example class"]:
+    """Return log p / (1 - p) of every class, in float64.
+
+    Ranks examples as their probabilities do, but still tells apart those that round to 1.
+    """
+    logits = np.asarray(logits, np.float64)
+    if logits.shape[1] == 1:
+        return np.concatenate([-logits, logits], axis=1)
+    others = [np.delete(logits, c, axis=1) for c in range(logits.shape[1])]
+    return logits - np.stack([np.logaddexp.reduce(rest, axis=1) for rest in others], axis=1)
+
+
+def auc(labels: Int[np.ndarray, " example"], logits: Float[np.ndarray, "example output"]) -> float:
     """Return the area under the ROC curve; with k > 2 classes the mean of one against the rest."""
+    scores = log_odds(logits)
     if scores.shape[1] == 2:
         return area_under_curve(labels == 1, scores[:, 1])
     areas = [area_under_curve(labels == c, scores[:, c]) for c in np.unique(labels)]
@@ -70,14 +83,14 @@ def classification_metrics(
     names = ("loss", "accuracy", "balanced_accuracy", "auc", "majority_fraction")
     if not np.isfinite(logits).all():
         return dict.fromkeys(names, float("nan"))
-    scores = np.asarray(probabilities(logits), np.float64)
-    confusion = confusion_matrix(labels, np.asarray(predictions(logits)), scores.shape[1])
+    num_classes = max(2, logits.shape[1])
+    confusion = confusion_matrix(labels, np.asarray(predictions(logits)), num_classes)
     loss = float(np.mean(np.asarray(cross_entropy(logits, labels), np.float64)))
     values = (
         loss,
         accuracy(confusion),
         balanced_accuracy(confusion),
-        auc(labels, scores),
+        auc(labels, logits),
         majority_fraction(confusion),
     )
     return dict(zip(names, values, strict=True))

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdnn.config import Config, save_config
+from jaxdnn.config import Config, ModelOptions, save_config
 from jaxdnn.data import dataset as data
+from jaxdnn.errors import InputError
 from jaxdnn.losses import probabilities
 from jaxdnn.models import BatchStats, Params
+from jaxdnn.pretrained import match, read_weights
 from jaxdnn.run_folder import RunFolder, write_json
 from jaxdnn.training.checkpoint import Checkpoints, flatten
 from jaxdnn.training.early_stopping import EarlyStopping
@@ -23,6 +29,7 @@ from jaxdnn.training.fit import Progress, fit
 from jaxdnn.training.metrics import classification_metrics, confusion_matrix
 from jaxdnn.training.recorder import Recorder
 from jaxdnn.training.setup import Setup, init_state, make_program, make_setup
+from jaxdnn.training.step import TrainState
 
 NUM_MISTAKES = 24
 
@@ -70,8 +77,8 @@ def train(
     started = time.monotonic()
     dataset = load_data(config, progress=progress)
     setup = make_setup(config, dataset)
+    _keep_description(folder, describe(setup))
     save_config(config, folder.config)
-    write_json(folder.dataset, describe(setup))
     with Checkpoints(folder.checkpoints) as checkpoints:
         start = _start(setup, checkpoints)
         with Recorder(
@@ -106,7 +113,7 @@ def _start(setup: Setup, checkpoints: Checkpoints) -> Progress:
     )
     fresh = Progress(init_state(setup), stopping)
     if checkpoints.step("latest") is None:
-        return fresh
+        return dataclasses.replace(fresh, state=_pretrained(setup.config.model, fresh.state))
     saved = checkpoints.restore("latest", fresh.to_arrays())
     state = saved["state"]
     progress = fresh.resumed(state, saved["stopping"])
@@ -115,6 +122,33 @@ def _start(setup: Setup, checkpoints: Checkpoints) -> Progress:
     like = {"params": state.params, "batch_stats": state.batch_stats}
     best = checkpoints.restore("best", like)
     return progress.with_best(best["params"], best["batch_stats"])
+
+
+def _pretrained(options: ModelOptions, state: TrainState) -> TrainState:
+    """Put pretrained weights into a fresh state where the options ask for them."""
+    if options.pretrained is None:
+        return state
+    fresh = (state.params, state.batch_stats)
+    (params, batch_stats), account = match(fresh, read_weights(Path(options.pretrained)))
+    print(account, file=sys.stderr)
+    return state._replace(params=params, batch_stats=batch_stats)
+
+
+def _keep_description(folder: RunFolder, description: dict[str, Any]) -> None:
+    """Write dataset.json; where a run has one already, the data must be what it was.
+
+    Raises:
+      InputError: they differ.
+    """
+    if folder.dataset.exists():
+        before = json.loads(folder.dataset.read_text())
+        differs = [name for name in description if before.get(name) != description[name]]
+        if differs:
+            raise InputError(
+                f"the data is not what {folder.path} was started with ({', '.join(differs)} differ); "
+                "put the same images back, or train anew"
+            )
+    write_json(folder.dataset, description)
 
 
 def describe(setup: Setup) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def make_program(setup: Setup) -> Program:
     order = make_order(
         dataset.train.labels,
         batch_size=setup.batch_size,
-        balanced=config.data.balance == "batches",
+        balanced=config.balances_batches,
         num_classes=setup.num_classes,
     )
     train = make_train(step, order, key=run_key, steps_per_epoch=setup.steps_per_epoch)
@@ -161,7 +161,7 @@ def make_program(setup: Setup) -> Program:
 
 
 def _class_weights(setup: Setup) -> Array:
-    if setup.config.data.balance != "class_weights":
+    if not setup.config.weighs_classes:
         return jnp.ones(setup.num_classes)
     return jnp.asarray(class_weights(setup.dataset.train.labels, setup.num_classes), jnp.float32)
 

@@ -1,10 +1,12 @@
 """Decoding: any kind of file becomes the picture that a viewer would show."""
 
+import contextlib
 import io
 import struct
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ UPRIGHT = {
 }
 
 
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
@@ -96,6 +98,7 @@ def test_32_bit_integers_and_floats_keep_their_meaning():
 
     assert shown(np.array([[0, 257, 65535]], np.int32)) == [0, 1, 255]
     assert shown(np.array([[-100, 0, 100]], np.int32)) == [0, 128, 255]
+    assert shown(np.array([[0, 50_000, 100_000]], np.int32)) == [0, 128, 255]
     assert shown(np.array([[0.0, 0.2, 1.0]], np.float32)) == [0, 51, 255]
     assert shown(np.array([[0.0, 51.0, 255.0]], np.float32)) == [0, 51, 255]
     assert shown(np.array([[-1.0, 0.0, 1.0]], np.float32)) == [0, 128, 255]
@@ -114,7 +117,9 @@ def test_cmyk_shows_its_colours_whether_stored_inverted_or_not(inks):
     expected = [(255 - ink) * (255 - black) / 255 for ink in (cyan, magenta, yellow)]
     adobe = encoded(Image.new("CMYK", (16, 16), inks), "JPEG", quality=100)
     inverted = tuple(255 - ink for ink in inks)
-    plain = without_adobe_marker(encoded(Image.new("CMYK", (16, 16), inverted), "JPEG", quality=100))
+    plain = without_adobe_marker(
+        encoded(Image.new("CMYK", (16, 16), inverted), "JPEG", quality=100)
+    )
     for data in (adobe, plain, encoded(Image.new("CMYK", (16, 16), inks), "TIFF")):
         np.testing.assert_allclose(as_is(data)[8, 8], expected, atol=3)
 
@@ -220,11 +225,13 @@ def test_enlarging_stays_within_the_values_and_grows_with_a_ramp():
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("image_size", [20, 32, 50])
 def test_a_jpeg_at_reduced_scale_looks_like_the_full_one_reduced(image_size, channels):
-    data = encoded(Image.fromarray(smooth(300, 401)), "JPEG", quality=95)
+    detailed = np.kron(noise(38, 51), np.ones((8, 8))).astype(np.uint8) // 2 + 64
+    pixels = np.stack([detailed, detailed[::-1], detailed], -1)
+    data = encoded(Image.fromarray(pixels), "JPEG", quality=95)
     full = encoded(Image.fromarray(as_is(data)), "PNG")
     reduced = decode(data, image_size=image_size, channels=channels).astype(int)
     exact = decode(full, image_size=image_size, channels=channels)
-    assert np.abs(reduced - exact).mean() < 3
+    assert np.abs(reduced - exact).mean() < 4
 
 
 def test_arrays_are_resized_like_files():
@@ -235,6 +242,7 @@ def test_arrays_are_resized_like_files():
         np.testing.assert_array_equal(decode(pixels, **options), decode(data, **options))
     grey = noise(28, 28, 1)
     np.testing.assert_array_equal(decode(grey, image_size=28, channels=1), grey)
+    assert decode(grey, image_size=28, channels=3).shape == (28, 28, 3)
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -243,7 +251,7 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk + b"\x00\x00\x00\x00IDAT"
 
 
-@pytest.mark.parametrize("side", [20_000, 60_000])
+@pytest.mark.parametrize("side", [12_000, 20_000, 60_000])
 def test_a_decompression_bomb_is_refused_by_its_header(side):
     with pytest.raises(UnreadableImage, match=r"pixels"):
         decode(png_header(side, side), image_size=8, channels=1)
@@ -283,11 +291,8 @@ def test_damaged_bytes_give_a_picture_or_a_reason_and_nothing_else(kind):
     for _ in range(60):
         bad = good.copy()
         bad[rng.integers(0, min(len(bad), 300), 4)] = rng.integers(0, 256, 4)
-        try:
+        with contextlib.suppress(UnreadableImage):
             pixels = decode(bad.tobytes(), image_size=8, channels=3, max_pixels=10**6)
-        except UnreadableImage as error:
-            assert str(error)
-        else:
             assert pixels.shape == (8, 8, 3)
 
 

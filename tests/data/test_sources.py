@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -100,7 +101,23 @@ def test_what_is_no_image_is_ignored(tmp_path, kind):
 def test_images_beside_the_class_folders_are_named(tmp_path, kind):
     source = either(tmp_path, kind, ["cover.png", "dog/1.png", "cat/1.png"])
     assert source.outside == ("cover.png",)
-    assert len(source.labels) == 2
+    assert [source.read(index) for index in range(2)] == [png(2), png(1)]
+
+
+@both
+def test_images_beside_a_folder_around_everything_do_not_hide_it(tmp_path, kind):
+    names = ["top.png", "all/cover.png", "all/dog/1.png", "all/cat/1.png"]
+    source = either(tmp_path, kind, names)
+    assert source.class_names == ("cat", "dog")
+    assert source.outside == ("all/cover.png", "top.png")
+
+
+def test_names_that_are_not_unicode_are_read_and_shown(tmp_path):
+    root = write_folder(tmp_path / "photos", ["dog/1.png", "cat/1.png"])
+    (root / "dog" / os.fsdecode(b"caf\xe9.png")).write_bytes(png(9))
+    source = image_folder(root)
+    assert source.item_names[2].encode("utf-8").decode() == "dog/caf\ufffd.png"
+    assert source.read(2) == png(9)
 
 
 def test_a_train_is_a_class_beside_other_vehicles():
@@ -245,7 +262,7 @@ def test_the_silhouettes_are_as_documented():
     is_dog = source.labels == 4
     assert [(is_dog & (source.splits == split)).sum() for split in ("train", "test")] == [796, 199]
     assert len(source.labels) == len(source.item_names) == 9692
-    assert {source.read(index).shape for index in range(0, 9692, 500)} == {(28, 28, 1)}
+    assert {np.shape(source.read(index)) for index in range(0, 9692, 500)} == {(28, 28, 1)}
 
 
 def test_open_source_chooses_by_what_the_name_is(tmp_path):
@@ -278,37 +295,38 @@ def test_a_tfds_set_for_tensorflow_only_is_one_clear_line(tmp_path):
         tfds("mnist:1.0.0", str(tmp_path))
 
 
-PREPARE_AND_READ = """
-import io, logging, sys, numpy as np
+PREPARE = """
+import io, logging, sys
 logging.getLogger("absl").setLevel(logging.ERROR)
 import tensorflow_datasets as tfds
 from PIL import Image
 
 class TwoColours(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version({version!r})
+    VERSION = tfds.core.Version(sys.argv[2])
     def _info(self):
-        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict({{
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
             "picture": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
-            "kind": tfds.features.ClassLabel(names=["red", "blue"])}}))
+            "kind": tfds.features.ClassLabel(names=["red", "blue"])}))
     def _split_generators(self, manager):
-        return {{"train": self._examples(6), "test": self._examples(4)}}
-    def _examples(self, number):
+        return {"train": self._generate_examples(6), "test": self._generate_examples(4)}
+    def _generate_examples(self, number):
         for i in range(number):
             stream = io.BytesIO()
             Image.new("RGB", (3 + i, 2), ("red", "blue")[i % 2]).save(stream, "PNG")
-            yield i, {{"picture": stream.getvalue(), "kind": i % 2 if i != 5 else -1}}
+            yield i, {"picture": stream.getvalue(), "kind": i % 2 if i != 5 else -1}
 
-TwoColours(data_dir={root!r}, file_format="array_record").download_and_prepare()
+TwoColours(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
 """
 
 
 @pytest.fixture(scope="module")
 def two_colours(tmp_path_factory) -> str:
-    root = str(tmp_path_factory.mktemp("prepared"))
-    for version in ("1.0.0", "1.10.0"):
-        code = PREPARE_AND_READ.format(root=root, version=version)
-        subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True)
-    return root
+    root = tmp_path_factory.mktemp("prepared")
+    (root / "two_colours.py").write_text(PREPARE)
+    for version in ("1.9.0", "1.10.0"):
+        command = [sys.executable, "-W", "ignore", root / "two_colours.py", root, version]
+        subprocess.run(command, check=True, capture_output=True)
+    return str(root)
 
 
 def test_a_prepared_tfds_set_gives_encoded_images_labels_and_splits(two_colours):
@@ -325,9 +343,23 @@ def test_a_prepared_tfds_set_gives_encoded_images_labels_and_splits(two_colours)
 
 
 def test_the_newest_tfds_version_is_taken_unless_one_is_named(two_colours):
-    assert len(tfds("two_colours:1.0.0", two_colours).labels) == 9
-    with pytest.raises(InputError, match=r"there: two_colours:1.0.0, two_colours:1.10.0"):
+    assert tfds("two_colours", two_colours).name == "tfds:two_colours:1.10.0"
+    assert tfds("two_colours:1.9.0", two_colours).name == "tfds:two_colours:1.9.0"
+    with pytest.raises(InputError, match=r"there: two_colours:1.9.0, two_colours:1.10.0"):
         tfds("two_colors", two_colours)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "zeros", "empty"])
+def test_a_damaged_tfds_set_is_one_clear_line(two_colours, tmp_path, damage):
+    shutil.copytree(Path(two_colours) / "two_colours", tmp_path / "two_colours")
+    (file,) = (tmp_path / "two_colours/1.10.0").glob("*test.array_record*")
+    data = file.read_bytes()
+    file.unlink()
+    if damage != "missing":
+        zeros = data[:100] + bytes(100) + data[200:]
+        file.write_bytes({"cut": data[: len(data) // 2], "zeros": zeros, "empty": b""}[damage])
+    with pytest.raises(InputError, match=r"'two_colours' in .* is damaged: .*prepare it again"):
+        tfds("two_colours", str(tmp_path))
 
 
 @pytest.mark.shared_data

@@ -1,0 +1,99 @@
+"""What the programs in experiments/ share: options from dataclasses, and one-line errors."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tyro
+
+from jaxdnn.errors import InputError
+
+T = TypeVar("T")
+
+INTERRUPTED_EXIT_CODE = 130
+_RULES = re.compile(r"[─━-]{5,}")
+_BORDERS = re.compile(r"[│╭╮╰╯─━]+")
+
+
+def parse(
+    kind: type[T], *, default: T | None, args: Sequence[str], prog: str, description: str | None
+) -> T:
+    """Parse options into the dataclass `kind`; nested stages do not prefix their options.
+
+    Args:
+      kind: a dataclass whose fields are documented by the strings below them.
+      default: values of the options that are not given; None where `kind` has them all.
+      args: the command line, without the program.
+      prog: name of the program.
+      description: what `--help` opens with.
+
+    Raises:
+      InputError: with tyro's message on one line.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                tyro.conf.OmitArgPrefixes[kind],
+                default=tyro.MISSING_NONPROP if default is None else default,
+                args=list(args),
+                prog=prog,
+                description=description,
+            )
+    except SystemExit as stop:
+        if stop.code == 0:
+            raise
+        raise InputError(_one_line(said.getvalue(), prog)) from None
+
+
+def _one_line(box: str, prog: str) -> str:
+    """Take the message out of tyro's box: what stands before its first rule."""
+    rows = "\n".join(
+        "" if _RULES.search(line) else _BORDERS.sub("", line).strip() for line in box.splitlines()
+    ).strip("\n")
+    message, _, rest = rows.partition("\n\n")
+    message = re.sub(r"^Error parsing config\S*: ", "", message)
+    hint = re.search(r"Perhaps you meant:\n(\S+)", rest)
+    meant = f" (did you mean {hint.group(1)}?)" if hint else ""
+    return f"{' '.join(message.split()).rstrip('.')}{meant}; {prog} --help lists the options"
+
+
+def run(main: Callable[[], int]) -> None:
+    """Exit with what `main` returns; report bad input on one line, without a traceback."""
+    try:
+        code = main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = INTERRUPTED_EXIT_CODE
+    sys.exit(code)
+
+
+class StopSignal:
+    """Notes Ctrl-C, so that a run can save before it stops. A second one stops at once."""
+
+    def __init__(self) -> None:
+        self._received = False
+
+    def __enter__(self) -> StopSignal:
+        self._previous = signal.signal(signal.SIGINT, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+
+    def __call__(self) -> bool:
+        return self._received
+
+    def _receive(self, *_: object) -> None:
+        self._received = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("\nsaving, then stopping (Ctrl-C again stops at once)", file=sys.stderr)

@@ -1,0 +1,114 @@
+"""Charts of a training run, from its folder: curves, confusion, mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from jaxdnn.report.style import BLUE, GREY, ORANGE, VERMILION, new_figure, save, tidy
+from jaxdnn.run_folder import RunFolder, read_metrics
+
+MISTAKES_PER_ROW = 6
+
+
+def draw_all(folder: RunFolder) -> list[Path]:
+    """Draw every chart of a finished run; return their paths."""
+    draws = {"curves": draw_curves, "confusion": draw_confusion, "mistakes": draw_mistakes}
+    paths = []
+    for name, draw in draws.items():
+        paths.append(folder.chart(name))
+        draw(folder, paths[-1])
+    return paths
+
+
+def draw_curves(folder: RunFolder, path: Path) -> None:
+    """Draw loss, accuracy and learning rate over the epochs, with the best epoch marked."""
+    lines = read_metrics(folder.metrics)
+    best_step = json.loads(folder.summary.read_text())["best_step"]
+    best_epoch = next((line["epoch"] for line in lines if line["step"] == best_step), None)
+    figure = new_figure(13, 4.2)
+    loss, score, rate = figure.subplots(1, 3)
+    _plot(loss, lines, "train/loss", BLUE, "training (augmented)")
+    _plot(loss, lines, "val/loss", VERMILION, "validation")
+    tidy(loss, title="Loss", x="epoch", y="cross-entropy (nats)")
+    _plot(score, lines, "train/accuracy", BLUE, "training (augmented), accuracy")
+    _plot(score, lines, "val/accuracy", ORANGE, "validation, accuracy")
+    _plot(score, lines, "val/balanced_accuracy", VERMILION, "validation, balanced accuracy")
+    tidy(score, title="Accuracy", x="epoch", y="share correct")
+    _plot(rate, lines, "learning_rate", GREY, "learning rate")
+    tidy(rate, title="Learning rate", x="epoch", y="step size")
+    rate.set_ylim(bottom=0)
+    for axes in (loss, score):
+        if best_epoch is not None:
+            axes.axvline(best_epoch, color=GREY, linestyle=":", label="best weights")
+        axes.legend(fontsize=10, frameon=False)
+    save(figure, path)
+
+
+def _plot(axes: Axes, lines: list[dict], name: str, colour: str, label: str) -> None:
+    epochs = [line["epoch"] for line in lines]
+    values = [np.nan if line[name] is None else line[name] for line in lines]
+    marker = "o" if len(lines) <= 12 else None
+    axes.plot(epochs, values, color=colour, linewidth=2, marker=marker, markersize=4, label=label)
+
+
+def draw_confusion(folder: RunFolder, path: Path) -> None:
+    """Draw the confusion matrix of the test images: shares of each row, with the counts."""
+    summary = json.loads(folder.summary.read_text())
+    counts, names = np.array(summary["confusion"]), summary["class_names"]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = max(4.5, 1.4 + 0.75 * len(names))
+    figure = new_figure(side + 0.6, side)
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    if len(names) <= 20:
+        _write_cells(axes, counts, shares)
+    axes.set_xticks(range(len(names)), names, rotation=45 if len(names) > 4 else 0)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("predicted", fontsize=12)
+    axes.set_ylabel("true", fontsize=12)
+    balanced = summary["test/balanced_accuracy"]
+    shown = "not finite" if balanced is None else f"{balanced:.3f}"
+    axes.set_title(f"Test: balanced accuracy {shown}", fontsize=13, loc="left")
+    save(figure, path)
+
+
+def _write_cells(axes: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
+    size = 12 if len(counts) <= 4 else 9
+    for row, column in np.ndindex(counts.shape):
+        share = shares[row, column]
+        text = f"{counts[row, column]:,}" + (f"\n{share:.1%}" if len(counts) <= 4 else "")
+        colour = "white" if share > 0.5 else "black"
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
+
+
+def draw_mistakes(folder: RunFolder, path: Path) -> None:
+    """Draw the test images that the network got wrong with the greatest confidence."""
+    names = json.loads(folder.dataset.read_text())["class_names"]
+    with np.load(folder.predictions, allow_pickle=False) as kept:
+        images, worst = kept["mistake_images"], kept["mistakes"]
+        labels, scores = kept["labels"][worst], kept["probabilities"][worst]
+    num_rows = max(1, -(-len(images) // MISTAKES_PER_ROW))
+    figure = new_figure(2.0 * MISTAKES_PER_ROW, 2.5 * num_rows + 0.4)
+    title = "The most confident mistakes on the test images" if len(images) else "No mistakes"
+    figure.suptitle(title, fontsize=14, x=0.01, ha="left")
+    for index, axes in enumerate(figure.subplots(num_rows, MISTAKES_PER_ROW).flat):
+        axes.axis("off")
+        if index < len(images):
+            says = scores[index].argmax()
+            show_image(axes, images[index])
+            caption = f"{names[says]}: {scores[index, says]:.1%}\nis {names[labels[index]]}"
+            axes.set_title(caption, fontsize=10)
+    save(figure, path)
+
+
+def show_image(axes: Axes, image: np.ndarray) -> None:
+    """Show one uint8 image, or a float one in [0, 1], grey or colour."""
+    greatest = 255 if image.dtype == np.uint8 else 1
+    grey = image.shape[-1] == 1
+    axes.imshow(image[..., 0] if grey else image, cmap="gray", vmin=0, vmax=greatest)
+    axes.axis("off")

@@ -1,0 +1,66 @@
+"""Prediction with a trained network, from its run folder alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdnn.config import load_config
+from jaxdnn.data.pipeline import Standard
+from jaxdnn.errors import InputError
+from jaxdnn.losses import probabilities
+from jaxdnn.run_folder import RunFolder
+from jaxdnn.training.checkpoint import Checkpoints
+from jaxdnn.training.evaluate import make_predict
+from jaxdnn.training.setup import make_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """A trained network with its preprocessing.
+
+    Attributes:
+      class_names: by column of the probabilities.
+      image_size: height and width of the images that it takes.
+      channels: 1 (grey) or 3 (colour).
+      predict: uint8 images (num, height, width, channel) -> probabilities (num, class).
+    """
+
+    class_names: tuple[str, ...]
+    image_size: int
+    channels: int
+    predict: Callable[[np.ndarray], np.ndarray]
+
+
+def load_predictor(folder: RunFolder) -> Predictor:
+    """Load the best weights of a run.
+
+    Raises:
+      InputError: the folder holds no evaluated run, or it is damaged.
+    """
+    config = load_config(folder.config)
+    try:
+        about = json.loads(folder.dataset.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder.dataset} cannot be read ({error}); train anew") from error
+    shape = (about["height"], about["width"], about["channels"])
+    standard = Standard(tuple(about["mean"]), tuple(about["std"]))
+    model = make_model(config.model, shape, len(about["class_names"]))
+    params, batch_stats = jax.eval_shape(model.init, jax.random.key(0))
+    if not (folder.checkpoints / "best").is_dir():
+        raise InputError(f"{folder.path} holds no trained network yet; let the run finish an epoch")
+    with Checkpoints(folder.checkpoints) as checkpoints:
+        like = {"params": params, "batch_stats": batch_stats}
+        best = checkpoints.restore("best", like)
+    logits = make_predict(model, standard)
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        found = logits(best["params"], best["batch_stats"], jnp.asarray(images))
+        return np.asarray(probabilities(found))
+
+    return Predictor(tuple(about["class_names"]), shape[0], shape[2], predict)

@@ -1,0 +1,328 @@
+"""Data sets in memory: what is loaded, how it is labelled, and what is refused."""
+
+import io
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdnn.data.dataset import Dataset, Split, load
+from jaxdnn.data.decode import UnreadableImage
+from jaxdnn.data.parallel import map_in_order
+from jaxdnn.data.positive import positive_task
+from jaxdnn.data.predict_inputs import read_images
+from jaxdnn.errors import InputError
+
+CLASSES = ("bird", "cat", "dog")
+
+
+def png(label: int, number: int, side: int = 6, mode: str = "L") -> bytes:
+    stream = io.BytesIO()
+    value = 80 * label + number
+    colour = value if mode == "L" else (value, 10, 20)
+    Image.new(mode, (side, side), colour).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def photos(root: Path, *, each: int = 10, prefix: str = "", **options: Any) -> Path:
+    """Write grey images whose value tells their class and number."""
+    for label, name in enumerate(CLASSES):
+        for number in range(each):
+            write(root / prefix / name / f"{number:02}.png", png(label, number, **options))
+    return root
+
+
+def loaded(data: object, **options: Any) -> Dataset:
+    defaults: dict[str, Any] = {
+        "data_dir": None,
+        "positive": (),
+        "image_size": None,
+        "channels": None,
+    }
+    defaults |= {"validation_fraction": 0.2, "test_fraction": 0.2, "seed": 0}
+    return load(str(data), **(defaults | options))
+
+
+def parts(dataset: Dataset) -> tuple[Split, Split, Split]:
+    return dataset.train, dataset.validation, dataset.test
+
+
+def test_every_image_is_once_in_one_part_with_its_own_label_and_name(tmp_path):
+    dataset = loaded(photos(tmp_path))
+    assert dataset.class_names == CLASSES
+    assert [split.images.shape for split in parts(dataset)] == [(n, 6, 6, 1) for n in (18, 6, 6)]
+    names = [name for split in parts(dataset) for name in split.names]
+    assert len(set(names)) == 30
+    for split in parts(dataset):
+        assert split.images.dtype == np.uint8
+        assert split.labels.dtype == np.int32
+        for image, label, name in zip(split.images, split.labels, split.names, strict=True):
+            folder, file = name.split("/")
+            assert folder == CLASSES[label]
+            assert (image == 80 * label + int(file[:2])).all()
+
+
+def test_a_zip_is_the_same_as_its_folder_with_any_number_of_threads(tmp_path):
+    folder = photos(tmp_path / "photos", each=40)
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for path in sorted(folder.rglob("*.png"), reverse=True):
+            archive.write(path, path.relative_to(folder))
+    first = loaded(folder, max_workers=1)
+    for other in (loaded(tmp_path / "photos.zip", max_workers=7), loaded(folder)):
+        for ours, theirs in zip(parts(first), parts(other), strict=True):
+            np.testing.assert_array_equal(ours.images, theirs.images)
+            np.testing.assert_array_equal(ours.labels, theirs.labels)
+            assert ours.names == theirs.names
+
+
+def test_the_seed_decides_the_drawn_parts(tmp_path):
+    photos(tmp_path)
+    assert loaded(tmp_path, seed=1).test.names == loaded(tmp_path, seed=1).test.names
+    assert loaded(tmp_path, seed=1).test.names != loaded(tmp_path, seed=2).test.names
+
+
+def test_given_parts_are_kept(tmp_path):
+    for split in ("train", "val", "test"):
+        photos(tmp_path, prefix=split, each=3)
+    dataset = loaded(tmp_path)
+    for folder, split in zip(("train", "val", "test"), parts(dataset), strict=True):
+        assert len(split.names) == 9
+        assert all(name.startswith(f"{folder}/") for name in split.names)
+
+
+@pytest.mark.parametrize("positive", [("dog",), ("dog", "bird"), ("dog", "dog")])
+def test_positive_classes_are_1_and_the_others_0(tmp_path, positive):
+    dataset = loaded(photos(tmp_path), positive=positive)
+    assert dataset.class_names == ("other", "+".join(dict.fromkeys(positive)))
+    for split in parts(dataset):
+        is_positive = [name.split("/")[0] in positive for name in split.names]
+        np.testing.assert_array_equal(split.labels, is_positive)
+
+
+def test_parts_are_drawn_over_the_original_classes(tmp_path):
+    dataset = loaded(photos(tmp_path), positive=("dog",))
+    for split, count in zip(parts(dataset), (6, 2, 2), strict=True):
+        folders = [name.split("/")[0] for name in split.names]
+        assert [folders.count(name) for name in CLASSES] == [count] * 3
+
+
+@pytest.mark.parametrize(
+    ("positive", "message"),
+    [
+        (
+            ("Dogs",),
+            r"'Dogs' is not a class; did you mean 'dog'\?; expected some of bird, cat",
+        ),
+        (("zebra",), r"'zebra' is not a class; expected some of bird"),
+        (CLASSES, r"names all 3 classes; expected at least one left"),
+    ],
+)
+def test_a_positive_class_that_cannot_be_is_refused(tmp_path, positive, message):
+    with pytest.raises(InputError, match=message):
+        loaded(photos(tmp_path), positive=positive)
+
+
+def test_long_lists_of_classes_are_cut():
+    names = [f"class_{i}" for i in range(1000)]
+    with pytest.raises(InputError, match=r"class_19, … \(980 more\)") as caught:
+        positive_task(np.arange(1000, dtype=np.int32), names, ("x",))
+    assert len(str(caught.value)) < 500
+
+
+def test_the_silhouettes_are_dog_or_other_unless_told_otherwise():
+    dataset = loaded("silhouettes", positive=None)
+    assert dataset.class_names == ("other", "dog")
+    assert dataset.train.images.shape[1:] == (28, 28, 1)
+    assert sum(len(split.labels) for split in parts(dataset)) == 9692
+    assert (len(dataset.test.labels), dataset.test.labels.sum()) == (1935, 199)
+    assert len(loaded("silhouettes").class_names) == 10
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"side": 6}, (6, 6, 1)),
+        ({"side": 6, "mode": "RGB"}, (6, 6, 3)),
+        ({"side": 227}, (227, 227, 1)),
+        ({"side": 228}, (64, 64, 1)),
+    ],
+)
+def test_images_of_one_size_keep_it_and_grey_stays_grey(tmp_path, options, expected):
+    assert loaded(photos(tmp_path, each=3, **options)).train.images.shape[1:] == expected
+
+
+def test_one_other_size_or_one_colour_image_changes_the_choice(tmp_path):
+    photos(tmp_path, each=3)
+    write(tmp_path / "dog/big.png", png(2, 0, side=7))
+    assert loaded(tmp_path).train.images.shape[1:] == (64, 64, 1)
+    write(tmp_path / "dog/colour.png", png(2, 0, mode="RGB"))
+    assert loaded(tmp_path).train.images.shape[1:] == (64, 64, 3)
+    assert loaded(tmp_path, image_size=5).train.images.shape[1:] == (5, 5, 3)
+    assert loaded(tmp_path, channels=1).train.images.shape[1:] == (64, 64, 1)
+
+
+def test_unreadable_images_are_skipped_named_and_counted(tmp_path):
+    photos(tmp_path)
+    good = loaded(tmp_path, max_unreadable_fraction=0.1)
+    victim = good.train.names[4]
+    write(tmp_path / victim, png(0, 0)[:45])
+    dataset = loaded(tmp_path, max_unreadable_fraction=0.1)
+    assert [skipped.name for skipped in dataset.skipped] == [victim]
+    assert "damaged or incomplete" in dataset.skipped[0].reason
+    assert dataset.train.names == tuple(n for n in good.train.names if n != victim)
+    kept = np.arange(len(good.train.names)) != 4
+    np.testing.assert_array_equal(dataset.train.images, good.train.images[kept])
+    np.testing.assert_array_equal(dataset.train.labels, good.train.labels[kept])
+
+
+def test_more_unreadable_images_than_allowed_stop(tmp_path):
+    photos(tmp_path, each=100, side=2)
+    for number in range(3):
+        write(tmp_path / f"cat/{number:02}.png", b"")
+    assert len(loaded(tmp_path).skipped) == 3
+    write(tmp_path / "dog/07.png", b"text")
+    with pytest.raises(
+        InputError, match=r"4 of 300 images \(1.3%\).*cat/00.png: .*empty.*--max-unreadable"
+    ):
+        loaded(tmp_path)
+    assert len(loaded(tmp_path, max_unreadable_fraction=0.02).skipped) == 4
+
+
+def test_images_outside_the_classes_are_told_but_not_counted_as_unreadable(tmp_path):
+    photos(tmp_path)
+    write(tmp_path / "cover.png", png(0, 0))
+    assert loaded(tmp_path).skipped == (("cover.png", "outside every class folder"),)
+
+
+def test_a_class_without_readable_training_images_is_refused(tmp_path):
+    for split in ("train", "val", "test"):
+        photos(tmp_path, prefix=split, each=2)
+    for path in (tmp_path / "train/cat").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"no training images of class 'cat'"):
+        loaded(tmp_path, max_unreadable_fraction=0.5)
+
+
+def test_a_part_without_readable_images_is_refused(tmp_path):
+    for split in ("train", "val", "test"):
+        photos(tmp_path, prefix=split, each=2)
+    for path in (tmp_path / "val").rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"no validation images in"):
+        loaded(tmp_path, max_unreadable_fraction=0.5)
+
+
+def test_a_set_that_does_not_fit_in_memory_is_refused_with_remedies(tmp_path):
+    photos(tmp_path)
+    assert len(loaded(tmp_path, max_bytes=30 * 36).train.labels) == 18
+    with pytest.raises(InputError, match=r"30 images of 6 x 6 x 1 take .*--image-size, --channels"):
+        loaded(tmp_path, max_bytes=30 * 36 - 1)
+    with pytest.raises(InputError, match=r"GiB of memory; expected at most"):
+        loaded(tmp_path, image_size=1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 0}, r"--image-size 0; expected 1 pixel or more"),
+        ({"channels": 2}, r"--channels 2; expected 1 \(grey\) or 3"),
+        ({"test_fraction": 0.0}, r"split fraction 0.0; expected more than 0"),
+    ],
+)
+def test_options_out_of_range_are_refused(tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        loaded(photos(tmp_path), **options)
+
+
+def test_progress_counts_every_image_and_the_bar_is_silent_when_quick(tmp_path, capfd):
+    calls: list[tuple[int, int]] = []
+    photos(tmp_path, each=40)
+    loaded(tmp_path, progress=lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (120, 120)
+    assert [done for done, _ in calls] == sorted({done for done, _ in calls})
+    loaded(tmp_path, progress=True)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_work_ahead_is_bounded_and_in_order():
+    taken = 0
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        for item in range(10_000):
+            taken += 1
+            yield item
+
+    def slow_first(item: int) -> int:
+        time.sleep(0.02 if item == 0 else 0)
+        return item
+
+    results = map_in_order(slow_first, items(), max_workers=4)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    assert taken < 100
+    results.close()
+    assert not [thread for thread in threading.enumerate() if "jaxdnn-data" in thread.name]
+
+
+def test_predict_reads_files_folders_and_zips_in_order(tmp_path):
+    photos(tmp_path / "photos", each=40)
+    with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
+        archive.writestr("inner/name.png", png(1, 1))
+        archive.writestr("inner/notes.txt", "no image")
+    (tmp_path / "odd name").write_bytes(png(0, 3))
+    paths = [tmp_path / "more.zip", tmp_path / "photos", tmp_path / "odd name"]
+    found = dict(read_images(paths, image_size=4, channels=3))
+    inside = [f"{tmp_path}/photos/{name}/{i:02}.png" for name in CLASSES for i in range(40)]
+    assert list(found) == [f"{tmp_path}/more.zip/inner/name.png", *inside, f"{tmp_path}/odd name"]
+    assert {np.shape(np.asarray(pixels)) for pixels in found.values()} == {(4, 4, 3)}
+    values = [int(np.asarray(pixels)[0, 0, 0]) for pixels in found.values()]
+    assert values == [81, *(80 * label + i for label in range(3) for i in range(40)), 3]
+
+
+def test_predict_names_what_it_cannot_read_and_goes_on(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.zip").write_bytes(b"no zip")
+    (tmp_path / "text.jpg").write_text("text")
+    (tmp_path / "good.png").write_bytes(png(0, 1))
+    names = ("gone.png", "gone.zip", "empty", "bad.zip", "text.jpg", "good.png")
+    found = list(read_images([tmp_path / n for n in names], image_size=4, channels=1))
+    assert [name for name, _ in found] == [str(tmp_path / n) for n in names]
+    reasons = ("No such file", "No such file", "no images", "cannot read zip", "not an image")
+    for (_, error), reason in zip(found, reasons, strict=False):
+        assert isinstance(error, UnreadableImage)
+        assert reason in str(error)
+    assert isinstance(found[-1][1], np.ndarray)
+
+
+@pytest.mark.shared_data
+def test_the_lectures_kind_of_photographs(shared_data):
+    dataset = loaded(
+        shared_data / "data/tiny_imagenet_dogs.zip",
+        positive=("dog",),
+        image_size=32,
+        channels=1,
+        validation_fraction=0.1,
+    )
+    assert dataset.class_names == ("other", "dog")
+    assert [len(split.labels) for split in parts(dataset)] == [6750, 750, 750]
+    assert [int(split.labels.sum()) for split in parts(dataset)] == [2700, 300, 300]
+    assert dataset.skipped == ()
+    assert 80 < dataset.train.images.mean() < 150
+
+
+@pytest.mark.shared_data
+def test_photographs_of_full_size(shared_data):
+    dataset = loaded(shared_data / "data/imagenet_photos_160.zip", image_size=227, channels=1)
+    assert sum(len(split.labels) for split in parts(dataset)) == 160
+    assert {split.images.shape[1:] for split in parts(dataset)} == {(227, 227, 1)}

@@ -1,0 +1,182 @@
+"""The multi-layer perceptron: shapes, norms, dropout and slopes, against NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdnn.activations import make_activation
+from jaxdnn.models import BATCH_NORM_EPSILON, UnitOptions, make_mlp
+
+IDENTITY = make_activation("leaky_relu", negative_slope=1.0)
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(size=(8, 2, 3, 1)).astype(np.float32)
+ROWS = IMAGES.reshape(8, 6)
+
+
+def mlp(widths=(5, 4), num_outputs=3, input_shape=(2, 3, 1), seed=0, **options):
+    model = make_mlp(input_shape, num_outputs, widths=widths, unit=UnitOptions(**options))
+    return model, *model.init(jax.random.key(seed))
+
+
+def shapes(tree):
+    return jax.tree.map(jnp.shape, tree)
+
+
+def randomised(tree, seed=1):
+    """The same tree with other numbers, all positive."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.float32(rng.uniform(0.5, 2, leaf.shape)), tree)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "layer"])
+def test_shapes(norm):
+    model, params, batch_stats = mlp(norm=norm)
+    layers = shapes(params)["layers"]
+    # beta of the batch norm replaces the bias.
+    bias = {} if norm == "batch" else {"bias": (5,)}
+    scale = {} if norm == "none" else {"norm": {"scale": (5,), "bias": (5,)}}
+    assert layers[0] == {"linear": {"kernel": (6, 5), **bias}, **scale}
+    assert layers[1]["linear"]["kernel"] == (5, 4)
+    assert shapes(params)["head"] == {"kernel": (4, 3), "bias": (3,)}
+    means = {"norm": {"mean": (5,), "var": (5,)}}
+    assert shapes(batch_stats).get("layers", {}).get(0) == (means if norm == "batch" else None)
+    output = model.apply(params, batch_stats, IMAGES, training=True)
+    assert output.logits.shape == (8, 3)
+    assert shapes(output.batch_stats) == shapes(batch_stats)
+    assert shapes(output.pre_activations) == {
+        "layers/0": (8, 5),
+        "layers/1": (8, 4),
+        "head": (8, 3),
+    }
+    assert list(output.pre_activations) == ["layers/0", "layers/1", "head"]
+    np.testing.assert_array_equal(output.pre_activations["head"], output.logits)
+
+
+def test_without_hidden_layers_it_is_linear_and_images_are_flattened_row_by_row():
+    model, params, batch_stats = mlp(widths=(), bias_init=0.5)
+    kernel = np.asarray(params["head"]["kernel"])
+    logits = model.apply(params, batch_stats, IMAGES).logits
+    np.testing.assert_allclose(logits, ROWS @ kernel + 0.5, rtol=1e-5, atol=1e-6)
+
+
+def test_apply_is_pure_and_compiles_to_the_same():
+    model, params, batch_stats = mlp(norm="batch", dropout=0.3)
+    before = jax.tree.map(np.array, (params, batch_stats))
+    key = jax.random.key(3)
+
+    def apply(params, batch_stats):
+        return model.apply(params, batch_stats, IMAGES, training=True, key=key)
+
+    first, second = apply(params, batch_stats), apply(params, batch_stats)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    jax.tree.map(np.testing.assert_array_equal, (params, batch_stats), before)
+    compiled = jax.jit(apply)(params, batch_stats)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-5), first, compiled)
+
+
+def test_init_follows_from_the_key_and_no_two_layers_share_weights():
+    model = make_mlp((4,), 4, widths=(4, 4))
+    first, again, other = (model.init(jax.random.key(seed))[0] for seed in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    kernels = [first["layers"][index]["linear"]["kernel"] for index in (0, 1)]
+    kernels += [first["head"]["kernel"], other["layers"][0]["linear"]["kernel"]]
+    for index, kernel in enumerate(kernels):
+        assert all((kernel != later).all() for later in kernels[index + 1 :])
+
+
+def test_batch_norm_gives_each_feature_mean_beta_and_variance_gamma_squared():
+    model, params, batch_stats = mlp(norm="batch")
+    norm = randomised(params["layers"][0]["norm"])
+    params["layers"][0]["norm"] = norm
+    z = np.asarray(
+        model.apply(params, batch_stats, IMAGES, training=True).pre_activations["layers/0"]
+    )
+    variance = (ROWS @ np.asarray(params["layers"][0]["linear"]["kernel"])).var(axis=0)
+    shrinks = variance / (variance + BATCH_NORM_EPSILON)
+    np.testing.assert_allclose(z.mean(axis=0), norm["bias"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(z.var(axis=0), norm["scale"] ** 2 * shrinks, rtol=1e-5)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.75])
+def test_running_averages_keep_the_share_momentum_of_the_old(momentum):
+    model, params, batch_stats = mlp(norm="batch", norm_momentum=momentum)
+    old = randomised(batch_stats)
+    new = model.apply(params, old, IMAGES, training=True).batch_stats["layers"][0]["norm"]
+    z = ROWS @ np.asarray(params["layers"][0]["linear"]["kernel"])
+    for name, current in (("mean", z.mean(axis=0)), ("var", z.var(axis=0))):
+        expected = momentum * old["layers"][0]["norm"][name] + (1 - momentum) * current
+        np.testing.assert_allclose(new[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_evaluation_normalises_by_the_running_averages_and_leaves_them():
+    model, params, batch_stats = mlp(norm="batch")
+    stats, norm = randomised(batch_stats), randomised(params["layers"][0]["norm"], seed=2)
+    params["layers"][0]["norm"] = norm
+    output = model.apply(params, stats, IMAGES)
+    jax.tree.map(np.testing.assert_array_equal, output.batch_stats, stats)
+    z = ROWS @ np.asarray(params["layers"][0]["linear"]["kernel"])
+    mean, var = (stats["layers"][0]["norm"][name] for name in ("mean", "var"))
+    expected = norm["scale"] * (z - mean) / np.sqrt(var + BATCH_NORM_EPSILON) + norm["bias"]
+    np.testing.assert_allclose(output.pre_activations["layers/0"], expected, rtol=1e-4, atol=1e-5)
+    alone = model.apply(params, stats, IMAGES[:1]).logits
+    np.testing.assert_allclose(alone, output.logits[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_layer_norm_gives_each_example_mean_0_and_variance_1():
+    model, params, batch_stats = mlp(norm="layer", widths=(50,))
+    for training in (True, False):
+        output = model.apply(params, batch_stats, IMAGES, training=training)
+        z = np.asarray(output.pre_activations["layers/0"])
+        np.testing.assert_allclose(z.mean(axis=1), 0, atol=1e-5)
+        np.testing.assert_allclose(z.var(axis=1), 1, rtol=1e-3)
+
+
+def test_dropout_keeps_the_expectation():
+    num, rate = 4000, 0.4
+    model, params, batch_stats = mlp(widths=(5,), activation=IDENTITY, dropout=rate)
+    keys = jax.random.split(jax.random.key(7), num)
+    logits = jax.jit(
+        jax.vmap(lambda key: model.apply(params, batch_stats, IMAGES, training=True, key=key)[0])
+    )(keys)
+    kept = model.apply(params, batch_stats, IMAGES)
+    hidden = np.asarray(kept.pre_activations["layers/0"])
+    kernel = np.asarray(params["head"]["kernel"])
+    # A unit is 0, or a / (1 - rate): variance a² rate / (1 - rate); the units are independent.
+    variance = hidden**2 @ kernel**2 * rate / (1 - rate)
+    error = np.sqrt(variance / num)
+    assert (np.abs(np.asarray(logits).mean(axis=0) - kept.logits) < 5 * error).all()
+    # The sampled variance has the relative error sqrt((kurtosis - 1) / num); the kurtosis of one
+    # unit is 1 / rate + 1 / (1 - rate) - 3 = 1.2, that of their sum below 3: 5 sigma < 0.12.
+    np.testing.assert_allclose(np.asarray(logits).var(axis=0), variance, rtol=0.12)
+
+
+def test_dropout_needs_training_s_key():
+    model, params, batch_stats = mlp(dropout=0.5, activation=IDENTITY)
+    plain, p, s = mlp(activation=IDENTITY)
+    expected = plain.apply(p, s, IMAGES).logits
+    for training in (False, True):
+        logits = model.apply(params, batch_stats, IMAGES, training=training).logits
+        np.testing.assert_array_equal(logits, expected)
+    first, second = (
+        model.apply(params, batch_stats, IMAGES, training=True, key=jax.random.key(seed)).logits
+        for seed in (0, 1)
+    )
+    assert (first != second).any()
+
+
+def test_randomized_relu_draws_a_slope_for_each_unit_and_example_and_evaluates_the_mean():
+    num, low, high = 50, 0.2, 0.8
+    activation = make_activation("randomized_relu", lower=low, upper=high)
+    model, params, batch_stats = mlp((num,), num, (num,), activation=activation)
+    params = jax.tree.map(lambda w: jnp.eye(num) if w.ndim == 2 else w, params)
+    images = -jnp.ones((40, num))
+    slopes = -model.apply(params, batch_stats, images, training=True, key=jax.random.key(2)).logits
+    assert low <= slopes.min()
+    assert slopes.max() <= high
+    assert len(np.unique(slopes)) > 1990  # of 2000; float32 draws hardly ever coincide
+    # Uniform: variance (high - low)² / 12, over 2000 draws, 5 sigma.
+    assert abs(slopes.mean() - 0.5) < 5 * (high - low) / np.sqrt(12 * slopes.size)
+    for training in (False, True):
+        mean = -model.apply(params, batch_stats, images, training=training).logits
+        np.testing.assert_allclose(mean, 0.5, rtol=1e-6)
