@@ -1,11 +1,11 @@
 """Train a deep network on "dog or other" images: from one command to a tested model.
 
-    python experiments/deep_dog.py                     the deep recipe on the embedded silhouettes
-    python experiments/deep_dog.py shallow             the lecture's counter-example, which fails
-    python experiments/deep_dog.py lecture             the lecture's deep network
-    python experiments/deep_dog.py conv                a residual convolutional network
-    python experiments/deep_dog.py --data photos/ --positive dog       your own photographs
-    python experiments/deep_dog.py --resume runs/deep                  go on after an interruption
+python experiments/deep_dog.py                     the deep recipe on the embedded silhouettes
+python experiments/deep_dog.py shallow             the lecture's counter-example, which fails
+python experiments/deep_dog.py lecture             the lecture's deep network
+python experiments/deep_dog.py conv                a residual convolutional network
+python experiments/deep_dog.py --data photos/ --positive dog       your own photographs
+python experiments/deep_dog.py --resume runs/deep                  go on after an interruption
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxdnn import command_line, run_folder
@@ -128,7 +129,7 @@ def _show_augmentations(arguments: Arguments, folder: RunFolder) -> int:
     keys = jax.random.split(jax.random.key(config.seed), (len(picks), 10))
     augment = jax.vmap(jax.vmap(make_augment(config.augment), (0, None)))
     path = folder.chart("augmentations")
-    draw_augmentations(originals, np.asarray(augment(keys, originals)), path)
+    draw_augmentations(originals, np.asarray(augment(keys, jnp.asarray(originals))), path)
     print(f"wrote {path}")
     return 0
 

@@ -1,1 +1,1 @@
-"""jaxdnn: can this deep network learn, and if not, which layer stops it, why, and what to change."""
+"""jaxdnn: can this network learn, and if not, which layer stops it, why, and what to change."""

@@ -154,9 +154,7 @@ def elu(alpha: float = 1.0) -> Activation:
     """
     if alpha < 0:
         raise InputError(f"elu: alpha {alpha} is negative; give one of 0 or more")
-    return Activation(
-        "elu", lambda x: jax.nn.elu(x, alpha), (-alpha, _INF), (0.0, max(1.0, alpha))
-    )
+    return Activation("elu", lambda x: jax.nn.elu(x, alpha), (-alpha, _INF), (0.0, max(1.0, alpha)))
 
 
 def selu() -> Activation:

@@ -19,7 +19,7 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +97,13 @@ def uniform(scale: float = DEFAULT_SCALE, gain: float = 1.0) -> Initializer:
     return Initializer("uniform", draw, lambda shape: bound**2 / 3)
 
 
-def _scaled(name: str, numerator: float, mode: str, distribution: str, gain: float) -> Initializer:
+Mode = Literal["fan_in", "fan_avg"]
+Distribution = Literal["truncated_normal", "uniform"]
+
+
+def _scaled(
+    name: str, numerator: float, mode: Mode, distribution: Distribution, gain: float
+) -> Initializer:
     """A scheme with Var(w) = gain² * numerator / fan."""
     scale = gain**2 * numerator
     draw = jax_initializers.variance_scaling(scale, mode, distribution)
@@ -137,7 +143,10 @@ def he_uniform(gain: float = 1.0) -> Initializer:
 
 
 def lecun_normal(gain: float = 1.0) -> Initializer:
-    """Var(w) = gain² / fan_in, normal. LeCun, Bottou, Orr and Müller, "Efficient BackProp", 1998."""
+    """Var(w) = gain² / fan_in, normal.
+
+    LeCun, Bottou, Orr and Müller, "Efficient BackProp", 1998.
+    """
     return _scaled("lecun_normal", 1.0, "fan_in", "truncated_normal", gain)
 
 

@@ -172,7 +172,9 @@ def make_slope(num_features: int, activation: Activation | None) -> nnx.Param | 
     return nnx.Param(jnp.full((num_features,), activation.slope.mean))
 
 
-def make_dense(num_in: int, num_out: int, options: UnitOptions, key: Array, bias: bool) -> nnx.Linear:
+def make_dense(
+    num_in: int, num_out: int, options: UnitOptions, key: Array, bias: bool
+) -> nnx.Linear:
     """Make a dense linear map with the options' initializers."""
     return nnx.Linear(
         num_in,
@@ -188,7 +190,12 @@ class MLP(nnx.Module):
     """Dense hidden layers `layers/0`, `layers/1`, ... and a dense `head`."""
 
     def __init__(
-        self, num_inputs: int, widths: Sequence[int], num_outputs: int, options: UnitOptions, key: Array
+        self,
+        num_inputs: int,
+        widths: Sequence[int],
+        num_outputs: int,
+        options: UnitOptions,
+        key: Array,
     ):
         sizes = [num_inputs, *widths]
         *keys, head_key = jax.random.split(key, len(sizes))

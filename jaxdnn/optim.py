@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxdnn.config import OptimizerOptions
+from jaxdnn.options import OptimizerOptions
 
 Params = Any
 
@@ -45,7 +45,7 @@ def add_l1(strength: float) -> optax.GradientTransformation:
 
     def update(updates: Params, params: Params | None) -> Params:
         if params is None:
-            raise ValueError(optax.NO_PARAMS_MSG)
+            raise ValueError("add_l1 needs the params: call update(updates, state, params)")
         return jax.tree.map(lambda g, w: g + strength * jnp.sign(w), updates, params)
 
     return optax.stateless(update)

@@ -27,6 +27,7 @@ from jaxdnn.training.checkpoint import flatten, read_best
 
 Weights = Mapping[str, np.ndarray]
 T = TypeVar("T")
+A = TypeVar("A", np.ndarray, jax.Array)
 
 MAX_BYTES = 16 * 2**30
 _SHOWN = 6
@@ -73,7 +74,9 @@ def read_weights(path: Path) -> Weights:
     try:
         return _plain_names(readers[path.suffix](path))
     except (SafetensorError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"--pretrained {path} cannot be read ({error}); is it complete?") from error
+        raise InputError(
+            f"--pretrained {path} cannot be read ({error}); is it complete?"
+        ) from error
 
 
 def match(tree: T, weights: Weights) -> tuple[T, Account]:
@@ -103,7 +106,7 @@ def match(tree: T, weights: Weights) -> tuple[T, Account]:
     return jax.tree.unflatten(jax.tree.structure(tree), leaves), account
 
 
-def _plain_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _plain_names(arrays: Mapping[str, A]) -> dict[str, A]:
     """Join names by slashes, and drop what says only where the array was kept."""
     prefixes = ("params/", "batch_stats/", "0/", "1/")
     plain = {}
@@ -118,17 +121,19 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive:
         size = sum(member.file_size for member in archive.infolist())
     if size > MAX_BYTES:
-        raise ValueError(f"it unpacks to {size / 2**30:.0f} GiB, at most {MAX_BYTES >> 30} are read")
+        raise ValueError(
+            f"it unpacks to {size / 2**30:.0f} GiB, at most {MAX_BYTES >> 30} are read"
+        )
     with np.load(path, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
 
 
-def _same_shape(place: np.ndarray, array: np.ndarray) -> bool:
+def _same_shape(place: jax.Array, array: np.ndarray) -> bool:
     # bfloat16, a dtype that numpy does not know by itself, is of kind V.
     return place.shape == array.shape and array.dtype.kind in "fV"
 
 
-def _reason(name: str, array: np.ndarray, places: Mapping[str, np.ndarray]) -> str:
+def _reason(name: str, array: np.ndarray, places: Mapping[str, jax.Array]) -> str:
     if name not in places:
         return f"{name} {array.shape}"
     return f"{name} {array.shape} {array.dtype} where the network has {places[name].shape}"

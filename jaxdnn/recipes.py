@@ -4,9 +4,9 @@
 what they grow into with everything that the lecture teaches.
 """
 
-from jaxdnn.config import (
+from jaxdnn.config import Config
+from jaxdnn.options import (
     AugmentOptions,
-    Config,
     DataOptions,
     ModelOptions,
     OptimizerOptions,
@@ -32,9 +32,7 @@ LECTURE = Config(
 )
 
 SHALLOW = Config(
-    model=ModelOptions(
-        widths=(5, 3), initializer="glorot_normal", norm="none", head="sigmoid"
-    ),
+    model=ModelOptions(widths=(5, 3), initializer="glorot_normal", norm="none", head="sigmoid"),
     optimizer=OptimizerOptions(learning_rate=0.001, decay_rate=0.98, l2=1.0),
     train=TrainOptions(batch_size=64, epochs=10),
 )

@@ -1,13 +1,13 @@
 """The run folder: where a run keeps everything about itself, as plain files.
 
-    runs/<name>/config.json        the settings
-                dataset.json       classes, preprocessing, counts: enough to predict
-                metrics.jsonl      one JSON object for each evaluation
-                tensorboard/       the same for TensorBoard
-                checkpoints/       latest (to resume) and best (to report)
-                predictions.npz    what the network said about each test image
-                summary.json       the results
-                *.png              charts
+runs/<name>/config.json        the settings
+            dataset.json       classes, preprocessing, counts: enough to predict
+            metrics.jsonl      one JSON object for each evaluation
+            tensorboard/       the same for TensorBoard
+            checkpoints/       latest (to resume) and best (to report)
+            predictions.npz    what the network said about each test image
+            summary.json       the results
+            *.png              charts
 """
 
 from __future__ import annotations

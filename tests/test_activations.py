@@ -134,7 +134,9 @@ def test_parametric_relu_slope_gets_its_gradient():
     activation = make_activation("prelu")
     x = jnp.array([[-2.0, 1.0], [-1.0, -3.0], [0.5, -0.25]])
     upstream = jnp.array([[1.0, 2.0], [-1.0, 0.5], [3.0, 4.0]])
-    gradient = jax.grad(lambda slope: jnp.sum(upstream * activation(x, slope)))(jnp.full((2,), 0.25))
+    gradient = jax.grad(lambda slope: jnp.sum(upstream * activation(x, slope)))(
+        jnp.full((2,), 0.25)
+    )
     # d phi / d slope = min(x, 0), summed over the examples of each feature.
     np.testing.assert_allclose(gradient, (upstream * np.minimum(x, 0)).sum(0), rtol=1e-6)
 

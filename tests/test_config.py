@@ -9,18 +9,15 @@ import math
 
 import pytest
 
-from jaxdnn.config import (
+from jaxdnn.config import Config, differences, load_config, save_config
+from jaxdnn.errors import InputError
+from jaxdnn.options import (
     AugmentOptions,
-    Config,
     DataOptions,
     ModelOptions,
     OptimizerOptions,
     TrainOptions,
-    differences,
-    load_config,
-    save_config,
 )
-from jaxdnn.errors import InputError
 from jaxdnn.recipes import RECIPES
 
 CHANGED = Config(
@@ -135,9 +132,9 @@ def test_a_value_out_of_range_names_its_flag_and_itself(kind, field, bad):
             kind(**{field: value})
         message = str(caught.value)
         assert "--" + field.replace("_", "-") in message
-        assert (" ".join(map(str, value)) if isinstance(value, tuple) else str(value)) in message or (
-            not math.isfinite(value)
-        )
+        assert (
+            " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        ) in message or (not math.isfinite(value))
 
 
 @pytest.mark.parametrize(

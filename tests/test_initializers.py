@@ -177,4 +177,6 @@ def test_wrong_parameters_are_named(name, parameters, expected):
 
 def test_dtype_is_the_one_asked_for():
     assert make_initializer("he_normal")(jax.random.key(0), (4, 3)).dtype == jnp.float32
-    assert make_initializer("uniform")(jax.random.key(0), (4, 3), jnp.bfloat16).dtype == jnp.bfloat16
+    assert (
+        make_initializer("uniform")(jax.random.key(0), (4, 3), jnp.bfloat16).dtype == jnp.bfloat16
+    )

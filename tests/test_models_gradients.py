@@ -17,7 +17,10 @@ SLOPE = 0.3
 # phi and phi', written out.
 ACTIVATIONS = {
     "tanh": (np.tanh, lambda z: 1 - np.tanh(z) ** 2),
-    "parametric_relu": (lambda z: np.where(z > 0, z, SLOPE * z), lambda z: np.where(z > 0, 1, SLOPE)),
+    "parametric_relu": (
+        lambda z: np.where(z > 0, z, SLOPE * z),
+        lambda z: np.where(z > 0, 1, SLOPE),
+    ),
 }
 each_activation = pytest.mark.parametrize("name", ACTIVATIONS)
 

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdnn.config import OptimizerOptions
 from jaxdnn.optim import kernel_mask, make_optimizer, make_schedule, penalty
+from jaxdnn.options import OptimizerOptions
 
 RNG = np.random.default_rng(0)
 NUM_EXAMPLES = 50
@@ -52,9 +52,7 @@ def applied(gradients, **given):
 
 
 def rates(steps, steps_per_epoch=10, num_steps=100, **given):
-    schedule = make_schedule(
-        options(**given), steps_per_epoch=steps_per_epoch, num_steps=num_steps
-    )
+    schedule = make_schedule(options(**given), steps_per_epoch=steps_per_epoch, num_steps=num_steps)
     return np.array([schedule(step) for step in steps], np.float64)
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxdnn.config import AugmentOptions
+from jaxdnn.options import AugmentOptions
 
 # (2, 3): [matrix | shift] from an output pixel to an input pixel, in pixels (row, column) from the
 # image's centre.

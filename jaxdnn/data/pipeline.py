@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdnn.config import AugmentOptions
 from jaxdnn.data.augment import make_augment
 from jaxdnn.errors import InputError
+from jaxdnn.options import AugmentOptions
 
 
 class Standard(NamedTuple):

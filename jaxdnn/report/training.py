@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from jaxdnn.report.style import BLUE, GREY, ORANGE, VERMILION, new_figure, save, tidy
 from jaxdnn.run_folder import RunFolder, read_metrics
@@ -41,6 +42,8 @@ def draw_curves(folder: RunFolder, path: Path) -> None:
     _plot(rate, lines, "learning_rate", GREY, "learning rate")
     tidy(rate, title="Learning rate", x="epoch", y="step size")
     rate.set_ylim(bottom=0)
+    for axes in (loss, score, rate):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (loss, score):
         if best_epoch is not None:
             axes.axvline(best_epoch, color=GREY, linestyle=":", label="best weights")

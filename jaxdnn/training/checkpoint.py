@@ -52,12 +52,17 @@ class Checkpoints:
         self.close()
 
     def save(self, kind: str, step: int, tree: Any) -> None:
-        """Start to save a tree of arrays as the `latest` or `best`, replacing the one before."""
+        """Start to save a tree of arrays as the `latest` or `best`, replacing the one before.
+
+        Nothing happens where that step is saved already.
+        """
         self._wait(kind)
+        if self.step(kind) == step:
+            return
         checkpointer = self._checkpointers[kind]
         # A copy, because the training step reuses (donates) the state's memory.
         copy = jax.tree.map(jnp.copy, flatten(tree))
-        self._pending[kind] = checkpointer.save_async(step, copy, overwrite=True)
+        self._pending[kind] = checkpointer.save_async(step, copy)
 
     def step(self, kind: str) -> int | None:
         """Return the step of the `latest` or `best` checkpoint, None if there is none."""
@@ -80,17 +85,22 @@ class Checkpoints:
         """Return the `latest` or `best` as `path -> array`; checked against `like` where given."""
         step = self.step(kind)
         if step is None:
-            raise InputError(f"{self._checkpointers[kind].directory} holds no checkpoint; train anew")
+            raise InputError(
+                f"{self._checkpointers[kind].directory} holds no checkpoint; train anew"
+            )
         try:
-            saved = self._checkpointers[kind].metadata(step).metadata
+            saved: Any = self._checkpointers[kind].metadata(step).metadata
             if like is not None:
                 _check_shapes(like, saved)
-            return self._checkpointers[kind].load(step, jax.tree.map(_abstract, saved))
+            loaded: Any = self._checkpointers[kind].load(step, jax.tree.map(_abstract, saved))
+            return loaded
         except InputError:
             raise
         except Exception as error:  # TensorStore reports damage by many types, at great length.
             reason = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
-            raise InputError(f"the {kind} checkpoint at step {step} is damaged ({reason})") from error
+            raise InputError(
+                f"the {kind} checkpoint at step {step} is damaged ({reason})"
+            ) from error
 
     def close(self) -> None:
         """Wait for what is being written."""
@@ -117,8 +127,8 @@ def read_best(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _open(folder: Path) -> ocp.training.Checkpointer:
-    newest_only = ocp.training.preservation_policies.LatestN(1)
-    return ocp.training.Checkpointer(folder.absolute(), preservation_policy=newest_only)
+    newest_only: Any = ocp.training.preservation_policies.LatestN(1)
+    return ocp.training.Checkpointer(str(folder.absolute()), preservation_policy=newest_only)
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -6,40 +6,42 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+import numpy as np
+from jax import Array
+from jaxtyping import Int
 
 from jaxdnn.data.pipeline import Standard, standardise
 from jaxdnn.models import BatchStats, Model, Params
 
-Predict = Callable[[Params, BatchStats, Array], Array]
+Predict = Callable[[Params, BatchStats, Array], np.ndarray]
 
 
 def make_predict(model: Model, standard: Standard, *, batch_size: int = 256) -> Predict:
-    """Return the compiled `(params, batch_stats, uint8 images) -> logits`, one row for each image.
+    """Return `(params, batch_stats, uint8 images) -> logits`, one row for each image, on the host.
 
     It goes through the images in batches; the last one is filled up with copies of the last image,
     which are cut off again, so that every image counts once.
     """
 
     @jax.jit
-    def predict(params: Params, batch_stats: BatchStats, images: Array) -> Array:
-        size = min(batch_size, len(images))
-        starts = jnp.arange(-(-len(images) // size)) * size
+    def logits_of(params: Params, batch_stats: BatchStats, images: Array, indices: Array) -> Array:
+        batch = standardise(images[indices], standard)
+        return model.apply(params, batch_stats, batch).logits
 
-        def logits_from(start: Array) -> Array:
-            batch = images[jnp.minimum(start + jnp.arange(size), len(images) - 1)]
-            return model.apply(params, batch_stats, standardise(batch, standard)).logits
-
-        logits = lax.map(logits_from, starts)
-        return logits.reshape(-1, logits.shape[-1])[: len(images)]
+    def predict(params: Params, batch_stats: BatchStats, images: Array) -> np.ndarray:
+        num, size = len(images), min(batch_size, len(images))
+        indices = np.arange(-(-num // size) * size, dtype=np.int32).clip(max=num - 1)
+        batches = indices.reshape(-1, size)
+        logits = [logits_of(params, batch_stats, images, batch) for batch in batches]
+        return np.concatenate([np.asarray(rows) for rows in logits])[:num]
 
     return predict
 
 
 def make_estimate_batch_stats(
-    model: Model, standard: Standard, *, batch_size: int
+    model: Model, standard: Standard, batches: Int[np.ndarray, "batch index"]
 ) -> Callable[[Params, BatchStats, Array], BatchStats]:
-    """Return `(params, batch_stats, uint8 images) -> batch_stats` over all these images.
+    """Return `(params, batch_stats, uint8 images) -> batch_stats` over the whole training set.
 
     The lecture's other way to test under batch norm: instead of running averages, mean and variance
     over the whole training set, pooled over batches that are each normalised by their own.
@@ -47,21 +49,20 @@ def make_estimate_batch_stats(
     Args:
       model: made with `norm_momentum=0`, so that it returns each batch's own statistics.
       standard: of the training images.
-      batch_size: as in training; a last partial batch is left out, unless it is the only one.
+      batches: one epoch of indices, composed as in training. (Images come sorted by class: without
+        shuffling a batch would hold one class, whose statistics stand for no other.)
     """
 
     @jax.jit
+    def own_stats(
+        params: Params, batch_stats: BatchStats, images: Array, indices: Array
+    ) -> BatchStats:
+        batch = standardise(images[indices], standard)
+        return model.apply(params, batch_stats, batch, training=True).batch_stats
+
     def estimate(params: Params, batch_stats: BatchStats, images: Array) -> BatchStats:
-        size = min(batch_size, len(images))
-        # Shuffled once: images come sorted by class, and a batch of one class says nothing of all.
-        shuffled = jax.random.permutation(jax.random.key(0), len(images))
-        batches = shuffled[: len(images) // size * size].reshape(-1, size)
-
-        def own_stats(batch: Array) -> BatchStats:
-            inputs = standardise(images[batch], standard)
-            return model.apply(params, batch_stats, inputs, training=True).batch_stats
-
-        return pool(lax.map(own_stats, batches))
+        stats = [own_stats(params, batch_stats, images, batch) for batch in batches]
+        return pool(jax.tree.map(lambda *leaves: jnp.stack(leaves), *stats))
 
     return estimate
 

@@ -45,7 +45,7 @@ class Program:
       learning_rate: `step -> learning rate`.
     """
 
-    train: Callable[[TrainState, Array], TrainState]
+    train: Callable[[TrainState, int], TrainState]
     evaluate: Callable[[TrainState], tuple[dict[str, float], BatchStats]]
     num_steps: int
     steps_per_epoch: int
@@ -117,11 +117,11 @@ def fit(
     while step < program.num_steps and not progress.stopping.should_stop:
         until_evaluation = program.evaluate_every - step % program.evaluate_every
         with clock.time():
-            state = program.train(progress.state, jnp.int32(min(clock.steps(), until_evaluation)))
+            state = program.train(progress.state, min(clock.steps(), until_evaluation))
             clock.count(int(state.step) - step)
         step = int(state.step)
         progress = dataclasses.replace(progress, state=state)
-        _check_finite(state, checkpoints)
+        _check_diverged(state, checkpoints)
         recorder.advance(step, *_means(state))
         if step % program.evaluate_every == 0 or step == program.num_steps:
             progress = _evaluate(progress, program, recorder)
@@ -162,29 +162,29 @@ def _means(state: TrainState) -> tuple[float, float]:
     return float(state.sums.loss) / num_examples, float(state.sums.num_correct) / num_examples
 
 
-def _check_finite(state: TrainState, checkpoints: Checkpoints) -> None:
-    if not bool(state.diverged):
-        return
-    raise Diverged(
-        f"training diverged at step {int(state.step)}: its loss is not finite, or far beyond that of "
-        f"guessing; the checkpoint of step {checkpoints.step('latest')} is kept. "
-        "Lower --learning-rate, or add --clip-norm 1 or --norm batch"
+def _check_diverged(state: TrainState, checkpoints: Checkpoints) -> None:
+    if bool(state.diverged):
+        raise _diverged(
+            "its loss is not finite, or far beyond that of guessing", state, checkpoints
+        )
+
+
+def _diverged(why: str, state: TrainState, checkpoints: Checkpoints) -> Diverged:
+    return Diverged(
+        f"training diverged at step {int(state.step)}: {why}; the checkpoint of step "
+        f"{checkpoints.step('latest')} is kept; lower --learning-rate, or add --clip-norm 1"
     )
 
 
 def _save(progress: Progress, checkpoints: Checkpoints) -> None:
     """Save the best first: a crash in between leaves a latest that finds the best again."""
-    best_step, latest_step = progress.stopping.best_step, int(progress.state.step)
-    if not bool(all_finite(progress.state.params)):
-        raise Diverged(
-            f"training diverged by step {latest_step}: parameters are not finite; the checkpoint of "
-            f"step {checkpoints.step('latest')} is kept. Lower --learning-rate, or add --clip-norm 1"
-        )
-    if progress.best is not None and checkpoints.step("best") != best_step:
+    state, best_step = progress.state, progress.stopping.best_step
+    if not bool(all_finite(state.params)):
+        raise _diverged("its parameters are not finite", state, checkpoints)
+    if progress.best is not None and best_step is not None:
         params, batch_stats = progress.best
         checkpoints.save("best", best_step, {"params": params, "batch_stats": batch_stats})
-    if checkpoints.step("latest") != latest_step:
-        checkpoints.save("latest", latest_step, progress.to_arrays())
+    checkpoints.save("latest", int(state.step), progress.to_arrays())
 
 
 class _Clock:

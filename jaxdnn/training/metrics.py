@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -33,9 +34,7 @@ def confusion_matrix(
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def area_under_curve(
-    positive: np.ndarray, scores: Float[np.ndarray, " example"]
-) -> float:
+def area_under_curve(positive: np.ndarray, scores: Float[np.ndarray, " example"]) -> float:
     """Return the probability that a positive example scores above a negative one, ties half.
 
     NaN where one of the two is missing. Hanley and McNeil, "The Meaning and Use of the Area under
@@ -84,8 +83,10 @@ def classification_metrics(
     if not np.isfinite(logits).all():
         return dict.fromkeys(names, float("nan"))
     num_classes = max(2, logits.shape[1])
-    confusion = confusion_matrix(labels, np.asarray(predictions(logits)), num_classes)
-    loss = float(np.mean(np.asarray(cross_entropy(logits, labels), np.float64)))
+    on_device = jnp.asarray(logits)
+    confusion = confusion_matrix(labels, np.asarray(predictions(on_device)), num_classes)
+    losses = cross_entropy(on_device, jnp.asarray(labels))
+    loss = float(np.mean(np.asarray(losses, np.float64)))
     values = (
         loss,
         accuracy(confusion),

@@ -61,6 +61,6 @@ def load_predictor(folder: RunFolder) -> Predictor:
 
     def predict(images: np.ndarray) -> np.ndarray:
         found = logits(best["params"], best["batch_stats"], jnp.asarray(images))
-        return np.asarray(probabilities(found))
+        return np.asarray(probabilities(jnp.asarray(found)))
 
     return Predictor(tuple(about["class_names"]), shape[0], shape[2], predict)

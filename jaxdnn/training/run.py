@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdnn.config import Config, ModelOptions, save_config
+from jaxdnn.config import Config, save_config
 from jaxdnn.data import dataset as data
 from jaxdnn.errors import InputError
 from jaxdnn.losses import probabilities
-from jaxdnn.models import BatchStats, Params
+from jaxdnn.models import Params
+from jaxdnn.options import ModelOptions
 from jaxdnn.pretrained import match, read_weights
 from jaxdnn.run_folder import RunFolder, write_json
 from jaxdnn.training.checkpoint import Checkpoints, flatten
@@ -145,8 +146,8 @@ def _keep_description(folder: RunFolder, description: dict[str, Any]) -> None:
         differs = [name for name in description if before.get(name) != description[name]]
         if differs:
             raise InputError(
-                f"the data is not what {folder.path} was started with ({', '.join(differs)} differ); "
-                "put the same images back, or train anew"
+                f"the data is not what {folder.path} was started with "
+                f"({', '.join(differs)} differ); put the same images back, or train anew"
             )
     write_json(folder.dataset, description)
 
@@ -192,11 +193,15 @@ def _test(setup: Setup, end: Progress, folder: RunFolder) -> dict[str, Any]:
     params, batch_stats = end.best or (end.state.params, end.state.batch_stats)
     predict = make_predict(setup.model, setup.standard)
     summary: dict[str, Any] = {}
-    for name, part in (("train", dataset.train), ("val", dataset.validation), ("test", dataset.test)):
-        logits = np.asarray(predict(params, batch_stats, jnp.asarray(part.images)))
+    for name, part in (
+        ("train", dataset.train),
+        ("val", dataset.validation),
+        ("test", dataset.test),
+    ):
+        logits = predict(params, batch_stats, jnp.asarray(part.images))
         metrics = classification_metrics(logits, part.labels)
         summary |= {f"{name}/{metric}": value for metric, value in metrics.items()}
-    scores = np.asarray(probabilities(logits))
+    scores = np.asarray(probabilities(jnp.asarray(logits)))
     _keep_predictions(folder, dataset.test, scores)
     step = int(end.state.step)
     return summary | {

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 
 from jaxdnn import optim
-from jaxdnn.config import Config, ModelOptions
+from jaxdnn.config import Config
 from jaxdnn.data.dataset import Dataset
 from jaxdnn.data.pipeline import (
     Standard,
@@ -24,6 +24,7 @@ from jaxdnn.data.pipeline import (
 from jaxdnn.data.splits import class_weights
 from jaxdnn.errors import InputError
 from jaxdnn.models import BatchStats, Model, UnitOptions, make_mlp
+from jaxdnn.options import ModelOptions
 from jaxdnn.training.evaluate import make_estimate_batch_stats, make_predict
 from jaxdnn.training.fit import Program
 from jaxdnn.training.metrics import classification_metrics
@@ -141,16 +142,18 @@ def make_program(setup: Setup) -> Program:
         class_weights=_class_weights(setup),
         loss_limit=config.train.divergence_factor * math.log(setup.num_classes),
     )
-    order = make_order(
-        dataset.train.labels,
-        batch_size=setup.batch_size,
-        balanced=config.balances_batches,
-        num_classes=setup.num_classes,
+    order = _make_order(setup)
+    on_cpu = jax.default_backend() == "cpu"
+    train = make_train(
+        step,
+        order,
+        key=run_key,
+        steps_per_epoch=setup.steps_per_epoch,
+        compiled_loop=not (on_cpu and config.model.model == "convnet"),
     )
-    train = make_train(step, order, key=run_key, steps_per_epoch=setup.steps_per_epoch)
     return Program(
         train=lambda state, num_steps: train(state, train_images, train_labels, num_steps),
-        evaluate=_make_evaluate(setup, train_images),
+        evaluate=_make_evaluate(setup, train_images, order),
         num_steps=setup.num_steps,
         steps_per_epoch=setup.steps_per_epoch,
         evaluate_every=setup.steps_per_epoch * config.train.evaluate_every,
@@ -166,22 +169,33 @@ def _class_weights(setup: Setup) -> Array:
     return jnp.asarray(class_weights(setup.dataset.train.labels, setup.num_classes), jnp.float32)
 
 
-def _make_evaluate(setup: Setup, train_images: Array):
+def _make_order(setup: Setup) -> Callable[[Array], Array]:
+    return make_order(
+        setup.dataset.train.labels,
+        batch_size=setup.batch_size,
+        balanced=setup.config.balances_batches,
+        num_classes=setup.num_classes,
+    )
+
+
+def _make_evaluate(
+    setup: Setup, train_images: Array, order: Callable[[Array], Array]
+) -> Callable[[TrainState], tuple[dict[str, float], BatchStats]]:
     validation = setup.dataset.validation
     images = jnp.asarray(validation.images)
     predict = make_predict(setup.model, setup.standard)
+    estimate = None
     if setup.config.model.norm_statistics == "training_set":
         options, shape = setup.config.model, train_images.shape[1:]
         model = make_model(options, shape, setup.num_classes, norm_momentum=0.0)
-        estimate = make_estimate_batch_stats(model, setup.standard, batch_size=setup.batch_size)
-    else:
-        estimate = None
+        batches = np.asarray(order(jax.random.key(setup.config.seed)))
+        estimate = make_estimate_batch_stats(model, setup.standard, batches)
 
     def evaluate(state: TrainState) -> tuple[dict[str, float], BatchStats]:
         batch_stats = state.batch_stats
         if estimate is not None:
             batch_stats = estimate(state.params, batch_stats, train_images)
-        logits = np.asarray(predict(state.params, batch_stats, images))
+        logits = predict(state.params, batch_stats, images)
         metrics = classification_metrics(logits, validation.labels)
         return {f"val/{name}": value for name, value in metrics.items()}, batch_stats
 

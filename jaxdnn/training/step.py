@@ -60,9 +60,7 @@ def make_init(
         params, batch_stats = model.init(key)
         step = jnp.zeros((), jnp.int32)
         diverged = jnp.zeros((), bool)
-        return TrainState(
-            step, params, batch_stats, optimizer.init(params), Sums.zero(), diverged
-        )
+        return TrainState(step, params, batch_stats, optimizer.init(params), Sums.zero(), diverged)
 
     return init
 
@@ -115,33 +113,76 @@ def make_step(
     return step
 
 
+# (state, images, labels, num_steps) -> state
+Train = Callable[[TrainState, Array, Array, int], TrainState]
+
+
 def make_train(
     step: Callable[[Array, TrainState, Array, Array], TrainState],
     order: Callable[[Array], Array],
     *,
     key: Array,
     steps_per_epoch: int,
-) -> Callable[[TrainState, Array, Array, Array], TrainState]:
-    """Return the compiled `(state, images, labels, num_steps) -> state`, its state donated.
+    compiled_loop: bool = True,
+) -> Train:
+    """Return `(state, images, labels, num_steps) -> state`, compiled, its state donated.
 
-    It takes up to `num_steps` steps of the current epoch and stops at the first that diverged, with
-    `state.step` after it. One program serves any number of steps. All images are on the device.
+    It takes up to `num_steps` steps, not beyond the current epoch, and stops at the first that
+    diverged, with `state.step` after it. One program serves any number of steps. All images, uint8,
+    and labels are on the device.
+
+    Args:
+      step: takes one step.
+      order: `key -> (steps, batch)` indices of an epoch.
+      key: of the run.
+      steps_per_epoch: rows of the order.
+      compiled_loop: the loop over the steps is in the program too; otherwise every step is a call.
     """
     order_key, step_key = jax.random.split(key)
 
-    def train(state: TrainState, images: Array, labels: Array, num_steps: Array) -> TrainState:
+    def indices_of(epoch: Array) -> Array:
+        return order(jax.random.fold_in(order_key, epoch))
+
+    def take_step(state: TrainState, images: Array, labels: Array, indices: Array) -> TrainState:
+        batch = indices[state.step % steps_per_epoch]
+        return step(step_key, _start_of_epoch(state, steps_per_epoch), images[batch], labels[batch])
+
+    def loop(state: TrainState, images: Array, labels: Array, num_steps: Array) -> TrainState:
         epoch = state.step // steps_per_epoch
-        indices = order(jax.random.fold_in(order_key, epoch))
+        indices = indices_of(epoch)
         last = jnp.minimum(state.step + num_steps, (epoch + 1) * steps_per_epoch)
-
-        def body(state: TrainState) -> TrainState:
-            batch = indices[state.step % steps_per_epoch]
-            return step(step_key, state, images[batch], labels[batch])
-
-        starts = state.step % steps_per_epoch == 0
-        sums = jax.tree.map(lambda total: jnp.where(starts, jnp.zeros_like(total), total), state.sums)
         return lax.while_loop(
-            lambda state: (state.step < last) & ~state.diverged, body, state._replace(sums=sums)
+            lambda state: (state.step < last) & ~state.diverged,
+            lambda state: take_step(state, images, labels, indices),
+            state,
         )
 
-    return jax.jit(train, donate_argnums=0)
+    if compiled_loop:
+        return jax.jit(loop, donate_argnums=0)
+    compiled_step = jax.jit(take_step, donate_argnums=0)
+    return _make_stepwise(compiled_step, jax.jit(indices_of), steps_per_epoch)
+
+
+def _make_stepwise(
+    take_step: Callable[..., TrainState], indices_of: Callable[..., Array], steps_per_epoch: int
+) -> Train:
+    """Loop in Python: XLA's CPU backend runs convolutions inside compiled loops 50 times slower."""
+
+    def run(state: TrainState, images: Array, labels: Array, num_steps: int) -> TrainState:
+        first = int(state.step)
+        epoch = first // steps_per_epoch
+        indices = indices_of(epoch)
+        for _ in range(first, min(first + num_steps, (epoch + 1) * steps_per_epoch)):
+            if bool(state.diverged):
+                break
+            state = take_step(state, images, labels, indices)
+        return state
+
+    return run
+
+
+def _start_of_epoch(state: TrainState, steps_per_epoch: int) -> TrainState:
+    """Set the sums back to zero where an epoch starts."""
+    continues = state.step % steps_per_epoch != 0
+    sums = jax.tree.map(lambda total: total * continues.astype(total.dtype), state.sums)
+    return state._replace(sums=sums)

@@ -1,0 +1,313 @@
+"""The settings of each stage of a run, and their defaults: frozen, checked when made.
+
+A value that cannot work raises `InputError`: what came, the rule, the remedy. The string below a
+field is its documentation, and its help on the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from jaxdnn import activations, initializers
+from jaxdnn.errors import InputError
+
+
+def check(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)
+
+
+def _check_range(options: object, name: str, low: float, high: float = math.inf) -> None:
+    """Check low <= value <= high for one field, None allowed."""
+    value = getattr(options, name)
+    flag = "--" + name.replace("_", "-")
+    bound = f"of {low} or more" if high == math.inf else f"from {low} to {high}"
+    check(value is None or low <= value <= high, f"{flag} is {value}; give a number {bound}")
+
+
+def _check_choices(options: Any) -> None:
+    """Check every field whose type lists its values."""
+    for name, hint in get_type_hints(type(options)).items():
+        parts = get_args(hint) if get_origin(hint) is not Literal else (hint,)
+        literals = [part for part in parts if get_origin(part) is Literal]
+        choices = [choice for part in literals for choice in get_args(part)]
+        types = tuple(part for part in parts if isinstance(part, type))
+        value = getattr(options, name)
+        if choices and value not in choices and not isinstance(value, types):
+            flag = "--" + name.replace("_", "-")
+            names = [
+                *map(str, choices),
+                *(f"any {kind.__name__}" for kind in types if kind in (int, float)),
+            ]
+            raise InputError(f"{flag} is {value!r}; choose one of {', '.join(names)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """What to learn from."""
+
+    data: str = "silhouettes"
+    """Images: `silhouettes` (embedded), a folder or a .zip of {split}/{class}/... or {class}/...,
+    or `tfds:NAME`, a TFDS data set prepared in --data-dir."""
+    data_dir: str | None = None
+    """Where TFDS data sets are prepared; default ~/tensorflow_datasets."""
+    positive: tuple[str, ...] | None = None
+    """The positive class or classes, against all others: `--positive dog`. Without it every class
+    stands for itself, except that the silhouettes are dog or other; `--positive` with nothing
+    behind it makes them ten classes too."""
+    image_size: int | None = None
+    """Height and width in pixels after cropping to a square; default: the images' own size if they
+    agree and are at most 227, otherwise 64."""
+    channels: Literal[1, 3] | None = None
+    """1 for grey, 3 for colour; default: what the images are."""
+    validation_fraction: float = 0.1
+    """Share of the training images set aside for validation, where the data has no such split."""
+    test_fraction: float = 0.2
+    """Share of all images set aside for the test, where the data has no such split."""
+    balance: Literal["none", "class_weights", "batches"] = "none"
+    """Against imbalance: weigh the loss by class, or fill every batch with all classes equally
+    (under --batch-size full, which has no batches to fill, the same as class_weights)."""
+    max_unreadable: float = 0.01
+    """Share of unreadable images that is skipped; more stop the run."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_range(self, "image_size", 1)
+        for name in ("validation_fraction", "test_fraction"):
+            value = getattr(self, name)
+            flag = "--" + name.replace("_", "-")
+            check(0 < value < 1, f"{flag} is {value}; give a share above 0 and below 1")
+        _check_range(self, "max_unreadable", 0, 1)
+        check(
+            self.data_dir is None or self.data.startswith("tfds:"),
+            f"--data-dir is for --data tfds:NAME, not for --data {self.data}; leave it out",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    """The network."""
+
+    model: Literal["mlp", "convnet"] = "mlp"
+    """A multi-layer perceptron, or a small residual convolutional network."""
+    widths: tuple[int, ...] = (512, 512, 512)
+    """mlp: units of each hidden layer, from the input on. convnet: channels of each stage."""
+    blocks: int = 2
+    """convnet: residual blocks in each stage."""
+    activation: str = "relu"
+    """sigmoid, tanh, relu, leaky_relu, parametric_relu, randomized_relu, elu, selu, gelu, silu,
+    softplus, soft_sign or hard_tanh."""
+    negative_slope: float | None = None
+    """Slope of leaky_relu (default 0.01), start of parametric_relu (0.25)."""
+    alpha: float | None = None
+    """Depth of elu; default 1."""
+    lower: float | None = None
+    """Least slope of randomized_relu; default 1/8."""
+    upper: float | None = None
+    """Greatest slope of randomized_relu; default 1/3."""
+    initializer: str = "he_normal"
+    """zeros, normal, truncated_normal, uniform, glorot_normal or glorot_uniform (Xavier), he_normal
+    or he_uniform (MSRA), lecun_normal, lecun_uniform, orthogonal, or pretrained (with
+    --pretrained)."""
+    scale: float | None = None
+    """Standard deviation of normal and truncated_normal, half width of uniform; default 0.01."""
+    gain: float | None = None
+    """Factor on the standard deviation of any initializer; default 1."""
+    bias_init: float = 0.0
+    """Every bias at the start."""
+    pretrained: str | None = None
+    """Where --initializer pretrained takes weights from: a run folder, a .safetensors or an .npz
+    file. Matched by name and shape; the rest starts as he_normal."""
+    norm: Literal["none", "batch", "layer"] = "batch"
+    """Normalisation of every pre-activation."""
+    norm_momentum: float = 0.9
+    """batch: share of the old running average that each step keeps."""
+    norm_statistics: Literal["running", "training_set"] = "running"
+    """batch, in evaluation: the running averages, or estimated anew over the whole training set."""
+    dropout: float = 0.0
+    """Share of hidden units dropped in training."""
+    head: Literal["softmax", "sigmoid"] = "softmax"
+    """k softmax units, or for two classes one sigmoid unit."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        widths = " ".join(map(str, self.widths))
+        check(all(w >= 1 for w in self.widths), f"--widths {widths}: every width is 1 or more")
+        check(
+            self.model == "mlp" or len(self.widths) > 0,
+            "--widths is empty; --model convnet needs the channels of at least one stage",
+        )
+        _check_range(self, "blocks", 1)
+        check(0 <= self.dropout < 1, f"--dropout is {self.dropout}; give a share in [0, 1)")
+        check(
+            0 <= self.norm_momentum < 1,
+            f"--norm-momentum is {self.norm_momentum}; give a share in [0, 1)",
+        )
+        check(
+            self.norm == "batch" or self.norm_statistics == "running",
+            f"--norm-statistics {self.norm_statistics} is for --norm batch, not {self.norm}",
+        )
+        self._check_pretrained()
+        self.make_activation()
+        self.make_initializer()
+
+    def _check_pretrained(self) -> None:
+        wants = self.initializer == "pretrained"
+        check(
+            not wants or self.pretrained is not None,
+            "--initializer pretrained needs --pretrained PATH: a run folder, .safetensors or .npz",
+        )
+        check(
+            wants or self.pretrained is None,
+            f"--pretrained goes with --initializer pretrained, not {self.initializer}",
+        )
+
+    def make_activation(self) -> activations.Activation:
+        """Return the activation that these options name."""
+        names = ("negative_slope", "alpha", "lower", "upper")
+        given = {name: getattr(self, name) for name in names}
+        parameters = {name: value for name, value in given.items() if value is not None}
+        return activations.make_activation(self.activation, **parameters)
+
+    def make_initializer(self) -> initializers.Initializer:
+        """Return the initializer that these options name (under pretrained, of what is left)."""
+        name = "he_normal" if self.initializer == "pretrained" else self.initializer
+        return initializers.make_initializer(name, scale=self.scale, gain=self.gain)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerOptions:
+    """How weights are updated: one optax chain."""
+
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """Stochastic gradient descent, or Adam."""
+    learning_rate: float = 0.1
+    """Before decay."""
+    momentum: float | None = None
+    """sgd: share of the last update that is added to the next, default 0. adam: decay of its first
+    moment, default 0.9."""
+    nesterov: bool = False
+    """Look ahead along the momentum."""
+    schedule: Literal["constant", "exponential_decay", "inverse_time_decay", "cosine_decay"] = (
+        "exponential_decay"
+    )
+    """Learning rate over the steps: constant; times decay_rate^(step / decay_steps); over
+    1 + decay_rate * step; a half cosine down to 0 at the last step."""
+    decay_rate: float = 0.98
+    """Of exponential_decay (a factor) and inverse_time_decay (a rate for each step)."""
+    decay_steps: int | None = None
+    """exponential_decay: steps for each factor of decay_rate; default one epoch."""
+    staircase: bool = False
+    """exponential_decay: in stairs of decay_steps, not smoothly."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly from 0."""
+    l2: float = 0.0
+    """lambda of the penalty lambda / 2m * sum w², over kernels; m: number of training images."""
+    l1: float = 0.0
+    """lambda of the penalty lambda / 2m * sum |w|, over kernels."""
+    clip_norm: float | None = None
+    """Greatest global norm of the gradient, penalties included; default: not clipped."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        for name in ("learning_rate", "l2", "l1", "warmup_steps"):
+            _check_range(self, name, 0)
+        check(math.isfinite(self.learning_rate), "--learning-rate is not finite; give a number")
+        check(
+            self.momentum is None or 0 <= self.momentum < 1,
+            f"--momentum is {self.momentum}; give a share in [0, 1)",
+        )
+        check(
+            not self.nesterov or self.resolved_momentum > 0,
+            "--nesterov looks ahead along the momentum; give a --momentum above 0",
+        )
+        _check_range(self, "decay_steps", 1)
+        check(self.decay_rate > 0, f"--decay-rate is {self.decay_rate}; give a number above 0")
+        exponential = self.schedule == "exponential_decay"
+        for name in ("decay_steps", "staircase"):
+            flag = "--" + name.replace("_", "-")
+            check(
+                exponential or not getattr(self, name),
+                f"{flag} is for --schedule exponential_decay, not {self.schedule}; leave it out",
+            )
+        check(
+            self.clip_norm is None or self.clip_norm > 0,
+            f"--clip-norm is {self.clip_norm}; give a number above 0",
+        )
+
+    @property
+    def resolved_momentum(self) -> float:
+        """The momentum, by default the optimizer's own."""
+        if self.momentum is not None:
+            return self.momentum
+        return 0.9 if self.optimizer == "adam" else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentOptions:
+    """Random changes to every training image; 0 turns each off."""
+
+    brightness: float = 0.0
+    """Brightness is multiplied by a factor within 1 ± this."""
+    contrast: float = 0.0
+    """Distance from the image's mean is multiplied by a factor within 1 ± this."""
+    saturation: float = 0.0
+    """Distance from grey is multiplied by a factor within 1 ± this; colour images only."""
+    random_scale: float = 0.0
+    """Size is multiplied by a factor within 1 ± this."""
+    random_crop: int = 0
+    """The image is padded by its reflection by so many pixels, and cropped back anywhere."""
+    horizontal_flip: float = 0.0
+    """Probability of mirroring left and right."""
+    vertical_flip: float = 0.0
+    """Probability of mirroring top and bottom."""
+    rotation: float = 0.0
+    """Rotated by an angle within ± so many degrees."""
+    noise: float = 0.0
+    """Standard deviation of the noise added to every pixel; black to white is 1."""
+
+    def __post_init__(self) -> None:
+        for name in ("brightness", "contrast", "saturation", "horizontal_flip", "vertical_flip"):
+            _check_range(self, name, 0, 1)
+        _check_range(self, "random_scale", 0, 0.9)
+        _check_range(self, "random_crop", 0)
+        _check_range(self, "rotation", 0, 180)
+        _check_range(self, "noise", 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """How long, in what portions, and when to stop."""
+
+    batch_size: int | Literal["full"] = 128
+    """Images for each step: 1 (stochastic), n (mini-batch), or `full` (the whole training set)."""
+    epochs: int = 10
+    """Passes over the training images, at most."""
+    monitor: Literal["val/loss", "val/accuracy", "val/balanced_accuracy", "val/auc"] = (
+        "val/balanced_accuracy"
+    )
+    """Metric that chooses the best weights and decides on stopping."""
+    patience: int | None = None
+    """Evaluations without improvement before training stops; default: never stops early."""
+    min_improvement: float = 0.0
+    """Least change of the monitored metric that counts as an improvement."""
+    evaluate_every: int = 1
+    """Epochs between evaluations."""
+    checkpoint_seconds: float = 10.0
+    """Least time between two checkpoints; one is always written at the end."""
+    divergence_factor: float = 1000.0
+    """Training stops as diverged when a batch's loss exceeds so many times that of guessing."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        check(
+            self.batch_size == "full" or self.batch_size >= 1,
+            f"--batch-size is {self.batch_size}; give 1 or more, or full",
+        )
+        for name in ("epochs", "patience", "evaluate_every"):
+            _check_range(self, name, 1)
+        for name in ("min_improvement", "checkpoint_seconds"):
+            _check_range(self, name, 0)
+        _check_range(self, "divergence_factor", 1)

@@ -1,0 +1,144 @@
+"""Checkpoints: bit for bit, one of each kind, and one clear line for what cannot be read."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdnn.errors import InputError
+from jaxdnn.models import UnitOptions, make_mlp
+from jaxdnn.training.checkpoint import Checkpoints, all_finite, flatten, read_best, unflatten
+from jaxdnn.training.step import make_init
+
+KEY = jax.random.key(0)
+
+
+def train_state(width=4, seed=0):
+    model = make_mlp((3,), 2, widths=(width,), unit=UnitOptions(norm="batch"))
+    return make_init(model, optax.adam(0.1))(jax.random.key(seed))
+
+
+def assert_identical(actual, expected):
+    def same(a, b):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+    jax.tree.map(same, actual, expected)
+
+
+def test_flat_paths_name_every_leaf_and_lead_back():
+    state = train_state()
+    flat = flatten(state)
+    assert "params/layers/0/linear/kernel" in flat
+    assert "batch_stats/layers/0/norm/mean" in flat
+    assert len(flat) == len(jax.tree.leaves(state))
+    backwards = dict(reversed(flat.items()))
+    assert_identical(unflatten(backwards, state), state)
+
+
+def test_a_state_comes_back_bit_for_bit_in_another_process_s_place(tmp_path):
+    state = train_state()
+    odd = jnp.array([jnp.nan, jnp.inf, -0.0, 1e-45, jnp.pi], jnp.float32)
+    tree = {"state": state, "odd": odd, "flag": jnp.bool_(True), "step": jnp.int32(2**31 - 1)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save("latest", 7, tree)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.step("latest") == 7
+        assert checkpoints.step("best") is None
+        like = jax.eval_shape(lambda: tree)
+        restored = checkpoints.restore("latest", like)
+    assert jax.tree.structure(restored) == jax.tree.structure(tree)
+    assert_identical(restored, tree)
+    np.testing.assert_array_equal(np.signbit(restored["odd"]), np.signbit(odd))
+
+
+def test_each_kind_keeps_its_newest_alone(tmp_path):
+    trees = [{"w": jnp.full(3, float(step))} for step in range(6)]
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save("best", 1, trees[1])
+        for step in (2, 3, 5):
+            checkpoints.save("latest", step, trees[step])
+        checkpoints.save("latest", 5, trees[0])  # saved already: nothing happens
+    for kind, step in (("latest", 5), ("best", 1)):
+        assert len(list((tmp_path / kind).iterdir())) == 1
+        with Checkpoints(tmp_path) as checkpoints:
+            assert checkpoints.step(kind) == step
+            assert_identical(checkpoints.restore(kind, trees[0]), trees[step])
+
+
+def test_a_state_may_be_donated_right_after_saving(tmp_path):
+    overwrite = jax.jit(lambda x: x * 0 - 1, donate_argnums=0)
+    tree = {"w": jnp.arange(200_000.0)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save("latest", 1, tree)
+        overwritten = overwrite(tree["w"]).block_until_ready()
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore("latest", {"w": overwritten})
+    assert_identical(restored, {"w": jnp.arange(200_000.0)})
+
+
+def test_what_differs_is_named(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save("latest", 1, {"a": {"kernel": jnp.ones((2, 3))}, "bias": jnp.ones(3)})
+    others = {
+        r"a/kernel: \(2, 3\) saved, \(2, 4\) expected": {"a": {"kernel": (2, 4)}, "bias": (3,)},
+        r"bias: \(3,\) saved, nothing expected": {"a": {"kernel": (2, 3)}},
+        r"c: nothing saved, \(5,\) expected": {"a": {"kernel": (2, 3)}, "bias": (3,), "c": (5,)},
+    }
+    with Checkpoints(tmp_path) as checkpoints:
+        for expected, shapes in others.items():
+            like = jax.tree.map(jnp.zeros, shapes, is_leaf=lambda leaf: isinstance(leaf, tuple))
+            with pytest.raises(InputError, match=expected) as caught:
+                checkpoints.restore("latest", like)
+            assert "\n" not in str(caught.value)
+
+
+def test_without_a_checkpoint_there_is_nothing_to_restore(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match="no checkpoint"):
+        checkpoints.restore("best", {"w": jnp.ones(2)})
+    with pytest.raises(InputError, match="holds no best checkpoint"):
+        read_best(tmp_path / "elsewhere")
+
+
+def test_read_best_needs_no_structure(tmp_path):
+    state = train_state()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save("best", 3, {"params": state.params})
+    best = read_best(tmp_path)
+    assert all(isinstance(leaf, np.ndarray) for leaf in best.values())
+    assert_identical(best, flatten({"params": state.params}))
+
+
+def truncate(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def empty(content: bytes) -> bytes:
+    return b""
+
+
+@pytest.mark.parametrize("damage", [truncate, empty])
+@pytest.mark.parametrize("part", ["data", "metadata"])
+def test_damaged_files_give_one_line(tmp_path, damage, part):
+    tree = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(50, 40)), jnp.float32)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save("latest", 1, tree)
+    files = [path for path in (tmp_path / "latest").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    chosen = [largest] if part == "data" else [path for path in files if path != largest]
+    for path in chosen:
+        path.write_bytes(damage(path.read_bytes()))
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError) as caught:
+        checkpoints.restore("latest", tree)
+    assert "\n" not in str(caught.value)
+    assert "checkpoint" in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+def test_one_bad_number_among_many_is_found(bad):
+    # More than 4096: XLA:CPU loses NaN in larger maximum reductions.
+    good = {"a": jnp.ones(5000), "b": jnp.ones((3, 2)), "count": jnp.int32(1)}
+    assert bool(all_finite(good))
+    for name, index in (("a", 4321), ("b", (2, 1))):
+        assert not bool(all_finite({**good, name: good[name].at[index].set(bad)}))

@@ -1,0 +1,151 @@
+"""Metrics: definitions by brute force, and what must not change them."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from jaxdnn.training.metrics import (
+    accuracy,
+    area_under_curve,
+    auc,
+    balanced_accuracy,
+    classification_metrics,
+    confusion_matrix,
+    log_odds,
+    majority_fraction,
+)
+
+RNG = np.random.default_rng(0)
+LABELS = RNG.integers(0, 3, 40).astype(np.int32)
+PREDICTED = np.where(RNG.random(40) < 0.5, LABELS, RNG.integers(0, 3, 40)).astype(np.int32)
+NAMES = {"loss", "accuracy", "balanced_accuracy", "auc", "majority_fraction"}
+
+
+def pair_counting(positive, scores):
+    """The share of pairs in which the positive scores higher, ties half."""
+    pairs = list(itertools.product(scores[positive], scores[~positive]))
+    return sum((p > n) + (p == n) / 2 for p, n in pairs) / len(pairs)
+
+
+def test_confusion_counts_every_pair():
+    confusion = confusion_matrix(LABELS, PREDICTED, 3)
+    for label, predicted in itertools.product(range(3), repeat=2):
+        count = sum((LABELS == label) & (PREDICTED == predicted))
+        assert confusion[label, predicted] == count
+    assert confusion_matrix(LABELS, PREDICTED, 5).shape == (5, 5)
+
+
+def test_accuracies_are_their_definitions():
+    confusion = confusion_matrix(LABELS, PREDICTED, 3)
+    assert accuracy(confusion) == pytest.approx(np.mean(LABELS == PREDICTED))
+    recalls = [np.mean(PREDICTED[LABELS == label] == label) for label in range(3)]
+    assert balanced_accuracy(confusion) == pytest.approx(np.mean(recalls))
+    shares = [np.mean(PREDICTED == label) for label in range(3)]
+    assert majority_fraction(confusion) == pytest.approx(max(shares))
+
+
+def test_balanced_accuracy_does_not_depend_on_how_common_a_class_is():
+    often = LABELS == 1
+    labels = np.concatenate([LABELS, *[LABELS[often]] * 9])
+    predicted = np.concatenate([PREDICTED, *[PREDICTED[often]] * 9])
+    more = confusion_matrix(labels, predicted, 3)
+    once = confusion_matrix(LABELS, PREDICTED, 3)
+    assert balanced_accuracy(more) == pytest.approx(balanced_accuracy(once))
+    assert accuracy(more) != pytest.approx(accuracy(once))
+    renamed = confusion_matrix((LABELS + 1) % 3, (PREDICTED + 1) % 3, 3)
+    assert balanced_accuracy(renamed) == pytest.approx(balanced_accuracy(once))
+
+
+def test_a_class_that_does_not_occur_is_left_out():
+    confusion = confusion_matrix(LABELS, PREDICTED, 4)
+    assert balanced_accuracy(confusion) == pytest.approx(balanced_accuracy(confusion[:3, :3]))
+
+
+@pytest.mark.parametrize("constant", [0, 1, 2])
+def test_a_constant_prediction_is_a_majority_of_1_and_a_balanced_accuracy_of_guessing(constant):
+    confusion = confusion_matrix(LABELS, np.full_like(LABELS, constant), 3)
+    assert majority_fraction(confusion) == 1
+    assert balanced_accuracy(confusion) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("num_values", [2, 5, 1000])
+def test_area_is_the_share_of_pairs_in_order_ties_half(num_values):
+    positive = RNG.random(50) < 0.3
+    scores = RNG.integers(0, num_values, 50) / 7
+    expected = pair_counting(positive, scores)
+    assert area_under_curve(positive, scores) == pytest.approx(expected, abs=1e-12)
+    assert area_under_curve(positive, np.exp(scores)) == pytest.approx(expected, abs=1e-12)
+    assert area_under_curve(positive, -scores) == pytest.approx(1 - expected, abs=1e-12)
+    assert area_under_curve(~positive, scores) == pytest.approx(1 - expected, abs=1e-12)
+
+
+def test_area_at_its_limits():
+    positive = np.array([False, False, True, True])
+    assert area_under_curve(positive, np.array([0.1, 0.2, 0.3, 0.4])) == 1
+    assert area_under_curve(positive, np.array([0.4, 0.3, 0.2, 0.1])) == 0
+    assert area_under_curve(positive, np.zeros(4)) == 0.5
+    assert math.isnan(area_under_curve(np.ones(4, bool), np.arange(4.0)))
+    assert math.isnan(area_under_curve(np.zeros(4, bool), np.arange(4.0)))
+
+
+def test_area_of_many_classes_is_the_mean_of_one_against_the_rest():
+    logits = RNG.normal(size=(40, 3))
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    areas = [pair_counting(label == LABELS, shares[:, label]) for label in range(3)]
+    assert auc(LABELS, logits) == pytest.approx(np.mean(areas), abs=1e-12)
+    few = LABELS != 1  # a class that does not occur is left out
+    areas = [pair_counting(label == LABELS[few], shares[few, label]) for label in (0, 2)]
+    assert auc(LABELS[few], logits[few]) == pytest.approx(np.mean(areas), abs=1e-12)
+
+
+@pytest.mark.parametrize("num_outputs", [1, 2, 3])
+def test_log_odds_are_those_of_the_probabilities(num_outputs):
+    logits, _ = logits_of(num_outputs)
+    full = np.concatenate([np.zeros_like(logits), logits], 1) if num_outputs == 1 else logits
+    shares = np.exp(full) / np.exp(full).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(log_odds(logits), np.log(shares / (1 - shares)), rtol=1e-9)
+
+
+def logits_of(num_outputs):
+    """Logits that lean towards the label."""
+    labels = LABELS % max(num_outputs, 2)
+    if num_outputs == 1:
+        return RNG.normal(size=(40, 1)) + 2.0 * labels[:, None] - 1, labels
+    return RNG.normal(size=(40, num_outputs)) + np.eye(num_outputs)[labels], labels
+
+
+@pytest.mark.parametrize("num_outputs", [1, 2, 3])
+def test_metrics_of_logits(num_outputs):
+    logits, labels = logits_of(num_outputs)
+    metrics = classification_metrics(logits.astype(np.float32), labels)
+    assert set(metrics) == NAMES
+    full = np.concatenate([np.zeros_like(logits), logits], 1) if num_outputs == 1 else logits
+    shares = np.exp(full) / np.exp(full).sum(axis=1, keepdims=True)
+    losses = -np.log(shares[np.arange(40), labels])
+    assert metrics["loss"] == pytest.approx(losses.mean(), rel=1e-5)
+    assert metrics["accuracy"] == pytest.approx(np.mean(full.argmax(axis=1) == labels))
+    if num_outputs < 3:
+        expected = pair_counting(labels == 1, full[:, 1] - full[:, 0])
+    else:
+        expected = np.mean([pair_counting(labels == c, shares[:, c]) for c in range(3)])
+    assert metrics["auc"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("num_outputs", [1, 2])
+def test_area_does_not_depend_on_the_scale_of_the_logits(num_outputs):
+    """Also where float32 probabilities are all 0 or 1."""
+    logits, labels = logits_of(num_outputs)
+    small = classification_metrics(logits.astype(np.float32), labels)["auc"]
+    large = classification_metrics(logits.astype(np.float32) * 128, labels)["auc"]
+    assert large == small
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_logits_that_are_not_finite_give_nan_for_everything(bad):
+    logits, labels = logits_of(2)
+    logits[7, 1] = bad
+    metrics = classification_metrics(logits.astype(np.float32), labels)
+    assert set(metrics) == NAMES
+    assert all(math.isnan(value) for value in metrics.values())
