@@ -126,6 +126,8 @@ def test_batch_size():
     assert resolve_batch_size("full", 30) == 30
     assert resolve_batch_size(30, 30) == 30
     assert resolve_batch_size(1, 30) == 1
-    with pytest.raises(InputError, match="--batch-size 31 exceeds the 30 training images") as caught:
+    with pytest.raises(
+        InputError, match="--batch-size 31 exceeds the 30 training images"
+    ) as caught:
         resolve_batch_size(31, 30)
     assert "\n" not in str(caught.value)
