@@ -17,8 +17,8 @@ from jaxdnn.errors import InputError
 T = TypeVar("T")
 
 INTERRUPTED_EXIT_CODE = 130
-_RULES = re.compile(r"[─━-]{5,}")
-_BORDERS = re.compile(r"[│╭╮╰╯─━]+")
+_RULE = re.compile(r"-*")
+_BORDERS = re.compile(r"[│╭╮╰╯─]+")
 
 
 def parse(
@@ -53,15 +53,14 @@ def parse(
 
 
 def _one_line(box: str, prog: str) -> str:
-    """Take the message out of tyro's box: what stands before its first rule."""
-    rows = "\n".join(
-        "" if _RULES.search(line) else _BORDERS.sub("", line).strip() for line in box.splitlines()
-    ).strip("\n")
-    message, _, rest = rows.partition("\n\n")
-    message = re.sub(r"^Error parsing config\S*: ", "", message)
+    """Take the message out of tyro's box: what stands between its title and the next rule."""
+    body = [_BORDERS.sub("", line).strip() for line in box.strip().splitlines()[1:]]
+    blocks = "\n".join("" if _RULE.fullmatch(line) else line for line in body).strip("\n")
+    message, _, rest = blocks.partition("\n\n")
+    message = re.sub(r"^Error parsing config\S*: ", "", " ".join(message.split())).rstrip(".")
     hint = re.search(r"Perhaps you meant:\n(\S+)", rest)
     meant = f" (did you mean {hint.group(1)}?)" if hint else ""
-    return f"{' '.join(message.split()).rstrip('.')}{meant}; {prog} --help lists the options"
+    return f"{message}{meant}; {prog} --help lists the options"
 
 
 def run(main: Callable[[], int]) -> None:

@@ -3,7 +3,10 @@
 import os
 
 # Before jax is imported: simulated devices, and compilation that is quick rather than good.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+)
 
 from pathlib import Path
 

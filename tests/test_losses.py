@@ -8,7 +8,7 @@ import pytest
 from jaxdnn.losses import cross_entropy, predictions, probabilities
 
 LOGITS = np.random.default_rng(0).normal(size=(6, 4)) * 3
-LABELS = np.array([0, 1, 2, 3, 3, 0], np.int32)
+LABELS = jnp.array([0, 1, 2, 3, 3, 0])
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

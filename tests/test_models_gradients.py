@@ -11,7 +11,7 @@ from jaxdnn.models import UnitOptions, make_mlp
 
 RNG = np.random.default_rng(5)
 X = RNG.normal(size=(6, 4)).astype(np.float32)
-LABELS = np.array([0, 1, 2, 0, 1, 2], np.int32)
+LABELS = jnp.array([0, 1, 2, 0, 1, 2])
 PATHS = ("layers/0", "layers/1", "head")
 SLOPE = 0.3
 # phi and phi', written out.

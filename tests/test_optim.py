@@ -1,5 +1,7 @@
 """The optimiser: penalties, schedules and momentum against their formulas."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,8 +33,9 @@ def tree(seed=0):
 PARAMS, GRADS = tree(0), tree(1)
 
 
-def options(**given):
-    return OptimizerOptions(**{"learning_rate": 1.0, "schedule": "constant", **given})
+def options(**given: Any) -> OptimizerOptions:
+    defaults: dict[str, Any] = {"learning_rate": 1.0, "schedule": "constant"}
+    return OptimizerOptions(**(defaults | given))
 
 
 def optimizer(steps_per_epoch=10, num_steps=100, **given):
@@ -97,7 +100,7 @@ def test_l1_leaves_a_weight_of_zero():
     chain = optimizer(l1=10.0)
     zero = jax.tree.map(jnp.zeros_like, params)
     update, _ = chain.update(zero, chain.init(params), params)
-    np.testing.assert_allclose(update["kernel"], [[0.1, 0.0, -0.1]], rtol=1e-6)
+    assert_close(update, {"kernel": np.array([[0.1, 0.0, -0.1]])}, rtol=1e-6)
 
 
 STEPS = np.array([0, 1, 7, 10, 19, 20, 55, 100])

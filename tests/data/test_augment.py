@@ -9,8 +9,8 @@ from jaxdnn.data import augment
 from jaxdnn.data.augment import warp
 
 RNG = np.random.default_rng(0)
-IMAGE = RNG.integers(0, 256, (5, 7, 3), np.uint8)
-SQUARE = RNG.integers(0, 256, (6, 6, 1), np.uint8)
+IMAGE = jnp.asarray(RNG.integers(0, 256, (5, 7, 3), np.uint8))
+SQUARE = jnp.asarray(RNG.integers(0, 256, (6, 6, 1), np.uint8))
 KEY = jax.random.key(0)
 keys = jax.random.split
 
@@ -35,7 +35,8 @@ def reflected(index, size):
 
 def bilinear_reference(image, matrix, shift):
     """Every output pixel by hand: affine map about the centre, four weighted neighbours."""
-    height, width, channels = image.shape
+    image = np.asarray(image, np.float64)
+    height, width, _ = image.shape
     centre = np.array([(height - 1) / 2, (width - 1) / 2])
     result = np.zeros(image.shape)
     for row, column in np.ndindex(height, width):

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdnn.options import AugmentOptions
 from jaxdnn.data.augment import make_augment
 from jaxdnn.data.pipeline import (
     Standard,
@@ -16,6 +15,7 @@ from jaxdnn.data.pipeline import (
     standardise,
 )
 from jaxdnn.errors import InputError
+from jaxdnn.options import AugmentOptions
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (30, 4, 5, 3), np.uint8)
@@ -69,7 +69,7 @@ def test_balanced_batches_draw_every_image_of_a_class_equally_often():
     indices = np.asarray(jax.jit(jax.vmap(make(30, balanced=True)))(keys)).ravel()
     counts = np.bincount(indices, minlength=30)
     for label in range(3):
-        members = LABELS == label
+        members = np.equal(LABELS, label)
         draws = counts[members].sum()
         assert draws == num * 10
         share = 1 / members.sum()
@@ -107,7 +107,9 @@ def test_prepare_without_augmentation_is_standardisation():
     standard = measure_standard(IMAGES)
     prepare = make_prepare(AugmentOptions(), standard)
     expected = standardise(jnp.asarray(IMAGES), standard)
-    np.testing.assert_allclose(prepare(KEYS[0], IMAGES), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        prepare(KEYS[0], jnp.asarray(IMAGES)), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_prepare_augments_every_image_with_a_key_of_its_own():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -141,9 +142,9 @@ def test_a_finished_run_has_nothing_to_do(setup, program, whole):
     assert folder.metrics.read_bytes() == before
 
 
-def scripted(program: Program, values: list[float]) -> tuple[Program, dict[int, object]]:
+def scripted(program: Program, values: list[float]) -> tuple[Program, dict[int, Any]]:
     """The program with these validation losses, and the parameters that each was for."""
-    seen: dict[int, object] = {}
+    seen: dict[int, Any] = {}
 
     def evaluate(state):
         step = int(state.step)

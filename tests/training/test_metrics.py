@@ -32,7 +32,7 @@ def pair_counting(positive, scores):
 def test_confusion_counts_every_pair():
     confusion = confusion_matrix(LABELS, PREDICTED, 3)
     for label, predicted in itertools.product(range(3), repeat=2):
-        count = sum((LABELS == label) & (PREDICTED == predicted))
+        count = np.sum(np.equal(LABELS, label) & np.equal(PREDICTED, predicted))
         assert confusion[label, predicted] == count
     assert confusion_matrix(LABELS, PREDICTED, 5).shape == (5, 5)
 
@@ -40,9 +40,9 @@ def test_confusion_counts_every_pair():
 def test_accuracies_are_their_definitions():
     confusion = confusion_matrix(LABELS, PREDICTED, 3)
     assert accuracy(confusion) == pytest.approx(np.mean(LABELS == PREDICTED))
-    recalls = [np.mean(PREDICTED[LABELS == label] == label) for label in range(3)]
+    recalls = [np.mean(PREDICTED[label == LABELS] == label) for label in range(3)]
     assert balanced_accuracy(confusion) == pytest.approx(np.mean(recalls))
-    shares = [np.mean(PREDICTED == label) for label in range(3)]
+    shares = [np.mean(label == PREDICTED) for label in range(3)]
     assert majority_fraction(confusion) == pytest.approx(max(shares))
 
 

@@ -11,8 +11,8 @@ from jaxdnn.training.step import Sums, TrainState, make_init, make_step, make_tr
 
 NUM, BATCH, STEPS = 12, 3, 4  # images, batch size, steps in an epoch
 RNG = np.random.default_rng(0)
-IMAGES = RNG.integers(0, 256, (NUM, 2, 2, 1), np.uint8)
-LABELS = np.arange(NUM, dtype=np.int32) % 3
+IMAGES = jnp.asarray(RNG.integers(0, 256, (NUM, 2, 2, 1), np.uint8))
+LABELS = jnp.arange(NUM) % 3
 KEY = jax.random.key(0)
 ORDER = jnp.asarray(RNG.permutation(NUM).reshape(STEPS, BATCH), jnp.int32)
 LEARNING_RATE = 0.5
@@ -24,6 +24,9 @@ def rows(images) -> np.ndarray:
 
 def prepare(key, images):
     return images.astype(jnp.float32) / 255
+
+
+each_loop = pytest.mark.parametrize("compiled_loop", [True, False], ids=["compiled", "stepwise"])
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -42,44 +45,46 @@ def classifier(weights=(1.0, 1.0, 1.0), *, prepare=prepare, limit=1e3, rate=LEAR
     return jax.jit(make_init(model, optimizer))(jax.random.key(1)), step
 
 
-def trainer(step, order=lambda key: ORDER):
-    return make_train(step, order, key=KEY, steps_per_epoch=STEPS)
+def trainer(step, order=lambda key: ORDER, compiled_loop=True):
+    return make_train(step, order, key=KEY, steps_per_epoch=STEPS, compiled_loop=compiled_loop)
 
 
 def steps_of(train, state, *counts):
     """Train in calls of so many steps each, from a copy, because the state is donated."""
     state = jax.tree.map(jnp.copy, state)
     for count in counts:
-        state = train(state, IMAGES, LABELS, jnp.int32(count))
+        state = train(state, IMAGES, LABELS, count)
     return state
 
 
-def by_hand(kernel, bias, indices, weights=(1.0, 1.0, 1.0)):
-    """One SGD step of the linear classifier in float64, and the batch's loss and correct answers."""
-    x, labels = rows(IMAGES[indices]), LABELS[indices]
+def by_hand(parameters, indices, weights=(1.0, 1.0, 1.0)):
+    """One SGD step of the linear classifier in float64; the loss and correct answers before it."""
+    kernel, bias = parameters
+    x, labels = rows(IMAGES[indices]), np.asarray(LABELS[indices])
     shares = softmax(x @ kernel + bias)
     w = np.asarray(weights)[labels]
     losses = -np.log(shares[np.arange(len(x)), labels])
     delta = w[:, None] * (shares - np.eye(3)[labels]) / len(x)
     new = kernel - LEARNING_RATE * x.T @ delta, bias - LEARNING_RATE * delta.sum(axis=0)
-    return *new, np.mean(w * losses), np.sum(shares.argmax(axis=1) == labels)
+    return new, np.mean(w * losses), np.sum(shares.argmax(axis=1) == labels)
 
 
 def start(state):
-    return [np.asarray(state.params["head"][name], np.float64) for name in ("kernel", "bias")]
+    head = state.params["head"]
+    return np.asarray(head["kernel"], np.float64), np.asarray(head["bias"], np.float64)
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (0.5, 1.0, 3.0)])
 def test_steps_and_sums_are_those_by_hand(weights):
     state, step = classifier(weights)
     end = steps_of(trainer(step), state, 3)
-    kernel, bias = start(state)
+    parameters = start(state)
     loss_sum, num_correct = 0.0, 0
     for indices in np.asarray(ORDER)[:3]:
-        kernel, bias, loss, correct = by_hand(kernel, bias, indices, weights)
+        parameters, loss, correct = by_hand(parameters, indices, weights)
         loss_sum, num_correct = loss_sum + BATCH * loss, num_correct + correct
-    np.testing.assert_allclose(end.params["head"]["kernel"], kernel, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(end.params["head"]["bias"], bias, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(end.params["head"]["kernel"], parameters[0], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(end.params["head"]["bias"], parameters[1], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(end.sums.loss, loss_sum, rtol=1e-5)
     assert int(end.sums.num_correct) == num_correct
     assert int(end.sums.num_examples) == 3 * BATCH
@@ -89,13 +94,14 @@ def test_steps_and_sums_are_those_by_hand(weights):
 
 def test_a_class_of_weight_0_teaches_nothing():
     state, step = classifier((0.0, 1.0, 1.0))
-    zeros = np.flatnonzero(LABELS == 0)[:BATCH]
+    zeros = jnp.flatnonzero(LABELS == 0)[:BATCH]
     end = steps_of(trainer(step, lambda key: jnp.tile(zeros, (STEPS, 1))), state, 1)
     jax.tree.map(np.testing.assert_array_equal, end.params, state.params)
     assert float(end.sums.loss) == 0
 
 
-def test_calls_within_an_epoch_do_not_show_and_the_program_is_traced_once():
+@each_loop
+def test_calls_within_an_epoch_do_not_show_and_the_program_is_traced_once(compiled_loop):
     num_traces = 0
 
     def noisy(key, images):
@@ -104,7 +110,7 @@ def test_calls_within_an_epoch_do_not_show_and_the_program_is_traced_once():
         return images / 255 + 0.1 * jax.random.normal(key, images.shape)
 
     state, step = classifier(prepare=noisy, norm="batch", dropout=0.5)
-    train = trainer(step)
+    train = trainer(step, compiled_loop=compiled_loop)
     whole = steps_of(train, state, 4)
     traced = num_traces
     for counts in ((1, 1, 1, 1), (2, 2), (3, 1), (1, 100)):
@@ -112,40 +118,47 @@ def test_calls_within_an_epoch_do_not_show_and_the_program_is_traced_once():
     assert num_traces == traced
 
 
-def test_a_call_ends_with_the_epoch_and_sums_start_anew():
+def test_both_loops_take_the_same_steps():
+    state, step = classifier(norm="batch", dropout=0.5)
+    ends = [steps_of(trainer(step, compiled_loop=loop), state, 3, 2) for loop in (True, False)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6), *ends)
+
+
+@each_loop
+def test_a_call_ends_with_the_epoch_and_sums_start_anew(compiled_loop):
     state, step = classifier()
-    train = trainer(step)
+    train = trainer(step, compiled_loop=compiled_loop)
     epoch = steps_of(train, state, 100)
     assert (int(epoch.step), int(epoch.sums.num_examples)) == (STEPS, NUM)
     more = steps_of(train, state, 100, 1)
     assert (int(more.step), int(more.sums.num_examples)) == (STEPS + 1, BATCH)
-    *_, loss, correct = by_hand(*start(epoch), np.asarray(ORDER)[0])
+    _, loss, correct = by_hand(start(epoch), np.asarray(ORDER)[0])
     np.testing.assert_allclose(more.sums.loss, BATCH * loss, rtol=1e-5)
     assert int(more.sums.num_correct) == correct
 
 
-def test_divergence_stops_at_its_step():
-    images = IMAGES.copy()
-    images[:] = 100
+@each_loop
+def test_divergence_stops_at_its_step(compiled_loop):
     bad_step = 2
-    images[ORDER[bad_step, 1]] = 255  # read as NaN
+    images = jnp.full_like(IMAGES, 100).at[ORDER[bad_step, 1]].set(255)  # read as NaN
 
     def poisoned(key, images):
         return jnp.where(images == 255, jnp.nan, images / 255)
 
     state, step = classifier(prepare=poisoned)
-    end = trainer(step)(state, images, LABELS, jnp.int32(STEPS))
+    train = trainer(step, compiled_loop=compiled_loop)
+    end = train(state, images, LABELS, STEPS)
     assert bool(end.diverged)
     assert int(end.step) == bad_step + 1
-    again = trainer(step)(jax.tree.map(jnp.copy, end), images, LABELS, jnp.int32(STEPS))
+    again = train(jax.tree.map(jnp.copy, end), images, LABELS, STEPS)
     jax.tree.map(np.testing.assert_array_equal, again, end)
 
 
 def test_a_loss_beyond_the_limit_is_divergence():
-    state, step = classifier()
+    state, _ = classifier()
     losses, parameters = [], start(state)
     for indices in np.asarray(ORDER):
-        *parameters, loss, _ = by_hand(*parameters, indices)
+        parameters, loss, _ = by_hand(parameters, indices)
         losses.append(loss)
     worst = int(np.argmax(losses))
     limit = sorted(losses)[-2] / 2 + losses[worst] / 2
@@ -166,15 +179,16 @@ def note(key, state, images, labels):
     return state._replace(step=state.step + 1, params=state.params.at[state.step].set(labels))
 
 
-def test_every_epoch_has_an_order_of_its_own_with_every_image():
+@each_loop
+def test_every_epoch_has_an_order_of_its_own_with_every_image(compiled_loop):
     def shuffle(key):
         return jax.random.permutation(key, NUM).reshape(STEPS, BATCH)
 
-    train = trainer(note, shuffle)
+    train = trainer(note, shuffle, compiled_loop)
     state = noting_state(3 * STEPS)
     names = jnp.arange(NUM)
     for _ in range(3):
-        state = train(state, IMAGES, names, jnp.int32(100))
+        state = train(state, IMAGES, names, 100)
     epochs = np.asarray(state.params).reshape(3, NUM)
     for epoch in epochs:
         assert sorted(epoch) == list(range(NUM))
@@ -182,7 +196,7 @@ def test_every_epoch_has_an_order_of_its_own_with_every_image():
     assert (epochs[1] != epochs[2]).any()
     again = noting_state(3 * STEPS)
     for count in (1, 2, 1, 3, 1, 4):
-        again = train(again, IMAGES, names, jnp.int32(count))
+        again = train(again, IMAGES, names, count)
     np.testing.assert_array_equal(again.params.reshape(3, NUM), epochs)
 
 

@@ -1,0 +1,183 @@
+"""PyTorch's side: the same networks, losses and optimizer, in the forms that are fast on CPU."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks.timing import Work, seconds_per_unit
+from jaxdnn.data.pipeline import Standard
+from jaxdnn.options import AugmentOptions, OptimizerOptions
+
+Step = Callable[[Tensor, Tensor], None]
+Prepare = Callable[[Tensor], Tensor]
+
+
+def use_all_cores() -> None:
+    """Give torch as many threads as JAX takes, and silence the compiler's remarks."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch._logging.set_logs(all=logging.ERROR)
+
+
+def make_mlp(sizes: Sequence[int], *, batch_norm: bool) -> nn.Module:
+    """Make a ReLU network; under batch norm, hidden layers have no bias of their own."""
+    modules: list[nn.Module] = [nn.Flatten()]
+    for num_in, num_out in zip(sizes[:-2], sizes[1:-1], strict=True):
+        modules.append(nn.Linear(num_in, num_out, bias=not batch_norm))
+        modules += [nn.BatchNorm1d(num_out)] if batch_norm else []
+        modules.append(nn.ReLU())
+    return nn.Sequential(*modules, nn.Linear(sizes[-2], sizes[-1]))
+
+
+def make_step(
+    network: nn.Module,
+    options: OptimizerOptions,
+    *,
+    compiled: bool,
+    prepare: Prepare = lambda images: images,
+) -> Step:
+    """Return a training step: SGD with momentum, forward and backward compiled or eager."""
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=options.learning_rate,
+        momentum=options.resolved_momentum,
+        nesterov=options.nesterov,
+        fused=True,  # of the three forms of torch's SGD the fastest on CPU
+    )
+
+    def loss_of(images: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(network(prepare(images)), labels)
+
+    forward = torch.compile(loss_of) if compiled else loss_of
+
+    def step(images: Tensor, labels: Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        forward(images, labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def make_step_work(step: Step, inputs: np.ndarray, labels: np.ndarray) -> Work:
+    """Return the work of training steps on one batch."""
+    images, classes = torch.from_numpy(inputs), torch.from_numpy(labels).long()
+
+    def work(num_steps: int) -> None:
+        for _ in range(num_steps):
+            step(images, classes)
+
+    return work
+
+
+def make_standardise(standard: Standard) -> Prepare:
+    """Return `uint8 (batch, channel, height, width) -> float32`, standardised."""
+    mean = torch.tensor(standard.mean)[:, None, None]
+    std = torch.tensor(standard.std)[:, None, None]
+    return lambda images: (images.float() / 255 - mean) / std
+
+
+def make_augment(options: AugmentOptions, standard: Standard) -> Prepare:
+    """Return the augmentation of a whole batch at once, standardised.
+
+    Scale, crop, flip and rotation are one affine map, read by bilinear interpolation with
+    reflection; then noise. Others are left out: the recipes do not use them.
+    """
+
+    def augment(images: Tensor) -> Tensor:
+        grid = nn.functional.affine_grid(
+            random_affine(options, images.shape), list(images.shape), align_corners=True
+        )
+        moved = nn.functional.grid_sample(
+            images.float() / 255, grid, padding_mode="reflection", align_corners=True
+        )
+        return torch.clamp(moved + options.noise * torch.randn_like(moved), 0, 1)
+
+    mean = torch.tensor(standard.mean)[:, None, None]
+    std = torch.tensor(standard.std)[:, None, None]
+    return lambda images: (augment(images) - mean) / std
+
+
+def random_affine(options: AugmentOptions, shape: torch.Size) -> Tensor:
+    """Return (batch, 2, 3) maps from output to input, in units of half an image."""
+    num, _, _, width = shape
+
+    def uniform(limit: float) -> Tensor:
+        return (2 * torch.rand(num) - 1) * limit
+
+    angle, factor = uniform(math.radians(options.rotation)), 1 + uniform(options.random_scale)
+    sign = 1 - 2 * (torch.rand(num) < options.horizontal_flip).float()
+    cos, sin = torch.cos(angle) / factor, torch.sin(angle) / factor
+    crop = options.random_crop
+    shift = torch.randint(-crop, crop + 1, (2, num)).float() * (2 / (width - 1))
+    rows = [sign * cos, sin, shift[0], -sign * sin, cos, shift[1]]
+    return torch.stack(rows, dim=1).reshape(num, 2, 3)
+
+
+def make_indexing_epoch(step: Step, images: Tensor, labels: Tensor, batch_size: int) -> Work:
+    """Return the work of epochs whose batches are indexed by hand from a permutation."""
+    num_steps = len(labels) // batch_size
+
+    def work(num_epochs: int) -> None:
+        for _ in range(num_epochs):
+            order = torch.randperm(len(labels))[: num_steps * batch_size]
+            for batch in order.view(num_steps, batch_size):
+                step(images[batch], labels[batch])
+
+    return work
+
+
+def make_loader(
+    images: Tensor, labels: Tensor, batch_size: int, num_workers: int
+) -> DataLoader[tuple[Tensor, ...]]:
+    """Return torch's own loader over the same arrays; its workers stay from epoch to epoch."""
+    return DataLoader(
+        TensorDataset(images, labels),
+        batch_size=batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        # A fork of a process in which JAX has threads can hang.
+        multiprocessing_context="spawn" if num_workers else None,
+    )
+
+
+def make_loader_epoch(step: Step, loader: DataLoader[tuple[Tensor, ...]]) -> Work:
+    """Return the work of epochs whose batches come from a loader."""
+
+    def work(num_epochs: int) -> None:
+        for _ in range(num_epochs):
+            for images, labels in loader:
+                step(images, labels)
+
+    return work
+
+
+def fastest_loader(
+    step: Step, images: Tensor, labels: Tensor, batch_size: int
+) -> tuple[DataLoader[tuple[Tensor, ...]], dict[int, float]]:
+    """Return the faster of no workers and two, and the seconds of an epoch for each."""
+    loaders = {count: make_loader(images, labels, batch_size, count) for count in (0, 2)}
+    seconds = {
+        count: seconds_per_unit(make_loader_epoch(step, loader), 2)
+        for count, loader in loaders.items()
+    }
+    return loaders[min(seconds, key=lambda count: seconds[count])], seconds
+
+
+def make_matmul_work(size: int) -> Work:
+    """Return the work of float32 matrix products, size x size."""
+    left, right = torch.randn(2, size, size)
+
+    def work(num_products: int) -> None:
+        for _ in range(num_products):
+            left @ right
+
+    return work

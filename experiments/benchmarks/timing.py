@@ -1,0 +1,71 @@
+"""Interleaved timing: contenders take turns, so that what slows the machine slows them all."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+Work = Callable[[int], None]
+"""Does so many units of work, one after the other, and returns when the last is finished."""
+
+# A thread pool that has just worked spins for a while before it sleeps, and would slow the next.
+PAUSE_SECONDS = 0.05
+
+
+class Effort(NamedTuple):
+    """How long to measure.
+
+    Attributes:
+      rounds: in each of them every contender takes one turn.
+      turn_seconds: roughly how long a turn takes; at least one unit.
+    """
+
+    rounds: int
+    turn_seconds: float
+
+
+class Spread(NamedTuple):
+    """Least, middle and greatest of repeated measurements."""
+
+    min: float
+    median: float
+    max: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Spread:
+        """Return the spread of one or more values."""
+        return cls(min(values), statistics.median(values), max(values))
+
+
+def seconds_per_unit(work: Work, num_units: int) -> float:
+    """Time so many units, after one that is not timed."""
+    work(1)
+    start = time.perf_counter()
+    work(num_units)
+    return (time.perf_counter() - start) / num_units
+
+
+def interleave(contenders: Mapping[str, Work], effort: Effort) -> dict[str, list[float]]:
+    """Return the seconds per unit of each contender, one for each round.
+
+    Args:
+      contenders: warmed up; each does the same units.
+      effort: how often, how long.
+    """
+    counts = {
+        name: max(1, round(effort.turn_seconds / seconds_per_unit(work, 1)))
+        for name, work in contenders.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(effort.rounds):
+        for name, work in contenders.items():
+            time.sleep(PAUSE_SECONDS)
+            seconds[name].append(seconds_per_unit(work, counts[name]))
+    return seconds
+
+
+def ratios(theirs: list[float], ours: list[float]) -> Spread:
+    """Return how many times as long as ours theirs takes, over the rounds."""
+    return Spread.of([a / b for a, b in zip(theirs, ours, strict=True)])

@@ -1,0 +1,46 @@
+"""A folder of images that any network tells apart, and the commands run inside the test process."""
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+NUM_EACH = 40
+# The lecture recipe compiles fastest: it does not augment.
+QUICK = ["lecture", "--widths", "8", "--batch-size", "16", "--epochs", "3", "--no-progress"]
+
+
+def write_images(folder, name, is_bright, num=NUM_EACH, seed=0):
+    """Write dark or bright noise of 8x8 pixels."""
+    (folder / name).mkdir(parents=True)
+    draw = np.random.default_rng(seed + is_bright)
+    for index in range(num):
+        pixels = draw.integers(0, 100, (8, 8), dtype=np.uint8) + np.uint8(150 * is_bright)
+        Image.fromarray(pixels).save(folder / name / f"{index:03}.png")
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """{dog,cat,owl}/*.png: dogs are bright, the others dark."""
+    folder = tmp_path_factory.mktemp("photos")
+    write_images(folder, "dog", True)
+    write_images(folder, "cat", False)
+    write_images(folder, "owl", False, seed=5)
+    return folder
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Call a command; return (exit code, stdout, stderr)."""
+
+    def run(module, *args):
+        from jaxdnn import command_line
+
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            command_line.run(module.main)
+        said = capsys.readouterr()
+        return stop.value.code, said.out, said.err
+
+    return run

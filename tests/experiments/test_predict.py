@@ -1,0 +1,54 @@
+"""Prediction from a run folder alone."""
+
+import json
+import shutil
+import zipfile
+
+import deep_dog
+import predict
+import pytest
+
+from .conftest import QUICK
+
+
+@pytest.fixture(scope="module")
+def run_dir(photos, tmp_path_factory):
+    """A run folder, moved away from where it was trained."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    _, arguments = deep_dog.parse([*QUICK, "--data", str(photos), "--positive", "dog"])
+    deep_dog._train(arguments.config, deep_dog.run_folder.create(path), path, False)
+    return shutil.move(path, path.with_name("moved"))
+
+
+def test_json_scores_files_and_folders(run_dir, photos, call):
+    code, said, _ = call(predict, run_dir, photos / "dog", photos / "cat" / "000.png", "--json")
+    results = json.loads(said)
+    assert code == 0
+    assert [result["label"] for result in results] == ["dog"] * 40 + ["other"]
+    assert all(0.5 < result["probability"] <= 1 for result in results)
+    assert all(set(result) == {"path", "label", "probability"} for result in results)
+
+
+def test_zip_and_table(run_dir, photos, call, tmp_path):
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
+        archive.write(photos / "dog" / "001.png", "inner/001.png")
+    code, said, _ = call(predict, run_dir, tmp_path / "some.zip")
+    assert code == 0
+    assert said.startswith("dog ")
+    assert "some.zip/inner/001.png" in said
+
+
+def test_unreadable_files_are_named_and_skipped(run_dir, photos, call, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    args = (tmp_path / "broken.png", tmp_path / "missing.png", photos / "dog" / "002.png", "--json")
+    code, said, errors = call(predict, run_dir, *args)
+    assert code == 1
+    assert len(json.loads(said)) == 1
+    assert "broken.png" in errors
+    assert "missing.png" in errors
+
+
+def test_nothing_scored(run_dir, call, tmp_path):
+    assert call(predict, run_dir, tmp_path / "missing.png")[0] == 2
+    assert "no images named" in call(predict, run_dir)[2]
+    assert "holds no run" in call(predict, tmp_path, "x.png")[2]
