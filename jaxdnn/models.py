@@ -5,56 +5,33 @@
     output = model.apply(params, batch_stats, images, training=True, key=key)
     output.logits, output.batch_stats, output.pre_activations
 
-Every hidden layer is the same unit, dense or convolution:
-
-    z = norm(x * kernel + bias),   a = dropout(phi(z))
-
-z is the pre-activation. `apply` returns each one by its path, and adds to it a probe where one is
+`apply` returns the pre-activation of every layer by its path, and adds to it a probe where one is
 given: the gradient of the loss with respect to a probe of zeros is delta = dL/dz, the signal that
 vanishes or explodes. What nobody uses is compiled away.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxdnn.activations import Activation, relu
-from jaxdnn.initializers import Draw, he_normal
+from jaxdnn.layers import (
+    Conv3x3,
+    Pass,
+    Unit,
+    UnitOptions,
+    make_dense,
+    mean_pool,
+    space_to_depth,
+)
 
-Norm = Literal["none", "batch", "layer"]
 Params = Any
 BatchStats = Any
-
-BATCH_NORM_EPSILON = 1e-5
-
-
-@dataclasses.dataclass(frozen=True)
-class UnitOptions:
-    """What all hidden layers of a network have in common.
-
-    Attributes:
-      activation: phi.
-      kernel_init: draws the kernels, those of the output layer included.
-      bias_init: every bias at the start.
-      norm: `batch` (its beta replaces the bias), `layer` or `none`.
-      norm_momentum: share of the old running average that a training step keeps; in [0, 1).
-      dropout: share of the units dropped in training; in [0, 1).
-    """
-
-    activation: Activation = dataclasses.field(default_factory=relu)
-    kernel_init: Draw = dataclasses.field(default_factory=he_normal)
-    bias_init: float = 0.0
-    norm: Norm = "none"
-    norm_momentum: float = 0.9
-    dropout: float = 0.0
 
 
 class Output(NamedTuple):
@@ -84,106 +61,6 @@ class Model(NamedTuple):
 
     init: Callable[[Array], tuple[Params, BatchStats]]
     apply: Callable[..., Output]
-
-
-@dataclasses.dataclass
-class Pass:
-    """One forward pass: what the layers need to know, and what they leave behind."""
-
-    training: bool
-    key: Array | None
-    probes: Mapping[str, Array]
-    pre_activations: dict[str, Array] = dataclasses.field(default_factory=dict)
-
-    def record(self, path: str, z: Array) -> Array:
-        """Add the probe of this path to z, keep the sum, and return it."""
-        if path in self.probes:
-            z = z + self.probes[path]
-        self.pre_activations[path] = z
-        return z
-
-    def next_key(self) -> Array | None:
-        """Return a key that no other layer gets."""
-        if self.key is None:
-            return None
-        self.key, key = jax.random.split(self.key)
-        return key
-
-
-class Unit(nnx.Module):
-    """A hidden layer: linear map, norm, activation, dropout."""
-
-    def __init__(
-        self,
-        path: str,
-        linear: nnx.Linear | nnx.Conv,
-        num_features: int,
-        options: UnitOptions,
-        *,
-        activation: Activation | None,
-    ):
-        self.path = path
-        self.linear = linear
-        self.norm = make_norm(num_features, options)
-        self.activation = activation
-        self.slope = make_slope(num_features, activation)
-        self.dropout = options.dropout
-
-    def __call__(self, x: Array, forward: Pass) -> Array:
-        z = self.linear(x)
-        if isinstance(self.norm, nnx.BatchNorm):
-            z = self.norm(z, use_running_average=not forward.training)
-        elif self.norm is not None:
-            z = self.norm(z)
-        z = forward.record(self.path, z)
-        return self._drop(self._activate(z, forward), forward)
-
-    def _activate(self, z: Array, forward: Pass) -> Array:
-        if self.activation is None:
-            return z
-        slope = None if self.slope is None else self.slope[...]
-        if self.activation.slope and self.activation.slope.kind == "random":
-            key = forward.next_key()
-            slope = None if key is None else self.activation.slope.draw(key, z.shape, z.dtype)
-        return self.activation(z, slope)
-
-    def _drop(self, a: Array, forward: Pass) -> Array:
-        key = forward.next_key() if self.dropout else None
-        return a if key is None else nnx.Dropout(self.dropout)(a, deterministic=False, rngs=key)
-
-
-def make_norm(num_features: int, options: UnitOptions) -> nnx.BatchNorm | nnx.LayerNorm | None:
-    """Make the norm named in the options, over the last axis."""
-    rngs = nnx.Rngs(0)  # scale starts at 1 and bias at 0: nothing is drawn
-    if options.norm == "batch":
-        return nnx.BatchNorm(
-            num_features,
-            momentum=options.norm_momentum,
-            epsilon=BATCH_NORM_EPSILON,
-            rngs=rngs,
-        )
-    return nnx.LayerNorm(num_features, rngs=rngs) if options.norm == "layer" else None
-
-
-def make_slope(num_features: int, activation: Activation | None) -> nnx.Param | None:
-    """Make the trained slope of an activation that has one, one entry for each feature."""
-    if activation is None or activation.slope is None or activation.slope.kind != "trained":
-        return None
-    return nnx.Param(jnp.full((num_features,), activation.slope.mean))
-
-
-def make_dense(
-    num_in: int, num_out: int, options: UnitOptions, key: Array, bias: bool
-) -> nnx.Linear:
-    """Make a dense linear map with the options' initializers."""
-    return nnx.Linear(
-        num_in,
-        num_out,
-        use_bias=bias,
-        kernel_init=options.kernel_init,
-        bias_init=nnx.initializers.constant(options.bias_init),
-        rngs=nnx.Rngs(key),
-    )
 
 
 class MLP(nnx.Module):
@@ -238,6 +115,103 @@ def make_mlp(
     """
     num_inputs, options = math.prod(input_shape), unit or UnitOptions()
     return export(lambda key: MLP(num_inputs, widths, num_outputs, options, key))
+
+
+class Residual(nnx.Module):
+    """x + second(first(x))."""
+
+    def __init__(self, path: str, width: int, options: UnitOptions, key: Array):
+        first_key, second_key = jax.random.split(key)
+        self.first = make_conv_unit(f"{path}/first", width, width, options, first_key)
+        self.second = make_conv_unit(f"{path}/second", width, width, options, second_key)
+
+    def __call__(self, x: Array, forward: Pass) -> Array:
+        return x + self.second(self.first(x, forward), forward)
+
+
+class Stage(nnx.Module):
+    """A layer that widens, then residual blocks, all at one resolution."""
+
+    def __init__(
+        self, path: str, num_in: int, width: int, blocks: int, options: UnitOptions, key: Array
+    ):
+        key, *block_keys = jax.random.split(key, blocks + 1)
+        self.widen = make_conv_unit(f"{path}/widen", num_in, width, options, key)
+        self.blocks = nnx.List(
+            Residual(f"{path}/blocks/{index}", width, options, block_key)
+            for index, block_key in enumerate(block_keys)
+        )
+
+    def __call__(self, x: Array, forward: Pass) -> Array:
+        x = self.widen(x, forward)
+        for block in self.blocks:
+            x = block(x, forward)
+        return x
+
+
+def make_conv_unit(path: str, num_in: int, width: int, options: UnitOptions, key: Array) -> Unit:
+    """Make a hidden convolution layer."""
+    conv = Conv3x3(num_in, width, options, key, bias=options.norm != "batch")
+    return Unit(path, conv, width, options, activation=options.activation)
+
+
+class ConvNet(nnx.Module):
+    """Squares of pixels, stages with mean pooling between, a mean over the image, a dense head."""
+
+    def __init__(
+        self,
+        channels: int,
+        stem: int,
+        widths: Sequence[int],
+        blocks: int,
+        num_outputs: int,
+        options: UnitOptions,
+        key: Array,
+    ):
+        self.stem = stem
+        *keys, head_key = jax.random.split(key, len(widths) + 1)
+        inputs = [channels * stem**2, *widths[:-1]]
+        self.stages = nnx.List(
+            Stage(f"stages/{index}", num_in, width, blocks, options, stage_key)
+            for index, (num_in, width, stage_key) in enumerate(
+                zip(inputs, widths, keys, strict=True)
+            )
+        )
+        self.head = make_dense(widths[-1], num_outputs, options, head_key, bias=True)
+
+    def __call__(self, images: Array, forward: Pass) -> Array:
+        x = space_to_depth(images, self.stem)
+        for index, stage in enumerate(self.stages):
+            x = stage(mean_pool(x) if index else x, forward)
+        return forward.record("head", self.head(x.mean((1, 2))))
+
+
+def make_convnet(
+    input_shape: Sequence[int],
+    num_outputs: int,
+    *,
+    widths: Sequence[int],
+    blocks: int = 1,
+    stem: int | None = None,
+    unit: UnitOptions | None = None,
+) -> Model:
+    """Make a small residual convolutional network.
+
+    He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", 2016.
+
+    Args:
+      input_shape: (height, width, channel).
+      num_outputs: k >= 2 softmax units, or 1 sigmoid unit.
+      widths: channels of each stage; each has half the resolution of the one before.
+      blocks: residual blocks of each stage.
+      stem: side of the squares of pixels that become the first stage's channels; default so that
+        about 28 x 28 squares, at most, are left.
+      unit: what the hidden layers share.
+    """
+    height, width, channels = input_shape
+    side = max(2, round(max(height, width) / 28)) if stem is None else stem
+    options = unit or UnitOptions()
+    return export(lambda key: ConvNet(channels, side, widths, blocks, num_outputs, options, key))
 
 
 def export(make_module: Callable[[Array], nnx.Module]) -> Model:

@@ -94,8 +94,11 @@ class ModelOptions:
     """A multi-layer perceptron, or a small residual convolutional network."""
     widths: tuple[int, ...] = (512, 512, 512)
     """mlp: units of each hidden layer, from the input on. convnet: channels of each stage."""
-    blocks: int = 2
+    blocks: int = 1
     """convnet: residual blocks in each stage."""
+    stem: int | None = None
+    """convnet: side of the squares of pixels that the first layer sees as one; default so that
+    about 28 x 28 of them are left."""
     activation: str = "relu"
     """sigmoid, tanh, relu, leaky_relu, parametric_relu, randomized_relu, elu, selu, gelu, silu,
     softplus, soft_sign or hard_tanh."""
@@ -139,7 +142,8 @@ class ModelOptions:
             self.model == "mlp" or len(self.widths) > 0,
             "--widths is empty; --model convnet needs the channels of at least one stage",
         )
-        _check_range(self, "blocks", 1)
+        _check_range(self, "blocks", 0)
+        _check_range(self, "stem", 1)
         check(0 <= self.dropout < 1, f"--dropout is {self.dropout}; give a share in [0, 1)")
         check(
             0 <= self.norm_momentum < 1,

@@ -37,4 +37,16 @@ SHALLOW = Config(
     train=TrainOptions(batch_size=64, epochs=10),
 )
 
-RECIPES = {"deep": DEEP, "lecture": LECTURE, "shallow": SHALLOW}
+CONV = Config(
+    data=DataOptions(balance="batches"),
+    model=ModelOptions(model="convnet", widths=(32, 64, 128)),
+    optimizer=OptimizerOptions(
+        learning_rate=0.1, momentum=0.9, nesterov=True, schedule="cosine_decay", l2=3.0
+    ),
+    augment=AugmentOptions(
+        random_scale=0.15, random_crop=2, horizontal_flip=0.5, rotation=15.0, noise=0.05
+    ),
+    train=TrainOptions(epochs=30),
+)
+
+RECIPES = {"deep": DEEP, "lecture": LECTURE, "shallow": SHALLOW, "conv": CONV}

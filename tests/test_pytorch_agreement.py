@@ -5,6 +5,7 @@ PyTorch's side uses its own autograd, losses, norms, optimizer and learning-rate
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -62,9 +63,7 @@ def train_ours(
         loss_limit=1e3,
     )
     state = make_init(model, optimizer)(jax.random.key(0))
-    state = state._replace(
-        params=params, batch_stats=batch_stats, opt_state=optimizer.init(params)
-    )
+    state = state._replace(params=params, batch_stats=batch_stats, opt_state=optimizer.init(params))
 
     def one(state, batch):
         state = step(jax.random.key(1), state._replace(sums=Sums.zero()), *batch)
@@ -154,13 +153,42 @@ def relative_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.max(np.abs(ours - theirs) / theirs))
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize(("norm", "num_outputs"), [("batch", 2), ("none", 1), ("layer", 2)])
-def test_losses_agree(batches, norm, num_outputs, nesterov):
-    import dataclasses
-    options = dataclasses.replace(OPTIONS, nesterov=nesterov)
+CASES = [("batch", 2), ("layer", 2), ("none", 1)]
+
+
+@pytest.mark.parametrize(("norm", "num_outputs"), CASES)
+def test_losses_agree(batches, norm, num_outputs):
     model, params, batch_stats = start(norm, num_outputs)
-    ours = train_ours(model, params, batch_stats, batches, options)
-    theirs = train_torch(torch_mlp(params, norm), batches, options)
-    print(norm, nesterov, relative_difference(ours.losses, theirs), ours.losses[[0,10,25,49]])
+    ours = train_ours(model, params, batch_stats, batches, OPTIONS)
+    theirs = train_torch(torch_mlp(params, norm), batches, OPTIONS)
+    assert len(ours.losses) == len(theirs) == NUM_STEPS
     assert relative_difference(ours.losses, theirs) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"l2": 19.0}, {"momentum": 0.89}, {"decay_rate": 0.91}, {"nesterov": True}],
+    ids=lambda change: next(iter(change)),
+)
+def test_the_comparison_notices_a_small_difference(batches, change):
+    model, params, batch_stats = start("batch", 2)
+    ours = train_ours(model, params, batch_stats, batches, OPTIONS)
+    changed = dataclasses.replace(OPTIONS, **change)
+    theirs = train_torch(torch_mlp(params, "batch"), batches, changed)
+    assert relative_difference(ours.losses, theirs) > 3 * TOLERANCE
+
+
+def test_running_statistics_agree(batches):
+    model, params, batch_stats = start("batch", 2)
+    ours = train_ours(model, params, batch_stats, batches, OPTIONS)
+    network = torch_mlp(params, "batch")
+    train_torch(network, batches, OPTIONS)
+    norms = [module for module in network if isinstance(module, torch.nn.BatchNorm1d)]
+    # Torch averages the unbiased variance, n / (n - 1) times ours, from the same start of 1.
+    start_left = 0.9**NUM_STEPS
+    bessel = BATCH_SIZE / (BATCH_SIZE - 1)
+    for index, norm in enumerate(norms):
+        stats = ours.batch_stats["layers"][index]["norm"]
+        np.testing.assert_allclose(stats["mean"], norm.running_mean, rtol=1e-3, atol=1e-4)
+        expected = start_left + (np.asarray(stats["var"]) - start_left) * bessel
+        np.testing.assert_allclose(expected, norm.running_var, rtol=1e-3)

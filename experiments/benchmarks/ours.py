@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import Work
 from jaxdnn import optim
 from jaxdnn.config import Config
 from jaxdnn.data.dataset import Dataset
@@ -14,6 +13,8 @@ from jaxdnn.models import Model
 from jaxdnn.options import OptimizerOptions
 from jaxdnn.training.setup import init_state, make_program, make_setup
 from jaxdnn.training.step import make_init, make_step
+
+from .timing import Work
 
 
 def make_step_work(
@@ -31,12 +32,12 @@ def make_step_work(
     )
     compiled = jax.jit(step, donate_argnums=1)
     state = jax.jit(make_init(model, chain))(jax.random.key(0))
-    key, inputs, labels = jax.random.key(1), jnp.asarray(inputs), jnp.asarray(labels)
+    key, images, classes = jax.random.key(1), jnp.asarray(inputs), jnp.asarray(labels)
 
     def work(num_steps: int) -> None:
         nonlocal state
         for _ in range(num_steps):
-            state = compiled(key, state, inputs, labels)
+            state = compiled(key, state, images, classes)
         jax.block_until_ready(state)
 
     return work

@@ -6,15 +6,17 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.timing import Work, seconds_per_unit
 from jaxdnn.data.pipeline import Standard
 from jaxdnn.options import AugmentOptions, OptimizerOptions
+
+from .timing import Work, seconds_per_unit
 
 Step = Callable[[Tensor, Tensor], None]
 Prepare = Callable[[Tensor], Tensor]
@@ -29,7 +31,7 @@ def use_all_cores() -> None:
 def make_mlp(sizes: Sequence[int], *, batch_norm: bool) -> nn.Module:
     """Make a ReLU network; under batch norm, hidden layers have no bias of their own."""
     modules: list[nn.Module] = [nn.Flatten()]
-    for num_in, num_out in zip(sizes[:-2], sizes[1:-1], strict=True):
+    for num_in, num_out in pairwise(sizes[:-1]):
         modules.append(nn.Linear(num_in, num_out, bias=not batch_norm))
         modules += [nn.BatchNorm1d(num_out)] if batch_norm else []
         modules.append(nn.ReLU())

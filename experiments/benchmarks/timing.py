@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 Work = Callable[[int], None]
@@ -64,6 +67,38 @@ def interleave(contenders: Mapping[str, Work], effort: Effort) -> dict[str, list
             time.sleep(PAUSE_SECONDS)
             seconds[name].append(seconds_per_unit(work, counts[name]))
     return seconds
+
+
+class Elsewhere:
+    """Share of the cores that other programs take; None where there is no /proc."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter(), cpu_seconds_elsewhere()
+
+    def share(self) -> float | None:
+        """Return the share since this was made."""
+        (start, before), now = self._start, cpu_seconds_elsewhere()
+        if before is None or now is None:
+            return None
+        elapsed = time.perf_counter() - start
+        return max(0.0, now - before) / elapsed / (os.cpu_count() or 1)
+
+
+def cpu_seconds_elsewhere() -> float | None:
+    """Return the CPU time so far of all programs except this one and its workers."""
+    children = [child.pid for child in multiprocessing.active_children()]
+    try:
+        user, nice, system, _, _, irq, softirq, steal = _fields("/proc/stat", 1, 8)
+        own = sum(sum(_fields(f"/proc/{pid}/stat", 13, 2)) for pid in [os.getpid(), *children])
+    except OSError:
+        return None
+    ticks = user + nice + system + irq + softirq + steal - own
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _fields(path: str, first: int, count: int) -> list[int]:
+    words = Path(path).read_text().split("\n", 1)[0].split()
+    return [int(word) for word in words[first : first + count]]
 
 
 def ratios(theirs: list[float], ours: list[float]) -> Spread:

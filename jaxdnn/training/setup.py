@@ -24,7 +24,8 @@ from jaxdnn.data.pipeline import (
 )
 from jaxdnn.data.splits import class_weights
 from jaxdnn.errors import InputError
-from jaxdnn.models import BatchStats, Model, UnitOptions, make_mlp
+from jaxdnn.layers import UnitOptions
+from jaxdnn.models import BatchStats, Model, make_convnet, make_mlp
 from jaxdnn.options import ModelOptions
 from jaxdnn.training.evaluate import make_estimate_batch_stats, make_predict
 from jaxdnn.training.fit import Program
@@ -64,6 +65,15 @@ def make_model(
         dropout=options.dropout,
     )
     num_outputs = 1 if options.head == "sigmoid" else num_classes
+    if options.model == "convnet":
+        return make_convnet(
+            input_shape,
+            num_outputs,
+            widths=options.widths,
+            blocks=options.blocks,
+            stem=options.stem,
+            unit=unit,
+        )
     return make_mlp(input_shape, num_outputs, widths=options.widths, unit=unit)
 
 
@@ -144,14 +154,7 @@ def make_program(setup: Setup) -> Program:
         loss_limit=config.train.divergence_factor * math.log(setup.num_classes),
     )
     order = _make_order(setup)
-    on_cpu = jax.default_backend() == "cpu"
-    train = make_train(
-        step,
-        order,
-        key=run_key,
-        steps_per_epoch=setup.steps_per_epoch,
-        compiled_loop=not (on_cpu and config.model.model == "convnet"),
-    )
+    train = make_train(step, order, key=run_key, steps_per_epoch=setup.steps_per_epoch)
     return Program(
         train=lambda state, num_steps: train(state, train_images, train_labels, num_steps),
         evaluate=_make_evaluate(setup, train_images, order),

@@ -123,7 +123,6 @@ def make_train(
     *,
     key: Array,
     steps_per_epoch: int,
-    compiled_loop: bool = True,
 ) -> Train:
     """Return `(state, images, labels, num_steps) -> state`, compiled, its state donated.
 
@@ -136,7 +135,6 @@ def make_train(
       order: `key -> (steps, batch)` indices of an epoch.
       key: of the run.
       steps_per_epoch: rows of the order.
-      compiled_loop: the loop over the steps is in the program too; otherwise every step is a call.
     """
     order_key, step_key = jax.random.split(key)
 
@@ -157,28 +155,7 @@ def make_train(
             state,
         )
 
-    if compiled_loop:
-        return jax.jit(loop, donate_argnums=0)
-    compiled_step = jax.jit(take_step, donate_argnums=0)
-    return _make_stepwise(compiled_step, jax.jit(indices_of), steps_per_epoch)
-
-
-def _make_stepwise(
-    take_step: Callable[..., TrainState], indices_of: Callable[..., Array], steps_per_epoch: int
-) -> Train:
-    """Loop in Python: XLA's CPU backend runs convolutions inside compiled loops 50 times slower."""
-
-    def run(state: TrainState, images: Array, labels: Array, num_steps: int) -> TrainState:
-        first = int(state.step)
-        epoch = first // steps_per_epoch
-        indices = indices_of(epoch)
-        for _ in range(first, min(first + num_steps, (epoch + 1) * steps_per_epoch)):
-            if bool(state.diverged):
-                break
-            state = take_step(state, images, labels, indices)
-        return state
-
-    return run
+    return jax.jit(loop, donate_argnums=0)
 
 
 def _start_of_epoch(state: TrainState, steps_per_epoch: int) -> TrainState:

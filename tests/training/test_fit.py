@@ -148,7 +148,8 @@ def scripted(program: Program, values: list[float]) -> tuple[Program, dict[int, 
 
     def evaluate(state):
         step = int(state.step)
-        seen[step] = jax.tree.map(np.array, (state.params, state.batch_stats))
+        # jnp.copy, because a NumPy view of a buffer keeps it from being donated.
+        seen[step] = jax.tree.map(jnp.copy, (state.params, state.batch_stats))
         value = values[step // STEPS_PER_EPOCH - 1]
         return {"val/loss": value, "val/balanced_accuracy": 0.5}, state.batch_stats
 

@@ -1,0 +1,144 @@
+"""What is measured: each row is one piece of work that several contenders do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from jaxdnn.config import Config
+from jaxdnn.data.dataset import Dataset
+from jaxdnn.data.pipeline import measure_standard
+from jaxdnn.models import UnitOptions, make_mlp
+from jaxdnn.options import AugmentOptions, ModelOptions, OptimizerOptions
+from jaxdnn.recipes import DEEP
+from jaxdnn.training.run import load_data
+
+from . import ours, pytorch
+from .timing import Work
+
+OURS = "jaxdnn"
+EAGER, COMPILED = "PyTorch eager", "torch.compile"
+BATCH_SIZE = 128
+OPTIMIZER = OptimizerOptions(learning_rate=1e-3, momentum=0.9, schedule="constant")
+
+
+class Row(NamedTuple):
+    """One piece of work.
+
+    Attributes:
+      title: what it is, with everything that is the same for all contenders.
+      unit: of the times, `step` or `epoch`.
+      contenders: by name; ours first.
+      flops: of a unit, counted by formula.
+      target: least ratio to ours that is asked of each of `rivals`.
+      rivals: contenders that the target is about.
+      notes: what else a reader must know.
+    """
+
+    title: str
+    unit: str
+    contenders: Mapping[str, Work]
+    flops: float
+    target: float
+    rivals: Sequence[str] = (EAGER, COMPILED)
+    notes: Sequence[str] = ()
+
+
+def mlp_flops(sizes: Sequence[int], batch_size: int) -> float:
+    """Return the matrix-multiply FLOPs of a training step; the first layer's input needs none.
+
+    Forward, kernel gradients and input gradients take 2 * batch * in * out for each layer.
+    """
+    products = [num_in * num_out for num_in, num_out in pairwise(sizes)]
+    return batch_size * (6.0 * sum(products) - 2.0 * products[0])
+
+
+def mlp_step(sizes: Sequence[int], target: float) -> Row:
+    """Make the row of a training step of a ReLU network without norm."""
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(BATCH_SIZE, sizes[0])).astype(np.float32)
+    labels = rng.integers(0, sizes[-1], BATCH_SIZE).astype(np.int32)
+    model = make_mlp(sizes[:1], sizes[-1], widths=sizes[1:-1], unit=UnitOptions(norm="none"))
+    contenders = {OURS: ours.make_step_work(model, OPTIMIZER, inputs, labels)}
+    for name, compiled in {EAGER: False, COMPILED: True}.items():
+        network = pytorch.make_mlp(sizes, batch_norm=False)
+        step = pytorch.make_step(network, OPTIMIZER, compiled=compiled)
+        contenders[name] = pytorch.make_step_work(step, inputs, labels)
+    return Row(
+        title=f"MLP {'-'.join(map(str, sizes))}, training step, batch {BATCH_SIZE}, ReLU, no norm",
+        unit="step",
+        contenders=contenders,
+        flops=mlp_flops(sizes, BATCH_SIZE),
+        target=target,
+    )
+
+
+def epoch(augment: AugmentOptions, how: str) -> Row:
+    """Make the row of an epoch over the silhouettes: shuffle, batch, standardise and train."""
+    config = Config(
+        model=ModelOptions(widths=DEEP.model.widths, norm="batch"),
+        optimizer=OPTIMIZER,
+        augment=augment,
+    )
+    dataset = load_data(config, progress=False)
+    num, height, width, channels = dataset.train.images.shape
+    sizes = (height * width * channels, *config.model.widths, len(dataset.class_names))
+    contenders, note = torch_epochs(config, dataset, sizes)
+    return Row(
+        title=(
+            f"epoch of {num} images {height}×{width}, uint8 to trained, {how}; "
+            f"MLP {'-'.join(map(str, sizes))}, batch {BATCH_SIZE}, ReLU, batch norm"
+        ),
+        unit="epoch",
+        contenders={OURS: ours.make_epoch_work(config, dataset), **contenders},
+        flops=(num // BATCH_SIZE) * mlp_flops(sizes, BATCH_SIZE),
+        target=3.0,
+        rivals=(f"{EAGER}, DataLoader", f"{COMPILED}, DataLoader"),
+        notes=(note,),
+    )
+
+
+def torch_epochs(
+    config: Config, dataset: Dataset, sizes: Sequence[int]
+) -> tuple[dict[str, Work], str]:
+    """Make PyTorch's epochs: eager and compiled, from its DataLoader and indexed by hand."""
+    images = torch.from_numpy(dataset.train.images).permute(0, 3, 1, 2).contiguous()
+    labels = torch.from_numpy(dataset.train.labels).long()
+    standard = measure_standard(dataset.train.images)
+    prepare = (
+        pytorch.make_standardise(standard)
+        if config.augment == AugmentOptions()
+        else pytorch.make_augment(config.augment, standard)
+    )
+    eager, compiled = (
+        pytorch.make_step(
+            pytorch.make_mlp(sizes, batch_norm=True),
+            config.optimizer,
+            compiled=compiled,
+            prepare=prepare,
+        )
+        for compiled in (False, True)
+    )
+    loader, seconds = pytorch.fastest_loader(eager, images, labels, BATCH_SIZE)
+    note = "an epoch of PyTorch eager by DataLoader workers: " + ", ".join(
+        f"{workers} {1e3 * value:.0f} ms" for workers, value in seconds.items()
+    )
+    works: dict[str, Work] = {}
+    for name, step in {EAGER: eager, COMPILED: compiled}.items():
+        works[f"{name}, DataLoader"] = pytorch.make_loader_epoch(step, loader)
+        works[f"{name}, indexed by hand"] = pytorch.make_indexing_epoch(
+            step, images, labels, BATCH_SIZE
+        )
+    return works, f"{note}; the faster takes part"
+
+
+ROWS: dict[str, Callable[[], Row]] = {
+    "wide-mlp": lambda: mlp_step((51529, 512, 128, 2), target=1.3),
+    "deep-mlp": lambda: mlp_step((784, 512, 512, 512, 2), target=2.0),
+    "epoch": lambda: epoch(AugmentOptions(), "no augmentation"),
+    "epoch-augmented": lambda: epoch(DEEP.augment, "augmented as in the deep recipe"),
+}

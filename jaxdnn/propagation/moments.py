@@ -1,0 +1,175 @@
+"""What signals and gradients do inside a network: moments of every layer, forward and backward.
+
+A network of `depth` kernels, each hidden layer of the same width:
+
+    u_l = h_(l-1) W_l,   z_l = norm(u_l),   h_l = phi(z_l)  [+ h_(l-1)],   l = 1 .. depth - 1
+    logits = h_(depth-1) W_depth
+
+z is the pre-activation, and delta_l = dL/dz_l is the signal that vanishes or explodes. It comes
+from the lecture's backward formulas, one layer at a time, so that neither compile time nor the
+memory for gradients grows with depth:
+
+    delta_l = phi'(z_l) * dL/dh_l,   dL/dW_l = h_(l-1)^T dL/du_l,   dL/dh_(l-1) = dL/du_l W_l^T
+
+The gradient of a kernel can stay large while delta dies, because it is delta times the activation:
+under Xavier and ReLU delta shrinks toward the input while the activation shrinks toward the output.
+
+References:
+  Glorot and Bengio, "Understanding the Difficulty of Training Deep Feedforward Neural Networks",
+  2010. Schoenholz, Gilmer, Ganguli and Sohl-Dickstein, "Deep Information Propagation", 2017.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float
+
+from jaxdnn.layers import BATCH_NORM_EPSILON, LAYER_NORM_EPSILON, Norm
+
+# |phi'| below this share of its maximum counts as saturated.
+SATURATED = 0.01
+
+Phi = Callable[[Array], Array]
+# (logits, labels) -> mean loss
+Loss = Callable[[Array, Array], Array]
+
+
+class Kernels(NamedTuple):
+    """The kernels of a network of at least two.
+
+    Attributes:
+      first: (input, width).
+      hidden: (depth - 2, width, width), stacked.
+      last: (width, output).
+    """
+
+    first: Array
+    hidden: Array
+    last: Array
+
+
+class Moments(NamedTuple):
+    """Statistics of every layer; layer 1 (index 0) is nearest the input, the last is the output.
+
+    Attributes:
+      pre_activation_mean: mean of z over batch and units.
+      pre_activation_rms: root mean square of z.
+      pre_activation_second_moment: mean of z².
+      dead_fraction: share of units with phi' = 0 for every example.
+      saturated_fraction: share of units and examples with |phi'| < 1 % of its maximum.
+      correlation: mean cosine between the z of two examples, over neighbouring pairs.
+      delta_rms: root mean square of dL/dz over batch and units, L the mean loss.
+      delta_rms_by_example: the same for every example; (layer, batch).
+      kernel_grad_rms: root mean square of dL/dW.
+      kernel_grad_ratio: that over the root mean square of W; NaN where both are zero.
+    """
+
+    pre_activation_mean: Array
+    pre_activation_rms: Array
+    pre_activation_second_moment: Array
+    dead_fraction: Array
+    saturated_fraction: Array
+    correlation: Array
+    delta_rms: Array
+    delta_rms_by_example: Array
+    kernel_grad_rms: Array
+    kernel_grad_ratio: Array
+
+
+def normalise(u: Array, norm: Norm) -> Array:
+    """Normalise over the batch, over the units, or not at all (gamma = 1, beta = 0)."""
+    if norm == "none":
+        return u
+    axis, epsilon = {"batch": (0, BATCH_NORM_EPSILON), "layer": (1, LAYER_NORM_EPSILON)}[norm]
+    return (u - u.mean(axis, keepdims=True)) * lax.rsqrt(u.var(axis, keepdims=True) + epsilon)
+
+
+def measure(
+    kernels: Kernels,
+    inputs: Float[Array, "batch input"],
+    labels: Array,
+    phi: Phi,
+    *,
+    steepest: Array | float,
+    loss: Loss,
+    norm: Norm = "none",
+    residual: bool = False,
+) -> Moments:
+    """Pass a batch forward and back, and return the moments of every layer.
+
+    Args:
+      kernels: of the network; their dtype is the precision of the whole pass.
+      inputs: (batch, input), at least two examples.
+      labels: what `loss` takes.
+      phi: the activation.
+      steepest: the greatest |phi'|.
+      loss: `(logits, labels) -> mean loss`.
+      norm: of every hidden pre-activation.
+      residual: add each hidden layer's input to its output, from the second layer on.
+
+    Returns:
+      Moments in float32, one entry for each kernel.
+    """
+
+    def forward(h: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+        u = h @ kernel
+        a = phi(normalise(u, norm))
+        return (a + h if residual else a), (h, u)
+
+    def through(grad: Array, h: Array, u: Array, kernel: Array) -> tuple[Array, Moments]:
+        """Take dL/dh of a layer to dL/du of it, and reduce what was met on the way."""
+        z, back = jax.vjp(lambda u: normalise(u, norm), u)
+        slope = jax.jvp(phi, (z,), (jnp.ones_like(z),))[1]
+        delta = grad * slope
+        (grad_u,) = back(delta)
+        return grad_u, _reduce(z, slope / steepest, delta, h.T @ grad_u, kernel)
+
+    def backward(grad: Array, saved: tuple[Array, Array, Array]) -> tuple[Array, Moments]:
+        grad_u, moments = through(grad, *saved)
+        grad_h = grad_u @ saved[2].T
+        return (grad_h + grad if residual else grad_h), moments
+
+    u = inputs @ kernels.first
+    h, (hs, us) = lax.scan(forward, phi(normalise(u, norm)), kernels.hidden)
+    logits = h @ kernels.last
+    delta = jax.grad(lambda logits: loss(logits.astype(jnp.float32), labels))(logits)
+    last = _reduce(logits, jnp.ones_like(logits), delta, h.T @ delta, kernels.last)
+    saved = (hs, us, kernels.hidden)
+    grad, hidden = lax.scan(backward, delta @ kernels.last.T, saved, reverse=True)
+    _, first = through(grad, inputs, u, kernels.first)
+    return jax.tree.map(lambda a, b, c: jnp.concatenate([a[None], b, c[None]]), first, hidden, last)
+
+
+def _reduce(z: Array, slope: Array, delta: Array, kernel_grad: Array, kernel: Array) -> Moments:
+    """Reduce one layer; `slope` is phi' over its greatest absolute value."""
+    z, slope, delta = (x.astype(jnp.float32) for x in (z, slope, delta))
+    kernel_grad_rms = _rms(kernel_grad)
+    second_moment = jnp.mean(z**2)
+    return Moments(
+        pre_activation_mean=jnp.mean(z),
+        pre_activation_rms=jnp.sqrt(second_moment),
+        pre_activation_second_moment=second_moment,
+        dead_fraction=jnp.mean(jnp.all(slope == 0, axis=0).astype(jnp.float32)),
+        saturated_fraction=jnp.mean((jnp.abs(slope) < SATURATED).astype(jnp.float32)),
+        correlation=_correlation(z),
+        delta_rms=_rms(delta),
+        delta_rms_by_example=jnp.sqrt(jnp.mean(delta**2, axis=1)),
+        kernel_grad_rms=kernel_grad_rms,
+        kernel_grad_ratio=kernel_grad_rms / _rms(kernel),
+    )
+
+
+def _rms(x: Array) -> Array:
+    return jnp.sqrt(jnp.mean(x.astype(jnp.float32) ** 2))
+
+
+def _correlation(z: Array) -> Array:
+    """Mean cosine of neighbouring rows; NaN where a row is zero."""
+    lengths = jnp.sqrt(jnp.sum(z**2, axis=1))
+    products = jnp.sum(z[1:] * z[:-1], axis=1)
+    return jnp.mean(products / (lengths[1:] * lengths[:-1]))

@@ -1,0 +1,124 @@
+"""Charts of a sweep, from its folder: delta and the forward signal over depth, and the factors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
+
+from jaxdnn.propagation.table import Combination, Table, read_csv
+from jaxdnn.report.style import GREY, PALETTE, new_figure, save, tidy
+
+PANELS_PER_ROW = 3
+LEAST_LOG10 = -40.0
+CHARTS = {
+    "delta": ("delta_rms", "Gradient: RMS of δ = ∂L/∂z"),
+    "signal": ("pre_activation_rms", "Forward signal: RMS of the pre-activation z"),
+    "kernel_grad": ("kernel_grad_rms", "Gradient of the weights: RMS of ∂L/∂W"),
+}
+
+
+def draw_all(folder: Path) -> list[Path]:
+    """Draw every chart of a sweep, as PNG and SVG; one set for each norm and depth."""
+    table = read_csv(folder / "grad_flow.csv")
+    flows = json.loads((folder / "summary.json").read_text())["combinations"]
+    grids = sorted({(key.norm, key.depth) for key in table})
+    paths = []
+    for norm, depth in grids:
+        suffix = "" if len(grids) == 1 else f"_{norm}_{depth}"
+        part = {
+            key: value for key, value in table.items() if (key.norm, key.depth) == (norm, depth)
+        }
+        own = [flow for flow in flows if (flow["norm"], flow["depth"]) == (norm, depth)]
+        about = f"norm: {norm}, {depth} layers of {own[0]['width']}"
+        for kind in ("png", "svg"):
+            for name, (statistic, title) in CHARTS.items():
+                paths.append(folder / f"{name}{suffix}.{kind}")
+                draw_depth(part, statistic, f"{title} ({about})", paths[-1])
+            paths.append(folder / f"factor{suffix}.{kind}")
+            draw_factors(own, about, paths[-1])
+    return paths
+
+
+def draw_depth(table: Table, statistic: str, title: str, path: Path) -> None:
+    """Draw a statistic over the layers: a panel for each activation, a band for each initializer."""
+    activations = list(dict.fromkeys(key.activation for key in table))
+    initializers = list(dict.fromkeys(key.initializer for key in table))
+    num_columns = min(PANELS_PER_ROW, len(activations))
+    num_rows = -(-len(activations) // num_columns)
+    figure = new_figure(4.6 * num_columns + 1.8, 3.4 * num_rows + 0.6)
+    panels = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False).flat
+    for axes in list(panels)[len(activations) :]:
+        axes.axis("off")
+    for axes, activation in zip(panels, activations, strict=False):
+        for key, layers in table.items():
+            if key.activation == activation:
+                colour = PALETTE[initializers.index(key.initializer) % len(PALETTE)]
+                _draw_band(axes, key, layers[statistic], colour, initializers)
+        tidy(axes, title=activation)
+    figure.supxlabel("layer (1 is nearest the input)", fontsize=13)
+    figure.supylabel("log₁₀", fontsize=13)
+    figure.suptitle(title, fontsize=15, x=0.01, ha="left")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=12, frameon=False)
+    save(figure, path)
+
+
+def _draw_band(
+    axes: Axes, key: Combination, values: np.ndarray, colour: str, initializers: list[str]
+) -> None:
+    """Draw median and 5-95 % band over seeds; zeros and overflow end the line."""
+    logs = np.log10(np.where((values > 0) & np.isfinite(values), values, np.nan))
+    layers = np.arange(1, values.shape[1] + 1)
+    whole = np.isfinite(logs).all(axis=0)
+    style = "-" if initializers.index(key.initializer) % 2 == 0 else "--"
+    low, median, high = np.full((3, len(layers)), np.nan)
+    low[whole], median[whole], high[whole] = np.percentile(logs[:, whole], [5, 50, 95], axis=0)
+    axes.fill_between(layers, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(layers, median, style, color=colour, linewidth=2, label=key.initializer)
+
+
+def draw_factors(flows: list[dict], about: str, path: Path) -> None:
+    """Draw the factor per layer as a heat map: initializers down, activations across."""
+    activations = list(dict.fromkeys(flow["activation"] for flow in flows))
+    initializers = list(dict.fromkeys(flow["initializer"] for flow in flows))
+    figure = new_figure(1.15 * len(activations) + 3.2, 0.72 * len(initializers) + 2.0)
+    axes = figure.subplots()
+    factors = np.full((len(initializers), len(activations)), np.nan)
+    for flow in flows:
+        cell = initializers.index(flow["initializer"]), activations.index(flow["activation"])
+        factors[cell] = np.nan if flow["factor_median"] is None else flow["factor_median"]
+        _write_cell(axes, cell, flow)
+    # Symmetric in the logarithm; colours stop at a half and at the double.
+    logs = np.clip(np.log2(factors), -1, 1)
+    image = axes.imshow(logs, cmap="PuOr_r", norm=TwoSlopeNorm(0, -1, 1), aspect="auto")
+    axes.set_facecolor("#cccccc")
+    bar = figure.colorbar(image, ax=axes, ticks=[-1, -0.5, 0, 0.5, 1], shrink=0.9)
+    bar.ax.set_yticklabels(["≤ 0.5", "0.71", "1", "1.41", "≥ 2"], fontsize=11)
+    bar.set_label("factor per layer", fontsize=12)
+    axes.set_xticks(range(len(activations)), activations, rotation=30, ha="right", fontsize=12)
+    axes.set_yticks(range(len(initializers)), initializers, fontsize=12)
+    title = f"What one layer does to the gradient ({about})"
+    axes.set_title(title, fontsize=14, loc="left")
+    save(figure, path)
+
+
+def _write_cell(axes: Axes, cell: tuple[int, int], flow: dict) -> None:
+    factor, verdict = flow["factor_median"], flow["verdict"]
+    shown = "" if factor is None else f"{factor:.3g}\n"
+    strong = factor is not None and abs(np.log2(factor)) > 0.6
+    axes.text(
+        cell[1],
+        cell[0],
+        f"{shown}{verdict}",
+        ha="center",
+        va="center",
+        fontsize=10,
+        fontweight="bold" if verdict == "healthy" else "normal",
+        color="white"
+        if strong
+        else ("black" if verdict == "healthy" else GREY if factor is None else "black"),
+    )
