@@ -1,7 +1,7 @@
 """Measure jaxdnn against PyTorch on this machine: same network, same batch, same optimizer.
 
-python experiments/bench.py                        all rows, about eight minutes on two cores
-python experiments/bench.py --quick                the same, roughly, in two minutes
+python experiments/bench.py                        all rows
+python experiments/bench.py --quick                the same with fewer and shorter turns
 python experiments/bench.py --only deep-mlp epoch  some of them
 
 PyTorch takes part eager and under torch.compile. All work in float32 on all cores, with SGD and
@@ -15,8 +15,8 @@ and with what else it does, by more than the differences that matter here, but h
 to the next. So ratios are taken within each round, and their median is reported with its range. A
 turn begins with a pause and a unit that is not timed, so that nobody pays for another's threads or
 cold caches. All have as many threads as there are cores. Where other programs want those cores,
-PyTorch loses far more than JAX (its threads spin at barriers for one that does not get to run), and
-the ratios flatter us: each row says how much of the machine others took. Measure when it is idle.
+PyTorch was seen to lose far more than JAX, and the ratios flatter us: each row says how much of the
+machine others took. Measure when it is idle.
 
 The share of peak is the matrix-multiply FLOP/s that ours reaches, counted by formula (6 * batch *
 in * out for each layer, less 2 * batch * in * out for the first, whose input needs no gradient),
@@ -103,9 +103,11 @@ def measure_all(arguments: Arguments) -> None:
 
 def describe_machine() -> dict[str, Any]:
     """Return what the figures depend on."""
+    from benchmarks.timing import num_cores
+
     names = ("jax", "jaxlib", "flax", "torch")
     return {
-        "cores": os.cpu_count(),
+        "cores": num_cores(),
         "load_average": os.getloadavg()[0],
         "versions": {name: importlib.metadata.version(name) for name in names},
     }

@@ -19,10 +19,8 @@ DEEP = Config(
     optimizer=OptimizerOptions(
         learning_rate=0.1, momentum=0.9, nesterov=True, schedule="cosine_decay", l2=1.0
     ),
-    augment=AugmentOptions(
-        random_scale=0.15, random_crop=2, horizontal_flip=0.5, rotation=15.0, noise=0.05
-    ),
-    train=TrainOptions(epochs=60),
+    augment=AugmentOptions(random_scale=0.15, random_crop=2, horizontal_flip=0.5, rotation=15.0),
+    train=TrainOptions(epochs=60, monitor="val/auc"),
 )
 
 LECTURE = Config(
@@ -43,10 +41,8 @@ CONV = Config(
     optimizer=OptimizerOptions(
         learning_rate=0.1, momentum=0.9, nesterov=True, schedule="cosine_decay", l2=3.0
     ),
-    augment=AugmentOptions(
-        random_scale=0.15, random_crop=2, horizontal_flip=0.5, rotation=15.0, noise=0.05
-    ),
-    train=TrainOptions(epochs=30),
+    augment=AugmentOptions(random_scale=0.15, random_crop=2, horizontal_flip=0.5, rotation=15.0),
+    train=TrainOptions(epochs=24, monitor="val/auc"),
 )
 
 RECIPES = {"deep": DEEP, "lecture": LECTURE, "shallow": SHALLOW, "conv": CONV}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxdnn.activations import make_activation
-from jaxdnn.models import BATCH_NORM_EPSILON, UnitOptions, make_mlp
+from jaxdnn.layers import BATCH_NORM_EPSILON, UnitOptions
+from jaxdnn.models import make_mlp
 
 IDENTITY = make_activation("leaky_relu", negative_slope=1.0)
 RNG = np.random.default_rng(0)

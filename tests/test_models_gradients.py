@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jaxdnn.activations import make_activation
+from jaxdnn.layers import UnitOptions
 from jaxdnn.losses import cross_entropy
-from jaxdnn.models import UnitOptions, make_mlp
+from jaxdnn.models import make_mlp
 
 RNG = np.random.default_rng(5)
 X = RNG.normal(size=(6, 4)).astype(np.float32)

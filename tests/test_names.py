@@ -16,7 +16,7 @@ def test_spelling_and_aliases_lead_to_one_name(typed):
 
 def test_known_names_may_be_an_iterator():
     assert resolve("tanh", iter(KNOWN), {}, "activation") == "tanh"
-    with pytest.raises(InputError, match="there are leaky_relu, tanh$"):
+    with pytest.raises(InputError, match=r"there are leaky_relu, tanh$"):
         resolve("relu6", iter(KNOWN), {}, "activation")
 
 

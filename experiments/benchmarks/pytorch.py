@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from jaxdnn.data.pipeline import Standard
 from jaxdnn.options import AugmentOptions, OptimizerOptions
 
-from .timing import Work, seconds_per_unit
+from .timing import Work, num_cores, seconds_per_unit
 
 Step = Callable[[Tensor, Tensor], None]
 Prepare = Callable[[Tensor], Tensor]
@@ -24,7 +23,7 @@ Prepare = Callable[[Tensor], Tensor]
 
 def use_all_cores() -> None:
     """Give torch as many threads as JAX takes, and silence the compiler's remarks."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(num_cores())
     torch._logging.set_logs(all=logging.ERROR)
 
 
@@ -51,7 +50,7 @@ def make_step(
         lr=options.learning_rate,
         momentum=options.resolved_momentum,
         nesterov=options.nesterov,
-        fused=True,  # of the three forms of torch's SGD the fastest on CPU
+        fused=True,  # one pass over each parameter
     )
 
     def loss_of(images: Tensor, labels: Tensor) -> Tensor:

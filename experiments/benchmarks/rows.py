@@ -12,7 +12,8 @@ import torch
 from jaxdnn.config import Config
 from jaxdnn.data.dataset import Dataset
 from jaxdnn.data.pipeline import measure_standard
-from jaxdnn.models import UnitOptions, make_mlp
+from jaxdnn.layers import UnitOptions
+from jaxdnn.models import make_mlp
 from jaxdnn.options import AugmentOptions, ModelOptions, OptimizerOptions
 from jaxdnn.recipes import DEEP
 from jaxdnn.training.run import load_data

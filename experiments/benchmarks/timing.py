@@ -17,6 +17,13 @@ Work = Callable[[int], None]
 PAUSE_SECONDS = 0.05
 
 
+def num_cores() -> int:
+    """Return how many cores this process may use; under `taskset` fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class Effort(NamedTuple):
     """How long to measure.
 

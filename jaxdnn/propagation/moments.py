@@ -33,6 +33,7 @@ from jaxdnn.layers import BATCH_NORM_EPSILON, LAYER_NORM_EPSILON, Norm
 
 # |phi'| below this share of its maximum counts as saturated.
 SATURATED = 0.01
+_SCALE = 2.0**64
 
 Phi = Callable[[Array], Array]
 # (logits, labels) -> mean loss
@@ -149,23 +150,30 @@ def _reduce(z: Array, slope: Array, delta: Array, kernel_grad: Array, kernel: Ar
     """Reduce one layer; `slope` is phi' over its greatest absolute value."""
     z, slope, delta = (x.astype(jnp.float32) for x in (z, slope, delta))
     kernel_grad_rms = _rms(kernel_grad)
-    second_moment = jnp.mean(z**2)
     return Moments(
         pre_activation_mean=jnp.mean(z),
-        pre_activation_rms=jnp.sqrt(second_moment),
-        pre_activation_second_moment=second_moment,
+        pre_activation_rms=_rms(z),
+        pre_activation_second_moment=jnp.mean(z**2),
         dead_fraction=jnp.mean(jnp.all(slope == 0, axis=0).astype(jnp.float32)),
         saturated_fraction=jnp.mean((jnp.abs(slope) < SATURATED).astype(jnp.float32)),
         correlation=_correlation(z),
         delta_rms=_rms(delta),
-        delta_rms_by_example=jnp.sqrt(jnp.mean(delta**2, axis=1)),
+        delta_rms_by_example=_rms(delta, axis=1),
         kernel_grad_rms=kernel_grad_rms,
         kernel_grad_ratio=kernel_grad_rms / _rms(kernel),
     )
 
 
-def _rms(x: Array) -> Array:
-    return jnp.sqrt(jnp.mean(x.astype(jnp.float32) ** 2))
+def _rms(x: Array, axis: int | None = None) -> Array:
+    """Root mean square in float32, of anything that float32 holds.
+
+    Squares leave float32 below 1e-19 and above 1e19: there x is scaled by a power of two first.
+    """
+    x = x.astype(jnp.float32)
+    plain, small, large = (
+        jnp.sqrt(jnp.mean((x * scale) ** 2, axis)) / scale for scale in (1.0, _SCALE, 1 / _SCALE)
+    )
+    return jnp.where(plain < 1e-15, small, jnp.where(plain > 1e15, large, plain))
 
 
 def _correlation(z: Array) -> Array:

@@ -34,24 +34,23 @@ def draw_all(folder: Path) -> list[Path]:
         }
         own = [flow for flow in flows if (flow["norm"], flow["depth"]) == (norm, depth)]
         about = f"norm: {norm}, {depth} layers of {own[0]['width']}"
-        for kind in ("png", "svg"):
-            for name, (statistic, title) in CHARTS.items():
-                paths.append(folder / f"{name}{suffix}.{kind}")
-                draw_depth(part, statistic, f"{title} ({about})", paths[-1])
-            paths.append(folder / f"factor{suffix}.{kind}")
-            draw_factors(own, about, paths[-1])
+        for name, (statistic, title) in CHARTS.items():
+            paths.append(folder / f"{name}{suffix}.png")
+            draw_depth(part, statistic, f"{title} ({about})", paths[-1])
+        paths.append(folder / f"factor{suffix}.png")
+        draw_factors(own, about, paths[-1])
     return paths
 
 
 def draw_depth(table: Table, statistic: str, title: str, path: Path) -> None:
-    """Draw a statistic over the layers: a panel for each activation, a band for each initializer."""
+    """Draw a statistic over the layers: a panel an activation, a line with band an initializer."""
     activations = list(dict.fromkeys(key.activation for key in table))
     initializers = list(dict.fromkeys(key.initializer for key in table))
     num_columns = min(PANELS_PER_ROW, len(activations))
     num_rows = -(-len(activations) // num_columns)
     figure = new_figure(4.6 * num_columns + 1.8, 3.4 * num_rows + 0.6)
-    panels = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False).flat
-    for axes in list(panels)[len(activations) :]:
+    panels = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes in panels[len(activations) :]:
         axes.axis("off")
     for axes, activation in zip(panels, activations, strict=False):
         for key, layers in table.items():
@@ -64,7 +63,7 @@ def draw_depth(table: Table, statistic: str, title: str, path: Path) -> None:
     figure.suptitle(title, fontsize=15, x=0.01, ha="left")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=12, frameon=False)
-    save(figure, path)
+    save(figure, path, svg=True)
 
 
 def _draw_band(
@@ -103,7 +102,7 @@ def draw_factors(flows: list[dict], about: str, path: Path) -> None:
     axes.set_yticks(range(len(initializers)), initializers, fontsize=12)
     title = f"What one layer does to the gradient ({about})"
     axes.set_title(title, fontsize=14, loc="left")
-    save(figure, path)
+    save(figure, path, svg=True)
 
 
 def _write_cell(axes: Axes, cell: tuple[int, int], flow: dict) -> None:

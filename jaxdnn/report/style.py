@@ -32,6 +32,8 @@ def tidy(axes: Axes, *, title: str = "", x: str = "", y: str = "") -> None:
     axes.set_axisbelow(True)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure in the format that the path's suffix names."""
+def save(figure: Figure, path: Path, *, svg: bool = False) -> None:
+    """Write the figure as a PNG, and beside it as SVG if asked."""
     figure.savefig(path, dpi=120, facecolor="white")
+    if svg:
+        figure.savefig(path.with_suffix(".svg"), facecolor="white")

@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from jaxdnn.errors import InputError
-from jaxdnn.models import UnitOptions, make_mlp
+from jaxdnn.layers import UnitOptions
+from jaxdnn.models import make_mlp
 from jaxdnn.training.checkpoint import Checkpoints, all_finite, flatten, read_best, unflatten
 from jaxdnn.training.step import make_init
 

@@ -8,7 +8,8 @@ import pytest
 from jaxdnn.config import Config
 from jaxdnn.data.dataset import Dataset, Split
 from jaxdnn.data.pipeline import measure_standard, standardise
-from jaxdnn.models import UnitOptions, make_mlp
+from jaxdnn.layers import UnitOptions
+from jaxdnn.models import make_mlp
 from jaxdnn.options import ModelOptions, TrainOptions
 from jaxdnn.training.evaluate import make_estimate_batch_stats, make_predict, pool
 from jaxdnn.training.setup import init_state, make_program, make_setup

@@ -197,6 +197,7 @@ def test_evaluation_comes_every_so_many_epochs_and_at_the_end(setup, program, tm
 
 def test_divergence_names_its_step_and_keeps_the_last_good_checkpoint(setup, program, tmp_path):
     def train(state, num_steps):
+        assert not bool(state.diverged)
         state = program.train(state, num_steps)
         return state._replace(diverged=state.step >= 2)
 

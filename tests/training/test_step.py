@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdnn.models import UnitOptions, make_mlp
+from jaxdnn.layers import UnitOptions
+from jaxdnn.models import make_mlp
 from jaxdnn.training.step import Sums, TrainState, make_init, make_step, make_train
 
 NUM, BATCH, STEPS = 12, 3, 4  # images, batch size, steps in an epoch
@@ -26,9 +27,6 @@ def prepare(key, images):
     return images.astype(jnp.float32) / 255
 
 
-each_loop = pytest.mark.parametrize("compiled_loop", [True, False], ids=["compiled", "stepwise"])
-
-
 def softmax(logits: np.ndarray) -> np.ndarray:
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
@@ -45,8 +43,8 @@ def classifier(weights=(1.0, 1.0, 1.0), *, prepare=prepare, limit=1e3, rate=LEAR
     return jax.jit(make_init(model, optimizer))(jax.random.key(1)), step
 
 
-def trainer(step, order=lambda key: ORDER, compiled_loop=True):
-    return make_train(step, order, key=KEY, steps_per_epoch=STEPS, compiled_loop=compiled_loop)
+def trainer(step, order=lambda key: ORDER):
+    return make_train(step, order, key=KEY, steps_per_epoch=STEPS)
 
 
 def steps_of(train, state, *counts):
@@ -100,8 +98,7 @@ def test_a_class_of_weight_0_teaches_nothing():
     assert float(end.sums.loss) == 0
 
 
-@each_loop
-def test_calls_within_an_epoch_do_not_show_and_the_program_is_traced_once(compiled_loop):
+def test_calls_within_an_epoch_do_not_show_and_the_program_is_traced_once():
     num_traces = 0
 
     def noisy(key, images):
@@ -110,7 +107,7 @@ def test_calls_within_an_epoch_do_not_show_and_the_program_is_traced_once(compil
         return images / 255 + 0.1 * jax.random.normal(key, images.shape)
 
     state, step = classifier(prepare=noisy, norm="batch", dropout=0.5)
-    train = trainer(step, compiled_loop=compiled_loop)
+    train = trainer(step)
     whole = steps_of(train, state, 4)
     traced = num_traces
     for counts in ((1, 1, 1, 1), (2, 2), (3, 1), (1, 100)):
@@ -118,16 +115,9 @@ def test_calls_within_an_epoch_do_not_show_and_the_program_is_traced_once(compil
     assert num_traces == traced
 
 
-def test_both_loops_take_the_same_steps():
-    state, step = classifier(norm="batch", dropout=0.5)
-    ends = [steps_of(trainer(step, compiled_loop=loop), state, 3, 2) for loop in (True, False)]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6), *ends)
-
-
-@each_loop
-def test_a_call_ends_with_the_epoch_and_sums_start_anew(compiled_loop):
+def test_a_call_ends_with_the_epoch_and_sums_start_anew():
     state, step = classifier()
-    train = trainer(step, compiled_loop=compiled_loop)
+    train = trainer(step)
     epoch = steps_of(train, state, 100)
     assert (int(epoch.step), int(epoch.sums.num_examples)) == (STEPS, NUM)
     more = steps_of(train, state, 100, 1)
@@ -137,8 +127,7 @@ def test_a_call_ends_with_the_epoch_and_sums_start_anew(compiled_loop):
     assert int(more.sums.num_correct) == correct
 
 
-@each_loop
-def test_divergence_stops_at_its_step(compiled_loop):
+def test_divergence_stops_at_its_step():
     bad_step = 2
     images = jnp.full_like(IMAGES, 100).at[ORDER[bad_step, 1]].set(255)  # read as NaN
 
@@ -146,7 +135,7 @@ def test_divergence_stops_at_its_step(compiled_loop):
         return jnp.where(images == 255, jnp.nan, images / 255)
 
     state, step = classifier(prepare=poisoned)
-    train = trainer(step, compiled_loop=compiled_loop)
+    train = trainer(step)
     end = train(state, images, LABELS, STEPS)
     assert bool(end.diverged)
     assert int(end.step) == bad_step + 1
@@ -179,12 +168,11 @@ def note(key, state, images, labels):
     return state._replace(step=state.step + 1, params=state.params.at[state.step].set(labels))
 
 
-@each_loop
-def test_every_epoch_has_an_order_of_its_own_with_every_image(compiled_loop):
+def test_every_epoch_has_an_order_of_its_own_with_every_image():
     def shuffle(key):
         return jax.random.permutation(key, NUM).reshape(STEPS, BATCH)
 
-    train = trainer(note, shuffle, compiled_loop)
+    train = trainer(note, shuffle)
     state = noting_state(3 * STEPS)
     names = jnp.arange(NUM)
     for _ in range(3):

@@ -1,0 +1,113 @@
+"""Measure every recipe over seeds: the table of results in the README.
+
+    python experiments/results.py
+    python experiments/results.py --photos photos.zip       also on 227x227 grey photographs
+
+Each run is `deep_dog.py` in a process of its own, timed from start to finish. What is in --out
+already is not run again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from jaxdnn import command_line
+from jaxdnn.recipes import RECIPES
+from jaxdnn.run_folder import write_json
+
+DEEP_DOG = Path(__file__).with_name("deep_dog.py")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What to measure."""
+
+    recipes: tuple[str, ...] = tuple(RECIPES)
+    """Recipes to run."""
+    seeds: int = 3
+    """Runs of each, with the seeds 0, 1, ..."""
+    photos: Path | None = None
+    """A folder or zip of photographs, dog or other, to be run at 227 x 227 in grey too."""
+    photo_epochs: int = 15
+    """Epochs on the photographs of the recipes that take more."""
+    photos_only: bool = False
+    """Leave the silhouettes out."""
+    out: Path = Path("runs/results")
+    """Folder for the runs and the table."""
+
+
+def run_one(arguments: Arguments, data: str, recipe: str, seed: int) -> dict[str, Any]:
+    """Run a recipe, or read what it left before; return its summary with `process_seconds`."""
+    out = arguments.out / f"{data}-{recipe}-{seed}"
+    kept = out / "process.json"
+    if not kept.exists():
+        command = [sys.executable, str(DEEP_DOG), recipe, "--seed", str(seed), "--out", str(out)]
+        if data == "photos":
+            command += ["--data", str(arguments.photos), "--image-size", "227", "--channels", "1"]
+            command += ["--positive", "dog"]
+            epochs = min(arguments.photo_epochs, RECIPES[recipe].train.epochs)
+            command += ["--epochs", str(epochs)]
+        started = time.monotonic()
+        done = subprocess.run([*command, "--no-progress"], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip() or f"{command} failed")
+        write_json(kept, {"seconds": time.monotonic() - started})
+    summary = json.loads((out / "summary.json").read_text())
+    return summary | {"process_seconds": json.loads(kept.read_text())["seconds"]}
+
+
+def row(data: str, recipe: str, runs: list[dict[str, Any]]) -> str:
+    """Return a line of the table: medians, with the range over the seeds."""
+
+    def spread(name: str, digits: int = 3) -> str:
+        values = sorted(run[name] for run in runs)
+        low, median, high = values[0], statistics.median(values), values[-1]
+        return f"{median:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+
+    cells = (
+        spread("test/balanced_accuracy"),
+        spread("test/accuracy"),
+        spread("test/auc"),
+        spread("majority_fraction"),
+        spread("process_seconds", 0),
+    )
+    return f"| {data} | `{recipe}` | {' | '.join(cells)} |"
+
+
+def main() -> int:
+    """Run everything and print the table."""
+    arguments = command_line.parse(
+        Arguments, default=Arguments(), args=sys.argv[1:], prog="results.py", description=__doc__
+    )
+    kinds = [] if arguments.photos_only else ["silhouettes"]
+    kinds += ["photos"] if arguments.photos else []
+    lines = [
+        "| data | recipe | balanced accuracy | accuracy | AUC | commonest answer | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    with tqdm(total=len(kinds) * len(arguments.recipes) * arguments.seeds, unit=" runs") as bar:
+        for data in kinds:
+            for recipe in arguments.recipes:
+                runs = []
+                for seed in range(arguments.seeds):
+                    bar.set_description(f"{data} {recipe} {seed}")
+                    runs.append(run_one(arguments, data, recipe, seed))
+                    bar.update()
+                lines.append(row(data, recipe, runs))
+    table = "\n".join(lines)
+    (arguments.out / "results.md").write_text(table + "\n")
+    print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,1 @@
+"""What signals and gradients do inside a network."""
