@@ -25,13 +25,12 @@ import numpy as np
 from jaxdnn import command_line, run_folder
 from jaxdnn.config import Config, differences, load_config
 from jaxdnn.data.augment import make_augment
-from jaxdnn.errors import InputError
+from jaxdnn.errors import InputError, Interrupted
 from jaxdnn.names import resolve
 from jaxdnn.recipes import RECIPES
 from jaxdnn.report.augmentations import draw_augmentations
 from jaxdnn.report.training import draw_all
 from jaxdnn.run_folder import RunFolder
-from jaxdnn.training.fit import Interrupted
 from jaxdnn.training.run import load_data, train
 
 PROG = "deep_dog.py"

@@ -1,8 +1,8 @@
 """Show what depth does to gradients.
 
-    python experiments/grad_flow.py [sweep]       every initializer, activation and seed at once
-    python experiments/grad_flow.py lecture       the lecture's five neurons, number by number
-    python experiments/grad_flow.py COMMAND --help       the options of a command
+python experiments/grad_flow.py [sweep]       every initializer, activation and seed at once
+python experiments/grad_flow.py lecture       the lecture's five neurons, number by number
+python experiments/grad_flow.py COMMAND --help       the options of a command
 """
 
 from __future__ import annotations

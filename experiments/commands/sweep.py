@@ -11,16 +11,15 @@ Ctrl-C keeps the finished networks: the same command goes on where it stopped.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import resource
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
@@ -28,18 +27,19 @@ from tqdm import tqdm
 from jaxdnn import activations, command_line, initializers
 from jaxdnn.config import Config
 from jaxdnn.data.pipeline import measure_standard, standardise
-from jaxdnn.errors import InputError
+from jaxdnn.errors import InputError, Interrupted
 from jaxdnn.layers import Norm
 from jaxdnn.names import resolve
 from jaxdnn.options import DataOptions
-from jaxdnn.propagation.sweep import Architecture, Batch, Precision, chunks, make_sweep
-from jaxdnn.propagation.table import STATISTICS, Combination, Table, summary, write_csv
+from jaxdnn.propagation.grid import Grid, run_grid
+from jaxdnn.propagation.sweep import Architecture, Batch, Precision
+from jaxdnn.propagation.table import Combination, Table, summary, write_csv
+from jaxdnn.propagation.verdict import Flow
 from jaxdnn.report.gradient_flow import draw_all
 from jaxdnn.run_folder import write_json
 from jaxdnn.training.run import load_data
 
 PROG = "grad_flow.py sweep"
-OPERATIONS_PER_CALL = 4e10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,44 +120,45 @@ class Options:
 
 def main(argv: Sequence[str]) -> int:
     """Run the sweep; return the exit code."""
+    started = time.monotonic()
     options = command_line.parse(
         Options, default=Options(), args=argv, prog=PROG, description=__doc__
     )
-    started = time.monotonic()
-    schemes = [_initializer(name, options) for name in options.initializers]
-    phis = [activations.make_activation(name) for name in options.activations]
+    grid = _grid(options)
     _open_folder(options)
-    batch, num_outputs = _batch(options)
-    table: Table = {}
-    memory = 0
-    grid = [(norm, depth) for depth in options.depth for norm in options.norm]
-    total = len(grid) * len(schemes) * options.seeds
     with (
         command_line.StopSignal() as stopped,
-        tqdm(total=total * len(phis), unit=" networks", disable=not options.progress) as bar,
+        tqdm(total=grid.num_networks, unit=" networks", disable=not options.progress) as bar,
     ):
-        for norm, depth in grid:
-            architecture = Architecture(
-                depth,
-                options.width,
-                norm,
-                options.residual,
-                num_outputs,
-                options.loss,
-                options.precision,
+        try:
+            table, program_bytes = run_grid(
+                grid, options.out / "cells", on_done=bar.update, interrupted=stopped
             )
-            found, used = _run(options, architecture, schemes, phis, batch, bar, stopped)
-            if found is None:
-                print(f"stopped; the same command goes on where {options.out} stands")
-                return command_line.INTERRUPTED_EXIT_CODE
-            memory = max(memory, used)
-            for i, initializer in enumerate(schemes):
-                for a, phi in enumerate(phis):
-                    key = Combination(initializer.name, phi.name, norm, depth, options.width)
-                    table[key] = {name: values[i, a] for name, values in found.items()}
-    seconds = time.monotonic() - started
-    _report(options, table, memory, seconds)
+        except Interrupted:
+            print(f"stopped; the same command goes on where {options.out} stands")
+            return command_line.INTERRUPTED_EXIT_CODE
+    _report(options, table, program_bytes, started)
     return 0
+
+
+def _grid(options: Options) -> Grid:
+    schemes = [_initializer(name, options) for name in options.initializers]
+    phis = [activations.make_activation(name) for name in options.activations]
+    batch, num_outputs = _batch(options)
+    architectures = [
+        Architecture(
+            depth=depth,
+            width=options.width,
+            norm=norm,
+            residual=options.residual,
+            num_outputs=num_outputs,
+            loss=options.loss,
+            precision=options.precision,
+        )
+        for depth, norm in itertools.product(options.depth, options.norm)
+    ]
+    seeds = range(options.seed, options.seed + options.seeds)
+    return Grid(schemes, phis, architectures, seeds, batch, options.batch_size)
 
 
 def _initializer(name: str, options: Options) -> initializers.Initializer:
@@ -195,89 +196,34 @@ def _batch(options: Options) -> tuple[Batch | None, int]:
     return Batch(images.reshape(num, -1), labels), len(dataset.class_names)
 
 
-def _run(options, architecture, schemes, phis, batch, bar, stopped):
-    """Return statistic -> (initializer, activation, seed, layer), and the memory of the program."""
-    sweep = make_sweep(
-        schemes,
-        phis,
-        architecture,
-        batch=batch,
-        batch_size=options.batch_size,
-        side_by_side=jax.default_backend() != "cpu",
-    )
-    seeds = range(options.seed, options.seed + options.seeds)
-    parts = chunks(len(schemes), seeds, _chunk_size(options, architecture))
-    compiled = None
-    found = []
-    for number, (indices, chunk_seeds) in enumerate(parts):
-        path = options.out / "cells" / f"{architecture.norm}-{architecture.depth}-{number}.npz"
-        if not path.exists():
-            if stopped():
-                return None, 0
-            compiled = compiled or sweep.lower(indices, chunk_seeds).compile()
-            moments = compiled(indices, chunk_seeds)._asdict()
-            _save(path, {name: np.asarray(moments[name]) for name in STATISTICS})
-        with np.load(path, allow_pickle=False) as kept:
-            found.append({name: kept[name] for name in STATISTICS})
-        bar.update(min(len(indices), bar.total // len(phis)) * len(phis))
-    shape = (len(schemes), len(seeds), len(phis), architecture.depth)
-    joined = {
-        name: np.concatenate([part[name] for part in found])[: shape[0] * shape[1]]
-        .reshape(shape)
-        .swapaxes(1, 2)
-        for name in STATISTICS
-    }
-    return joined, _memory(compiled)
-
-
-def _chunk_size(options: Options, architecture: Architecture) -> int:
-    """Return how many pairs a call takes: about a second's work, spread evenly over the devices."""
-    operations = 6 * options.batch_size * architecture.width**2 * architecture.depth
-    share = OPERATIONS_PER_CALL / (operations * len(options.activations))
-    devices = jax.device_count()
-    most = math.ceil(len(options.initializers) * options.seeds / devices)
-    return devices * max(1, min(most, round(share)))
-
-
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    draft = path.with_suffix(".part")
-    with draft.open("wb") as file:
-        np.savez(file, **arrays)
-    draft.replace(path)
-
-
-def _memory(compiled: Any) -> int:
-    """Return the bytes that the program needs at once, 0 where it was not run."""
-    if compiled is None:
-        return 0
-    sizes = compiled.memory_analysis()
-    return sizes.temp_size_in_bytes + sizes.output_size_in_bytes + sizes.argument_size_in_bytes
-
-
-def _report(options: Options, table: Table, memory: int, seconds: float) -> None:
+def _report(options: Options, table: Table, program_bytes: int, started: float) -> None:
     seeds = range(options.seed, options.seed + options.seeds)
     write_csv(table, seeds, options.out / "grad_flow.csv")
     flows = summary(table)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     content = {
         "combinations": [key._asdict() | flow._asdict() for key, flow in flows.items()],
         "num_networks": len(table) * options.seeds,
-        "program_bytes": memory,
-        "peak_resident_bytes": peak,
-        "seconds": seconds,
+        "program_bytes": program_bytes,
+        "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "seconds": time.monotonic() - started,
     }
     write_json(options.out / "summary.json", content)
-    print(f"{'':16}{'':13}{'norm':>6} {'depth':>6} {'factor':>8}  {'5-95 %':>15} {'total':>10}")
-    for key, flow in flows.items():
-        total = "" if math.isnan(flow.log10_total) else f"1e{flow.log10_total:+.1f}"
-        band = f"{flow.factor_low:.3f}-{flow.factor_high:.3f}"
-        print(
-            f"{key.initializer:16}{key.activation:13}{key.norm:>6} {key.depth:>6} "
-            f"{flow.factor_median:8.4f}  {band:>15} {total:>10}  {flow.verdict}"
-        )
     draw_all(options.out)
+    print(f"{'':30}{'norm':>6}{'depth':>7}{'factor':>9}{'5-95 %':>15}{'total':>10}")
+    for key, flow in flows.items():
+        print(_line(key, flow))
     print(
-        f"{len(table) * options.seeds:,} networks in {seconds:.1f} s, "
-        f"{memory / 2**20:,.0f} MiB in the program; everything is in {options.out}",
-        file=sys.stderr,
+        f"{content['num_networks']:,} networks in {time.monotonic() - started:.1f} s, "
+        f"{program_bytes / 2**20:,.0f} MiB in the program; everything is in {options.out}"
+    )
+
+
+def _line(key: Combination, flow: Flow) -> str:
+    total = "" if math.isnan(flow.log10_total) else f"1e{flow.log10_total:+.1f}"
+    known = not math.isnan(flow.factor_median)
+    factor = f"{flow.factor_median:.4f}" if known else ""
+    band = f"{flow.factor_low:.3f}-{flow.factor_high:.3f}" if known else ""
+    return (
+        f"{key.initializer:16}{key.activation:14}{key.norm:>6}{key.depth:>7}{factor:>9}{band:>15}"
+        f"{total:>10}  {flow.verdict}"
     )

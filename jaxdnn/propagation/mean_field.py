@@ -104,6 +104,7 @@ Number = Array | float
 # Below this variance the slope of V is its limit; smaller ones lose digits where phi(0) is not 0.
 _SLOPE_VARIANCE = 1e-12
 
+
 class PhiMoments(NamedTuple):
     """Moments of an activation under a normal pre-activation.
 

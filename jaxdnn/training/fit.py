@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdnn.errors import InputError
+from jaxdnn.errors import InputError, Interrupted
 from jaxdnn.models import BatchStats, Params
 from jaxdnn.training.checkpoint import Checkpoints, all_finite
 from jaxdnn.training.early_stopping import EarlyStopping
@@ -24,10 +24,6 @@ SECONDS_PER_CALL = 0.5
 
 class Diverged(InputError):
     """The loss was not finite, or far beyond that of guessing."""
-
-
-class Interrupted(Exception):
-    """The user asked to stop; the latest checkpoint has been written."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,151 @@
+"""A grid of sweeps, run portion by portion and kept on disk, so that it can be interrupted."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdnn.activations import Activation
+from jaxdnn.errors import Interrupted
+from jaxdnn.initializers import Initializer
+from jaxdnn.propagation.sweep import Architecture, Batch, chunks, make_sweep
+from jaxdnn.propagation.table import STATISTICS, Combination, Layers, Table
+
+# Multiplications and additions in a call: about a second's worth on a laptop.
+OPERATIONS_PER_CALL = 4e10
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Every combination of what is listed.
+
+    Attributes:
+      initializers: of the kernels.
+      activations: of the hidden layers.
+      architectures: one program is compiled for each.
+      seeds: of the kernels and of Gaussian inputs.
+      batch: what is passed through all networks; None for Gaussian inputs.
+      batch_size: of those.
+    """
+
+    initializers: Sequence[Initializer]
+    activations: Sequence[Activation]
+    architectures: Sequence[Architecture]
+    seeds: range
+    batch: Batch | None = None
+    batch_size: int = 128
+
+    @property
+    def num_networks(self) -> int:
+        """How many networks are measured."""
+        per_seed = len(self.initializers) * len(self.activations) * len(self.architectures)
+        return per_seed * len(self.seeds)
+
+
+def run_grid(
+    grid: Grid,
+    folder: Path,
+    *,
+    on_done: Callable[[int], Any],
+    interrupted: Callable[[], bool],
+) -> tuple[Table, int]:
+    """Measure the whole grid; portions found in `folder` are not measured again.
+
+    Args:
+      grid: what to measure.
+      folder: keeps an .npz for each portion; it belongs to this grid alone.
+      on_done: called with the number of networks of each finished portion.
+      interrupted: asked before each portion.
+
+    Returns:
+      The table, and the bytes that the largest program needed at once (0 where none was run).
+
+    Raises:
+      Interrupted: with everything finished kept.
+    """
+    table: Table = {}
+    most_bytes = 0
+    for architecture in grid.architectures:
+        found, used = _run_one(grid, architecture, folder, on_done, interrupted)
+        most_bytes = max(most_bytes, used)
+        for (i, initializer), (a, activation) in _pairs(grid):
+            kind = (initializer.name, activation.name, architecture.norm)
+            key = Combination(*kind, architecture.depth, architecture.width)
+            table[key] = {name: values[i, a] for name, values in found.items()}
+    return table, most_bytes
+
+
+def _pairs(grid: Grid) -> list[tuple[tuple[int, Initializer], tuple[int, Activation]]]:
+    return [(i, a) for i in enumerate(grid.initializers) for a in enumerate(grid.activations)]
+
+
+def _run_one(
+    grid: Grid,
+    architecture: Architecture,
+    folder: Path,
+    on_done: Callable[[int], Any],
+    interrupted: Callable[[], bool],
+) -> tuple[Layers, int]:
+    """Return statistic -> (initializer, activation, seed, layer), and the program's bytes."""
+    sweep = make_sweep(
+        grid.initializers,
+        grid.activations,
+        architecture,
+        batch=grid.batch,
+        batch_size=grid.batch_size,
+        side_by_side=jax.default_backend() != "cpu",
+    )
+    num_pairs, num_activations = len(grid.initializers) * len(grid.seeds), len(grid.activations)
+    compiled, found = None, []
+    for indices, seeds in chunks(len(grid.initializers), grid.seeds, _size(grid, architecture)):
+        path = folder / f"{architecture.norm}-{architecture.depth}-{indices[0]}-{seeds[0]}.npz"
+        if not path.exists():
+            if interrupted():
+                raise Interrupted
+            compiled = compiled or sweep.lower(indices, seeds).compile()
+            moments = compiled(indices, seeds)._asdict()
+            _save(path, {name: np.asarray(moments[name]) for name in STATISTICS})
+        found.append(_load(path))
+        remaining = num_pairs - sum(len(part["delta_rms"]) for part in found[:-1])
+        on_done(min(len(indices), remaining) * num_activations)
+    shape = (len(grid.initializers), len(grid.seeds), num_activations, architecture.depth)
+    joined = {
+        name: np.concatenate([part[name] for part in found])[:num_pairs].reshape(shape)
+        for name in STATISTICS
+    }
+    return {name: values.swapaxes(1, 2) for name, values in joined.items()}, _bytes(compiled)
+
+
+def _size(grid: Grid, architecture: Architecture) -> int:
+    """Return how many (initializer, seed) pairs a call takes, evenly over the devices."""
+    batch_size = grid.batch_size if grid.batch is None else len(grid.batch.labels)
+    operations = 6 * batch_size * architecture.width**2 * architecture.depth
+    share = round(OPERATIONS_PER_CALL / (operations * len(grid.activations)))
+    devices = jax.device_count()
+    most = math.ceil(len(grid.initializers) * len(grid.seeds) / devices)
+    return devices * max(1, min(most, share))
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    draft = path.with_suffix(".part")
+    with draft.open("wb") as file:
+        np.savez(file, **arrays)
+    draft.replace(path)
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as kept:
+        return {name: kept[name] for name in STATISTICS}
+
+
+def _bytes(compiled: Any) -> int:
+    if compiled is None:
+        return 0
+    sizes = compiled.memory_analysis()
+    return sizes.temp_size_in_bytes + sizes.output_size_in_bytes + sizes.argument_size_in_bytes
