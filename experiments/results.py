@@ -37,7 +37,7 @@ class Arguments:
     """Runs of each, with the seeds 0, 1, ..."""
     photos: Path | None = None
     """A folder or zip of photographs, dog or other, to be run at 227 x 227 in grey too."""
-    photo_epochs: int = 15
+    photo_epochs: int = 10
     """Epochs on the photographs of the recipes that take more."""
     photos_only: bool = False
     """Leave the silhouettes out."""

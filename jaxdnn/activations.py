@@ -136,7 +136,7 @@ def randomized_relu(lower: float = 1 / 8, upper: float = 1 / 3) -> Activation:
     return Activation(
         "randomized_relu",
         jax.nn.leaky_relu,
-        _leaky_values((lower + upper) / 2),
+        _leaky_values(upper),
         (min(lower, 1.0), max(upper, 1.0)),
         Slope("random", lower, upper),
     )

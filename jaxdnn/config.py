@@ -84,7 +84,10 @@ def _from_json(kind: type, stored: Any, path: Path) -> Any:
             values[name] = _from_json(hints[name], value, path)
         else:
             values[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**values)
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise InputError(f"{path} holds a value of the wrong type ({error}); train anew") from error
 
 
 def differences(ours: Config, theirs: Config) -> list[str]:

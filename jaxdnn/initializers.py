@@ -9,8 +9,10 @@ that of the gradient by n_out Var(w). A scheme is a choice of Var(w):
 
 Kernels have the shape (..., n_in, n_out); for a convolution the leading axes are its window, and
 both fans count it: fan_in = window * n_in, fan_out = window * n_out. `gain` multiplies the
-standard deviation. Normal draws are truncated at two standard deviations and widened, so that the
-realised variance is the promised one.
+standard deviation. The schemes named after people draw normals that are truncated at two standard
+deviations and widened, so that the realised variance is the promised one.
+
+The lecture's last initialization, another network's weights, is `jaxdnn.pretrained`.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Output(NamedTuple):
     Attributes:
       logits: (batch, output).
       batch_stats: running averages of the batch norms, moved by one step if `training`.
-      pre_activations: path of each layer -> its z, in the order of the forward pass.
+      pre_activations: path of each layer -> its z.
     """
 
     logits: Array
@@ -238,6 +238,9 @@ def export(make_module: Callable[[Array], nnx.Module]) -> Model:
         module = nnx.merge(graphdef, params, batch_stats, copy=True)
         forward = Pass(training, key, probes or {})
         logits = module(images, forward)
+        if unknown := forward.probes.keys() - forward.pre_activations.keys():
+            known = ", ".join(forward.pre_activations)
+            raise ValueError(f"no layer is called {', '.join(unknown)}; there are {known}")
         stats = nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
         return Output(logits, stats, forward.pre_activations)
 

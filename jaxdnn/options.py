@@ -23,8 +23,9 @@ def _check_range(options: object, name: str, low: float, high: float = math.inf)
     """Check low <= value <= high for one field, None allowed."""
     value = getattr(options, name)
     flag = "--" + name.replace("_", "-")
-    bound = f"of {low} or more" if high == math.inf else f"from {low} to {high}"
-    check(value is None or low <= value <= high, f"{flag} is {value}; give a number {bound}")
+    bound = f"from {low} to {high}" if high < math.inf else f"of {low} or more"
+    fits = value is None or (math.isfinite(value) and low <= value <= high)
+    check(fits, f"{flag} is {value}; give a number {bound}")
 
 
 def _check_choices(options: Any) -> None:
@@ -144,6 +145,7 @@ class ModelOptions:
         )
         _check_range(self, "blocks", 0)
         _check_range(self, "stem", 1)
+        check(math.isfinite(self.bias_init), f"--bias-init is {self.bias_init}; give a number")
         check(0 <= self.dropout < 1, f"--dropout is {self.dropout}; give a share in [0, 1)")
         check(
             0 <= self.norm_momentum < 1,
@@ -218,7 +220,6 @@ class OptimizerOptions:
         _check_choices(self)
         for name in ("learning_rate", "l2", "l1", "warmup_steps"):
             _check_range(self, name, 0)
-        check(math.isfinite(self.learning_rate), "--learning-rate is not finite; give a number")
         check(
             self.momentum is None or 0 <= self.momentum < 1,
             f"--momentum is {self.momentum}; give a share in [0, 1)",

@@ -1,33 +1,279 @@
-"""The lecture's experiment: a chain of single neurons, and why its first weights hardly learn.
+"""The lecture's chain of single neurons: why the weights far from the output hardly learn.
 
-    python experiments/grad_flow.py lecture                       five sigmoid neurons, as on the slides
-    python experiments/grad_flow.py lecture --depth 20            what if there are more of them?
-    python experiments/grad_flow.py lecture --activation relu --weight 0.5 --samples mine.csv
+    python experiments/grad_flow.py lecture                  five neurons, as on the slides
+    python experiments/grad_flow.py lecture --depth 20       what if there are more?
+    python experiments/grad_flow.py lecture --activation relu --bias 0 --samples mine.csv
 
-Prints the table of the slides and writes it, with two charts, to --out.
+Prints the slides' table and who got how far, and writes both, with two charts, to --out.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxdnn import command_line, run_folder
-from jaxdnn.activations import make_activation
+from jaxdnn.activations import Activation, make_activation
 from jaxdnn.errors import InputError
-from jaxdnn.propagation.lecture_chain import (
-    LECTURE_X,
-    autodiff_gradients,
-    rows,
-    start,
-    train,
-    unmoved_in_float32,
-)
-from jaxdnn.report.lecture import draw_all, spans, walks
+from jaxdnn.propagation import lecture_chain
+from jaxdnn.propagation.lecture_chain import Iteration, Params
+from jaxdnn.report.lecture import TILES_PER_UNIT, Walk, draw_all, lanes, short, spans, walks
 
+TABLE = "lecture_chain.csv"
 PROG = "grad_flow.py lecture"
+MOST_ROWS = 10
+MOST_COLUMNS = 7
+NETWORK_DEPTH = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The chain, its samples, and where the results go."""
+
+    depth: int = 5
+    """Neurons in the row, and so weights; 1 or more."""
+    activation: str = "sigmoid"
+    """Of all neurons but the last, which is a sigmoid; any that deep_dog.py takes."""
+    weight: float = 1.0
+    """Every weight at the start."""
+    bias: float = 1.0
+    """Every bias at the start; biases are trained, too."""
+    learning_rate: float = 1.0
+    """Above 0."""
+    steps: int | None = None
+    """Training steps, one sample each, from the first sample again after the last; default: as many
+    as there are samples."""
+    samples: Path | None = None
+    """CSV file with the header x1,x2,...,y and a row for each sample, y 0 or 1; default: the
+    lecture's five."""
+    out: Path = Path("runs/lecture")
+    """Folder for the table and the charts."""
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name} is {value}; give 1 or more")
+        for name in ("weight", "bias"):
+            if not math.isfinite(getattr(self, name)):
+                raise InputError(f"--{name} is {getattr(self, name)}; give a finite number")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"--learning-rate is {self.learning_rate}; give a number above 0")
+
+
+def read_samples(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return x (sample, input) and y (sample,) of a CSV file.
+
+    Raises:
+      InputError: it cannot be read, or a cell is missing or not a number.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = csv.reader(file)
+            header = [name.strip() for name in next(lines, [])]
+            rows = [(lines.line_num, cells) for cells in lines if cells]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or "it is not a text file of comma-separated rows"
+        raise InputError(f"--samples {path} cannot be read: {reason}") from error
+    expected = [*(f"x{number}" for number in range(1, len(header))), "y"]
+    if len(header) < 2 or header != expected:
+        raise InputError(
+            f"--samples {path}: the header is {','.join(header)!r}; name the columns x1,x2,...,y"
+        )
+    if not rows:
+        raise InputError(f"--samples {path} has no rows below its header; give at least one sample")
+    table = np.array([_read_row(f"--samples {path}, row {row}", header, c) for row, c in rows])
+    return table[:, :-1], table[:, -1]
+
+
+def _read_row(where: str, header: Sequence[str], cells: Sequence[str]) -> list[float]:
+    if len(cells) > len(header):
+        raise InputError(f"{where} has {len(cells)} cells; the header has {len(header)}")
+    filled = itertools.zip_longest(header, cells, fillvalue="")
+    return [_read_cell(f"{where}, column {name}", name, cell.strip()) for name, cell in filled]
+
+
+def _read_cell(where: str, name: str, cell: str) -> float:
+    if not cell:
+        raise InputError(f"{where} is missing; fill it in (the header is row 1)")
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(f"{where} is {cell!r}; give a finite number (the header is row 1)")
+    if name == "y" and value not in (0, 1):
+        raise InputError(f"{where} is {cell}; the target y is 0 or 1 (the header is row 1)")
+    return value
+
+
+def check_finite(table: Mapping[str, np.ndarray], learning_rate: float) -> None:
+    """Raise InputError where a quantity, or the step that follows from it, is not finite."""
+    reach = TILES_PER_UNIT * max(1.0, learning_rate) * len(table["y"])
+    for step, (name, values) in itertools.product(range(len(table["y"])), table.items()):
+        if not math.isfinite((reach if name[0] == "D" else 1.0) * float(values[step])):
+            raise InputError(
+                f"step {step + 1}: {name} leaves the range of float64; give a smaller --weight, "
+                "--learning-rate or --depth, or another --activation"
+            )
+
+
+def difference(steps: Iteration, params: Params, gradients: Params) -> float:
+    """Return by how much two routes differ, relative to numbers above 1."""
+    pairs = zip((*steps.params, *steps.gradients), (*params, *gradients), strict=True)
+    return max(float((abs(a - b) / np.maximum(1, abs(a))).max(initial=0)) for a, b in pairs)
+
+
+def open_folder(out: Path) -> Path:
+    """Make the folder, or open the one of an earlier lecture; never overwrite another command's."""
+    folder = run_folder.create(out)
+    if folder.summary.exists() and not (out / TABLE).exists():
+        raise InputError(f"--out {out} holds another command's results; choose another folder")
+    return out
+
+
+def write_table(table: Mapping[str, np.ndarray], num_samples: int, path: Path) -> list[str]:
+    """Write the table in full precision, and return the names of its columns."""
+    columns = []
+    for step in range(len(table["y"])):
+        past, sample = divmod(step, num_samples)
+        columns.append(f"sample{sample + 1}" + (f"_pass{past + 1}" if past else ""))
+    with path.open("w", newline="") as file:
+        lines = csv.writer(file, lineterminator="\n")
+        lines.writerow(["quantity", *columns])
+        lines.writerows([name, *map(repr, values.tolist())] for name, values in table.items())
+    return columns
+
+
+def summarise(options: Options, steps: Iteration, everyone: Sequence[Walk]) -> dict[str, Any]:
+    """Return what summary.json holds."""
+    goal = max(walk.farthest for walk in everyone)
+    ends = np.abs(steps.delta[0, [0, -1]])
+    layers = max(1, options.depth - 1)
+    return {
+        **dataclasses.asdict(options),
+        "samples": str(options.samples or "the lecture's five"),
+        "out": str(options.out),
+        "steps": len(steps.y),
+        "delta_factor_per_layer": float((ends[0] / ends[1]) ** (1 / layers)) if ends.all() else 0.0,
+        "goal_tiles": goal,
+        "weights": {
+            walk.name: {
+                "start": walk.start,
+                "end": walk.end,
+                "tiles": float(walk.tiles[-1]),
+                "steps_to_goal": walk.steps_to(goal),
+            }
+            for walk in everyone
+        },
+        "unmoved_in_float32": lecture_chain.unmoved_in_float32(steps, options.learning_rate),
+        "never_updated": [walk.layer for walk in everyone if not walk.updates.any()],
+    }
+
+
+def print_table(table: Mapping[str, np.ndarray], columns: Sequence[str]) -> None:
+    """Print the table, without the middle of what is long."""
+    shown = _ends(range(len(columns)), MOST_COLUMNS)
+    _print_row("", ["..." if at is None else columns[at] for at in shown])
+    for _, block in itertools.groupby(table, key=lambda name: re.split(r"[\d\[]", name)[0]):
+        for name in _ends(list(block), MOST_ROWS):
+            if name is None:
+                print(f"  ... (all in {TABLE})")
+            else:
+                cells = ["..." if at is None else _cell(table[name][at]) for at in shown]
+                _print_row(name, cells)
+
+
+def _ends(items: Sequence[Any], most: int) -> list[Any]:
+    if len(items) <= most:
+        return list(items)
+    return [*items[: most // 2], None, *items[-(most // 2) :]]
+
+
+def _print_row(name: str, cells: Sequence[str]) -> None:
+    print(f"{name:8}" + "".join(f"{cell:>15}" for cell in cells))
+
+
+def _cell(value: float) -> str:
+    if value == 0:
+        return "0"
+    return f"{value:.9f}" if 1e-4 <= abs(value) < 1e3 else f"{value:.6e}"
+
+
+def print_findings(summary: dict[str, Any], everyone: Sequence[Walk], phi: Activation) -> None:
+    """Print who walked how far, and what stood in the way."""
+    goal = summary["goal_tiles"]
+    print(f"\nOn floor tiles, {TILES_PER_UNIT} to a change of a weight by 1:")
+    print(f"{'':8}{'first step':>15}{'last step':>15}{'walked':>15}{'steps to the flag':>20}")
+    for walk in lanes(everyone):
+        moves = [_tiles(TILES_PER_UNIT * walk.updates[at]) for at in (0, -1)]
+        there = goal > 0 and walk.farthest == goal
+        pace = walk.steps_to(goal)
+        left = "is there" if there else "never" if math.isinf(pace) else short(pace)
+        row = f"{moves[0]:>15}{moves[1]:>15}{short(walk.farthest):>15}{left:>20}"
+        print(f"{walk.name:8}{row}")
+    print("(The flag is where the weight that went farthest got; the others at their pace so far.)")
+    if summary["depth"] > 1 and summary["delta_factor_per_layer"]:
+        print(
+            f"On its way back delta is multiplied by w phi'(z) at each neuron, here by "
+            f"{summary['delta_factor_per_layer']:.3g} on average; phi' of {phi.name} is at most "
+            f"{phi.derivative_range[1]:.3g}."
+        )
+    if summary["unmoved_in_float32"]:
+        print(
+            f"In float32 {spans(summary['unmoved_in_float32'])} would not move at all: each update "
+            "is lost in rounding."
+        )
+    if summary["never_updated"]:
+        print(
+            f"{spans(summary['never_updated'])}: every D is exactly 0: a neuron is dead, or the "
+            "gradient is below 1e-307."
+        )
+
+
+def _tiles(value: float) -> str:
+    return f"{'+' if value > 0 else ''}{short(value)}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the experiment; return the exit code."""
+    options = command_line.parse(
+        Options, default=Options(), args=argv, prog=PROG, description=__doc__
+    )
+    phi = make_activation(options.activation)
+    x, y = lecture_chain.LECTURE_X, np.ones(len(lecture_chain.LECTURE_X))
+    if options.samples is not None:
+        x, y = read_samples(options.samples)
+    num_samples = len(y)
+    order = np.arange(options.steps or num_samples) % num_samples
+    x, y = x[order], y[order]
+    start = lecture_chain.start(x.shape[1], options.depth, weight=options.weight, bias=options.bias)
+    fixed = {"phi": phi, "learning_rate": options.learning_rate}
+    steps = lecture_chain.train(start, x, y, **fixed)
+    table = lecture_chain.rows(steps)
+    check_finite(table, options.learning_rate)
+    out = open_folder(options.out)
+    columns = write_table(table, num_samples, out / TABLE)
+    everyone = walks(table, options.learning_rate)
+    summary = summarise(options, steps, everyone)
+    autodiff = lecture_chain.train(start, x, y, **fixed, gradients=lecture_chain.autodiff_gradients)
+    routes = {"jax.grad": difference(steps, autodiff.params, autodiff.gradients)}
+    if options.depth <= NETWORK_DEPTH:
+        network = lecture_chain.train_network(start, x, y, **fixed)
+        routes["the package's network of width 1"] = difference(steps, *network)
+    summary["differences"] = routes
+    run_folder.write_json(out / "summary.json", summary)
+    print_table(table, columns)
+    print_findings(summary, everyone, phi)
+    print(f"The slides' formulas, {' and '.join(routes)} agree within {max(routes.values()):.0e}.")
+    draw_all(out)
+    print(f"The table, its charts and summary.json are in {out}")
+    return 0

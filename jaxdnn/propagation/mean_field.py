@@ -98,10 +98,10 @@ from jax import Array
 
 from jaxdnn.propagation.float64 import in_float64
 from jaxdnn.propagation.nonlinearity import Nonlinearity, Phi, make_nonlinearity
-from jaxdnn.propagation.quadrature import NUM_NODES, Function, mean, pair_mean
+from jaxdnn.propagation.quadrature import NUM_NODES, SMALLEST_VARIANCE, Function, mean, pair_mean
 
 Number = Array | float
-# Below this variance the slope of V is its limit; smaller ones lose digits where phi(0) is not 0.
+# Below this variance the slope of V is its limit; where phi(0) is not 0, smaller ones lose digits.
 _SLOPE_VARIANCE = 1e-12
 
 
@@ -158,7 +158,8 @@ def variance_map(
 def slope(phi: Phi, sigma_w2: Number, q: Number, *, dropout: float = 0.0) -> Array:
     """Return V'(q); for q = 0 its limit from above."""
     phi = make_nonlinearity(phi)
-    q = jnp.maximum(q, _SLOPE_VARIANCE)
+    at_zero = jnp.squeeze(phi(jnp.zeros(1)))
+    q = jnp.maximum(q, jnp.where(at_zero == 0, SMALLEST_VARIANCE, _SLOPE_VARIANCE))
     if phi.jumps:
         # The derivative falls on the normal density, so that the point masses count.
         change = _mean(phi, lambda h: phi(h) ** 2 * (h**2 / q - 1), q) / (2 * q)
@@ -218,7 +219,9 @@ def correlation_slope(phi: Phi, sigma_w2: Number, q: Number, c: Number) -> Array
     a2, b2 = (1 + jnp.abs(c)) / 2, (1 - jnp.abs(c)) / 2
 
     def change(u: Array, v: Array, s: Array, t: Array) -> Array:
-        return jnp.sign(c) * phi(u) * phi(v) * ((s**2 - 1) / a2 - (t**2 - 1) / b2) / 4
+        return (
+            jnp.where(c < 0, -1.0, 1.0) * phi(u) * phi(v) * ((s**2 - 1) / a2 - (t**2 - 1) / b2) / 4
+        )
 
     found = pair_mean(change, phi.points, q, c)
     return jnp.where(jnp.abs(c) < 1, sigma_w2 * found / q, jnp.inf)

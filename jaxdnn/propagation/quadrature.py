@@ -35,7 +35,7 @@ LARGEST_Z = 12.0
 # Ends of panels on which the normal density is a polynomial of degree 31 to rounding.
 _Z_POINTS = np.array([-8.0, -5.0, -2.5, 0.0, 2.5, 5.0, 8.0])
 # Below this variance a function is its limit from the left and from the right of zero.
-_SMALLEST_VARIANCE = 1e-30
+SMALLEST_VARIANCE = 1e-20
 
 
 class Breakpoints(NamedTuple):
@@ -54,7 +54,7 @@ class Breakpoints(NamedTuple):
 
 def mean(function: Function, points: Breakpoints, q: Array) -> Array:
     """Return E f(√q z) for a scalar q >= 0, z ~ N(0, 1); `points` are the breakpoints of f."""
-    root = jnp.sqrt(jnp.maximum(q, _SMALLEST_VARIANCE))
+    root = jnp.sqrt(jnp.maximum(q, SMALLEST_VARIANCE))
     z, weights = _nodes(jnp.concatenate([points.panels / root, _Z_POINTS]))
     return jnp.sum(weights * function(root * z))
 
@@ -78,7 +78,7 @@ def pair_mean(
       c: correlation of u and v.
       num_nodes: of each panel.
     """
-    root = jnp.sqrt(jnp.maximum(q, _SMALLEST_VARIANCE))
+    root = jnp.sqrt(jnp.maximum(q, SMALLEST_VARIANCE))
     sign = jnp.where(c < 0, -1.0, 1.0)
     a, b = jnp.sqrt((1 + jnp.abs(c)) / 2), jnp.sqrt((1 - jnp.abs(c)) / 2)
     in_u, in_v = points.panels / root, sign * points.panels / root

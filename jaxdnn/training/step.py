@@ -160,6 +160,6 @@ def make_train(
 
 def _start_of_epoch(state: TrainState, steps_per_epoch: int) -> TrainState:
     """Set the sums back to zero where an epoch starts."""
-    continues = state.step % steps_per_epoch != 0
-    sums = jax.tree.map(lambda total: total * continues.astype(total.dtype), state.sums)
+    starts = state.step % steps_per_epoch == 0
+    sums = jax.tree.map(lambda total: jnp.where(starts, jnp.zeros_like(total), total), state.sums)
     return state._replace(sums=sums)

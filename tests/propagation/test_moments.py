@@ -1,0 +1,159 @@
+"""Moments of every layer: against the general network code, closed forms and theory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdnn import gradient_flow
+from jaxdnn.activations import make_activation
+from jaxdnn.initializers import make_initializer
+from jaxdnn.layers import UnitOptions
+from jaxdnn.models import make_mlp
+from jaxdnn.propagation.moments import _rms
+from jaxdnn.propagation.sweep import LOSSES, Architecture, Batch, draw_kernels, flow, gaussian_batch
+
+DEPTH, WIDTH, BATCH = 5, 12, 7
+
+
+def small(norm="none", activation="tanh", **options):
+    """A small network, its batch, and the moments of one pass."""
+    architecture = Architecture(DEPTH, WIDTH, norm, num_outputs=3, **options)
+    kernels = draw_kernels(make_initializer("he_normal"), jax.random.key(1), 4, architecture)
+    batch = gaussian_batch(jax.random.key(2), BATCH, 4, 3)
+    phi = make_activation(activation)
+    steepest = max(map(abs, phi.derivative_range))
+    return kernels, batch, flow(kernels, batch, phi, steepest, architecture)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "layer"])
+def test_agrees_with_the_general_network_code(norm):
+    kernels, batch, moments = small(norm)
+    unit = UnitOptions(make_activation("tanh"), norm=norm)
+    model = make_mlp((4,), 3, widths=(WIDTH,) * (DEPTH - 1), unit=unit)
+    params, stats = model.init(jax.random.key(0))
+    all_kernels = [kernels.first, *kernels.hidden, kernels.last]
+    for layer, kernel in enumerate(all_kernels[:-1]):
+        params["layers"][layer]["linear"]["kernel"] = kernel
+    params["head"]["kernel"] = kernels.last
+    paths = [*(f"layers/{layer}" for layer in range(DEPTH - 1)), "head"]
+    probes = {path: jnp.zeros((BATCH, 3 if path == "head" else WIDTH)) for path in paths}
+
+    def loss(params, probes):
+        output = model.apply(params, stats, batch.inputs, training=True, probes=probes)
+        return LOSSES["cross_entropy"](output.logits, batch.labels), output.pre_activations
+
+    (grads, deltas), z = jax.grad(loss, (0, 1), has_aux=True)(params, probes)
+    for layer, path in enumerate(paths):
+        grad = grads["head"] if path == "head" else grads["layers"][layer]["linear"]
+        np.testing.assert_allclose(moments.delta_rms[layer], rms(deltas[path]), rtol=2e-5)
+        np.testing.assert_allclose(moments.pre_activation_rms[layer], rms(z[path]), rtol=2e-5)
+        np.testing.assert_allclose(moments.kernel_grad_rms[layer], rms(grad["kernel"]), rtol=2e-5)
+        by_example = np.sqrt(np.mean(np.square(deltas[path]), axis=1))
+        np.testing.assert_allclose(moments.delta_rms_by_example[layer], by_example, rtol=2e-5)
+        ratio = rms(grad["kernel"]) / rms(all_kernels[layer])
+        np.testing.assert_allclose(moments.kernel_grad_ratio[layer], ratio, rtol=2e-5)
+
+
+def rms(x):
+    return np.sqrt(np.mean(np.square(np.asarray(x, np.float64))))
+
+
+def test_residual_gradient_is_that_of_autodiff():
+    kernels, batch, moments = small(residual=True)
+
+    def loss(probes):
+        h = jnp.tanh(batch.inputs @ kernels.first + probes[0])
+        for kernel, probe in zip(kernels.hidden, probes[1:], strict=True):
+            h = h + jnp.tanh(h @ kernel + probe)
+        return LOSSES["cross_entropy"](h @ kernels.last, batch.labels)
+
+    deltas = jax.grad(loss)([jnp.zeros((BATCH, WIDTH))] * (DEPTH - 1))
+    np.testing.assert_allclose(moments.delta_rms[:-1], [rms(d) for d in deltas], rtol=2e-5)
+
+
+def test_forward_statistics_are_those_of_the_arrays():
+    kernels, batch, moments = small(activation="relu")
+    h = np.asarray(batch.inputs, np.float64)
+    for layer, kernel in enumerate([kernels.first, *kernels.hidden]):
+        z = h @ np.asarray(kernel, np.float64)
+        h = np.maximum(z, 0)
+        dead = np.mean((z <= 0).all(axis=0))
+        unit = z / np.linalg.norm(z, axis=1, keepdims=True)
+        cosines = np.sum(unit[1:] * unit[:-1], axis=1)
+        np.testing.assert_allclose(moments.pre_activation_mean[layer], z.mean(), atol=1e-5)
+        np.testing.assert_allclose(
+            moments.pre_activation_second_moment[layer], np.mean(z**2), rtol=1e-5
+        )
+        np.testing.assert_allclose(moments.dead_fraction[layer], dead, atol=1e-6)
+        # ReLU's slope is 0 or its maximum: saturated means not active.
+        np.testing.assert_allclose(moments.saturated_fraction[layer], np.mean(z <= 0), atol=1e-6)
+        np.testing.assert_allclose(moments.correlation[layer], np.mean(cosines), atol=1e-5)
+
+
+def test_zero_initialization_gives_exact_zeros_below_the_last_layer():
+    moments = gradient_flow(
+        jax.random.key(0), initializer="zeros", activation="sigmoid", depth=6, width=16
+    )
+    assert not np.asarray(moments.delta_rms[:-1]).any()
+    assert moments.delta_rms[-1] > 0
+    # The last kernel does get a gradient: sigmoid(0) is not zero.
+    assert moments.kernel_grad_rms[-1] > 0
+
+
+def test_kernel_gradients_stay_flat_while_delta_dies_under_xavier_and_relu():
+    moments = gradient_flow(
+        jax.random.key(0), initializer="xavier", activation="relu", depth=20, width=512
+    )
+    delta, grads = (np.asarray(x[:-1]) for x in (moments.delta_rms, moments.kernel_grad_rms))
+    # Theory: delta shrinks by sqrt(1/2) a layer backward, the activation by as much forward.
+    assert delta[0] / delta[-1] == pytest.approx(2 ** (-18 / 2), rel=0.5)
+    assert grads[0] / grads[-1] == pytest.approx(1, rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("initializer", "activation", "factor"),
+    [
+        ("lecun", "sigmoid", 0.2361),
+        ("lecun", "relu", 0.7071),
+        ("he", "relu", 1.0),
+        ("he", "tanh", 1.0514),
+        ("lecun", "selu", 1.0352),
+    ],
+)
+def test_factor_is_that_of_mean_field_theory(initializer, activation, factor):
+    """Deep half of 20 layers of 512 units, 3 seeds: within 3 % of the root of chi_1."""
+    logs = []
+    for seed in range(3):
+        moments = gradient_flow(
+            jax.random.key(seed), initializer=initializer, activation=activation, depth=20
+        )
+        logs.append(np.diff(np.log(np.asarray(moments.delta_rms[8:-1], np.float64))))
+    assert np.exp(-np.median(logs)) == pytest.approx(factor, rel=0.03)
+
+
+def test_rms_reaches_where_squares_leave_float32():
+    for scale in (1e-35, 1e-20, 1.0, 1e20, 1e35):
+        assert float(_rms(jnp.array([3.0, 4.0]) * scale)) == pytest.approx(
+            np.sqrt(12.5) * scale, rel=1e-6
+        )
+    assert np.isnan(float(_rms(jnp.array([1.0, jnp.nan]))))
+    assert float(_rms(jnp.zeros(3))) == 0
+
+
+def test_float16_loses_gradients_that_float32_keeps():
+    options = {"initializer": "lecun", "activation": "sigmoid", "depth": 20, "width": 64}
+    kept = gradient_flow(jax.random.key(0), **options)
+    lost = gradient_flow(jax.random.key(0), precision="float16", **options)
+    assert kept.delta_rms[0] > 0
+    assert lost.delta_rms[0] == 0
+    # Where float16 holds them, both agree to its 11 bits, summed over a few layers.
+    np.testing.assert_allclose(lost.delta_rms[-3:], kept.delta_rms[-3:], rtol=0.01)
+
+
+def test_inputs_may_have_another_size():
+    inputs = jax.random.normal(jax.random.key(3), (5, 9))
+    moments = gradient_flow(jax.random.key(0), inputs, jnp.arange(5), depth=3, width=8)
+    assert moments.delta_rms.shape == (3,)
+    assert moments.delta_rms_by_example.shape == (3, 5)
+    assert isinstance(Batch(inputs, jnp.arange(5)), tuple)
