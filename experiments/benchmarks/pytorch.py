@@ -37,6 +37,35 @@ def make_mlp(sizes: Sequence[int], *, batch_norm: bool) -> nn.Module:
     return nn.Sequential(*modules, nn.Linear(sizes[-2], sizes[-1]))
 
 
+class Residual(nn.Module):
+    """x + f(x)."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add what the inner module makes of x."""
+        return x + self.inner(x)
+
+
+def make_convnet(widths: Sequence[int], num_outputs: int, *, channels: int, stem: int) -> nn.Module:
+    """Make the residual network of `jaxdnn.models.make_convnet`, one block a stage, batch norm."""
+
+    def unit(num_in: int, num_out: int) -> list[nn.Module]:
+        conv = nn.Conv2d(num_in, num_out, 3, padding=1, bias=False)
+        return [conv, nn.BatchNorm2d(num_out), nn.ReLU()]
+
+    modules: list[nn.Module] = [nn.PixelUnshuffle(stem)]
+    for index, (num_in, width) in enumerate(pairwise([channels * stem**2, *widths])):
+        modules += [nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False)] if index else []
+        modules += unit(num_in, width)
+        modules.append(Residual(nn.Sequential(*unit(width, width), *unit(width, width))))
+    head = nn.Linear(widths[-1], num_outputs)
+    network = nn.Sequential(*modules, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    return network.to(memory_format=torch.channels_last)
+
+
 def make_step(
     network: nn.Module,
     options: OptimizerOptions,
@@ -98,6 +127,8 @@ def make_augment(options: AugmentOptions, standard: Standard) -> Prepare:
         moved = nn.functional.grid_sample(
             images.float() / 255, grid, padding_mode="reflection", align_corners=True
         )
+        if options.noise == 0:
+            return moved
         return torch.clamp(moved + options.noise * torch.randn_like(moved), 0, 1)
 
     mean = torch.tensor(standard.mean)[:, None, None]

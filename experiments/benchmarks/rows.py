@@ -13,7 +13,7 @@ from jaxdnn.config import Config
 from jaxdnn.data.dataset import Dataset
 from jaxdnn.data.pipeline import measure_standard
 from jaxdnn.layers import UnitOptions
-from jaxdnn.models import make_mlp
+from jaxdnn.models import make_convnet, make_mlp
 from jaxdnn.options import AugmentOptions, ModelOptions, OptimizerOptions
 from jaxdnn.recipes import DEEP
 from jaxdnn.training.run import load_data
@@ -78,6 +78,39 @@ def mlp_step(sizes: Sequence[int], target: float) -> Row:
     )
 
 
+def convnet_step(side: int, widths: Sequence[int], stem: int) -> Row:
+    """Make the row of a training step of the residual convnet; nothing is asked of it."""
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(BATCH_SIZE, side, side, 1)).astype(np.float32)
+    labels = rng.integers(0, 2, BATCH_SIZE).astype(np.int32)
+    unit = UnitOptions(norm="batch")
+    model = make_convnet((side, side, 1), 2, widths=widths, stem=stem, unit=unit)
+    contenders = {OURS: ours.make_step_work(model, OPTIMIZER, inputs, labels)}
+    for name, compiled in {EAGER: False, COMPILED: True}.items():
+        network = pytorch.make_convnet(widths, 2, channels=1, stem=stem)
+        step = pytorch.make_step(network, OPTIMIZER, compiled=compiled)
+        contenders[name] = pytorch.make_step_work(step, np.moveaxis(inputs, -1, 1), labels)
+    return Row(
+        title=(
+            f"convnet {'-'.join(map(str, widths))} on {side}×{side}, training step, "
+            f"batch {BATCH_SIZE}, ReLU, batch norm; PyTorch in channels_last"
+        ),
+        unit="step",
+        contenders=contenders,
+        flops=convnet_flops(side, widths, stem),
+        target=0.0,
+    )
+
+
+def convnet_flops(side: int, widths: Sequence[int], stem: int) -> float:
+    """Return the FLOPs of a training step's convolutions; the first one's input needs none."""
+    size, products = -(-side // stem), []
+    for num_in, width in pairwise([stem**2, *widths]):
+        products += [9 * size**2 * num_in * width] + [9 * size**2 * width**2] * 2
+        size = -(-size // 2)
+    return BATCH_SIZE * (6.0 * sum(products) - 2.0 * products[0])
+
+
 def epoch(augment: AugmentOptions, how: str) -> Row:
     """Make the row of an epoch over the silhouettes: shuffle, batch, standardise and train."""
     config = Config(
@@ -140,6 +173,7 @@ def torch_epochs(
 ROWS: dict[str, Callable[[], Row]] = {
     "wide-mlp": lambda: mlp_step((51529, 512, 128, 2), target=1.3),
     "deep-mlp": lambda: mlp_step((784, 512, 512, 512, 2), target=2.0),
+    "convnet": lambda: convnet_step(28, (32, 64, 128), stem=2),
     "epoch": lambda: epoch(AugmentOptions(), "no augmentation"),
     "epoch-augmented": lambda: epoch(DEEP.augment, "augmented as in the deep recipe"),
 }

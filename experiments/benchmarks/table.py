@@ -65,11 +65,11 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [f"**{result['title']}** (ms per {result['unit']})", "", HEADER]
     for name, measured in result["contenders"].items():
         lines.append(_line(name, measured, result["share_of_peak"]))
-    verdict = "met" if result["target_met"] else "NOT met"
+    verdict = f"target {result['target']:g}x: {'met' if result['target_met'] else 'NOT met'}"
     elsewhere = result["used_elsewhere"]
     remarks = [
         *([f"other programs took {elsewhere:.0%} of the cores"] if elsewhere is not None else []),
-        f"target {result['target']:g}x: {verdict}{'' if quiet(elsewhere) else DOUBT}",
+        f"{verdict if result['target'] else 'no target'}{'' if quiet(elsewhere) else DOUBT}",
         *(f"{name} failed: {reason}" for name, reason in result["failures"].items()),
         *result["notes"],
     ]

@@ -25,7 +25,7 @@ from jaxdnn.activations import Activation, make_activation
 from jaxdnn.errors import InputError
 from jaxdnn.propagation import lecture_chain
 from jaxdnn.propagation.lecture_chain import Iteration, Params
-from jaxdnn.report.lecture import TILES_PER_UNIT, Walk, draw_all, lanes, short, spans, walks
+from jaxdnn.report.lecture import TILES_PER_UNIT, Walk, draw_all, lanes, spans, walks
 
 TABLE = "lecture_chain.csv"
 PROG = "grad_flow.py lecture"
@@ -118,12 +118,18 @@ def _read_cell(where: str, name: str, cell: str) -> float:
 def check_finite(table: Mapping[str, np.ndarray], learning_rate: float) -> None:
     """Raise InputError where a quantity, or the step that follows from it, is not finite."""
     reach = TILES_PER_UNIT * max(1.0, learning_rate) * len(table["y"])
-    for step, (name, values) in itertools.product(range(len(table["y"])), table.items()):
-        if not math.isfinite((reach if name[0] == "D" else 1.0) * float(values[step])):
-            raise InputError(
-                f"step {step + 1}: {name} leaves the range of float64; give a smaller --weight, "
-                "--learning-rate or --depth, or another --activation"
-            )
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = {
+            name: np.isfinite(values * (reach if name[0] == "D" else 1))
+            for name, values in table.items()
+        }
+    broken = [(int(row.argmin()), name) for name, row in finite.items() if not row.all()]
+    if broken:
+        step, name = min(broken, key=lambda found: found[0])
+        raise InputError(
+            f"step {step + 1}: {name} leaves the range of float64; give a smaller --weight, "
+            "--bias, --learning-rate or --depth, or another --activation"
+        )
 
 
 def difference(steps: Iteration, params: Params, gradients: Params) -> float:
@@ -153,17 +159,22 @@ def write_table(table: Mapping[str, np.ndarray], num_samples: int, path: Path) -
     return columns
 
 
-def summarise(options: Options, steps: Iteration, everyone: Sequence[Walk]) -> dict[str, Any]:
+def summarise(
+    options: Options, num_samples: int, steps: Iteration, everyone: Sequence[Walk]
+) -> dict[str, Any]:
     """Return what summary.json holds."""
-    goal = max(walk.farthest for walk in everyone)
-    ends = np.abs(steps.delta[0, [0, -1]])
+    goal = max(walk.distance for walk in everyone)
+    ends = np.abs(steps.delta[:, [0, -1]])
+    ends = ends[ends.all(axis=1)]
     layers = max(1, options.depth - 1)
+    factor = float((ends[0, 0] / ends[0, 1]) ** (1 / layers)) if len(ends) else 0.0
     return {
         **dataclasses.asdict(options),
         "samples": str(options.samples or "the lecture's five"),
         "out": str(options.out),
+        "num_samples": num_samples,
         "steps": len(steps.y),
-        "delta_factor_per_layer": float((ends[0] / ends[1]) ** (1 / layers)) if ends.all() else 0.0,
+        "delta_factor_per_layer": factor,
         "goal_tiles": goal,
         "weights": {
             walk.name: {
@@ -212,35 +223,29 @@ def print_findings(summary: dict[str, Any], everyone: Sequence[Walk], phi: Activ
     """Print who walked how far, and what stood in the way."""
     goal = summary["goal_tiles"]
     print(f"\nOn floor tiles, {TILES_PER_UNIT} to a change of a weight by 1:")
-    print(f"{'':8}{'first step':>15}{'last step':>15}{'walked':>15}{'steps to the flag':>20}")
+    print(f"{'':8}{'first step':>15}{'last step':>15}{'from start':>15}{'steps to the flag':>20}")
     for walk in lanes(everyone):
-        moves = [_tiles(TILES_PER_UNIT * walk.updates[at]) for at in (0, -1)]
-        there = goal > 0 and walk.farthest == goal
+        moves = [f"{TILES_PER_UNIT * walk.updates[at]:+.3g}" for at in (0, -1)]
+        there = goal > 0 and walk.distance == goal
         pace = walk.steps_to(goal)
-        left = "is there" if there else "never" if math.isinf(pace) else short(pace)
-        row = f"{moves[0]:>15}{moves[1]:>15}{short(walk.farthest):>15}{left:>20}"
+        left = "is there" if there else "never" if math.isinf(pace) else f"{pace:,.7g}"
+        row = f"{moves[0]:>15}{moves[1]:>15}{walk.distance:>15.3g}{left:>20}"
         print(f"{walk.name:8}{row}")
-    print("(The flag is where the weight that went farthest got; the others at their pace so far.)")
+    if goal > 0:
+        print("(The flag is where the weight stands that got farthest; the pace is that so far.)")
     if summary["depth"] > 1 and summary["delta_factor_per_layer"]:
         print(
             f"On its way back delta is multiplied by w phi'(z) at each neuron, here by "
             f"{summary['delta_factor_per_layer']:.3g} on average; phi' of {phi.name} is at most "
             f"{phi.derivative_range[1]:.3g}."
         )
-    if summary["unmoved_in_float32"]:
+    unmoved, zero = summary["unmoved_in_float32"], summary["never_updated"]
+    if unmoved != zero:
         print(
-            f"In float32 {spans(summary['unmoved_in_float32'])} would not move at all: each update "
-            "is lost in rounding."
+            f"In float32 {spans(unmoved)} would not move at all: rounding takes each update away."
         )
-    if summary["never_updated"]:
-        print(
-            f"{spans(summary['never_updated'])}: every D is exactly 0: a neuron is dead, or the "
-            "gradient is below 1e-307."
-        )
-
-
-def _tiles(value: float) -> str:
-    return f"{'+' if value > 0 else ''}{short(value)}"
+    if zero:
+        print(f"D is exactly 0 for {spans(zero)}: a neuron is dead, or D is below 1e-307.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -249,6 +254,7 @@ def main(argv: Sequence[str]) -> int:
         Options, default=Options(), args=argv, prog=PROG, description=__doc__
     )
     phi = make_activation(options.activation)
+    options = dataclasses.replace(options, activation=phi.name)
     x, y = lecture_chain.LECTURE_X, np.ones(len(lecture_chain.LECTURE_X))
     if options.samples is not None:
         x, y = read_samples(options.samples)
@@ -263,7 +269,7 @@ def main(argv: Sequence[str]) -> int:
     out = open_folder(options.out)
     columns = write_table(table, num_samples, out / TABLE)
     everyone = walks(table, options.learning_rate)
-    summary = summarise(options, steps, everyone)
+    summary = summarise(options, num_samples, steps, everyone)
     autodiff = lecture_chain.train(start, x, y, **fixed, gradients=lecture_chain.autodiff_gradients)
     routes = {"jax.grad": difference(steps, autodiff.params, autodiff.gradients)}
     if options.depth <= NETWORK_DEPTH:
@@ -273,7 +279,8 @@ def main(argv: Sequence[str]) -> int:
     run_folder.write_json(out / "summary.json", summary)
     print_table(table, columns)
     print_findings(summary, everyone, phi)
-    print(f"The slides' formulas, {' and '.join(routes)} agree within {max(routes.values()):.0e}.")
+    ways = " and ".join(", ".join(["The slides' formulas", *routes]).rsplit(", ", 1))
+    print(f"{ways} agree within {max(routes.values()):.0e}.")
     draw_all(out)
     print(f"The table, its charts and summary.json are in {out}")
     return 0

@@ -7,8 +7,8 @@ which leaves one equation for q,
 
 so that all solutions are found by following the changes of sign of R over q. ReLU has R = sigma_b²:
 for sigma_b = 0 every q solves it, otherwise none does. For softplus R is positive everywhere. For
-the sigmoid it is positive up to q = 55, which takes sigma_w² = 110: nothing that anyone would use,
-which is why solutions are asked for up to a greatest sigma_w².
+the sigmoid it is positive up to q = 45.6, which takes sigma_w² = 103 (with such weights, it is a
+step): nothing that anyone would use, hence solutions are asked for up to a greatest sigma_w².
 
 A gain is the factor on the standard deviation 1/√fan_in. At q = 1, 1/√(E phi²) keeps the variance of
 the signal, and 1/√(E phi'²) that of the gradient. They agree for ReLU and its kin alone.
@@ -27,12 +27,12 @@ from jax import Array
 from jaxdnn.activations import Activation
 from jaxdnn.propagation.fixed_points import Q_GRID, SAME
 from jaxdnn.propagation.float64 import in_float64
-from jaxdnn.propagation.mean_field import Number, phi_moments, slope
+from jaxdnn.propagation.mean_field import Number, phi_moments, slope, variance_map
 from jaxdnn.propagation.nonlinearity import Phi, make_nonlinearity
 from jaxdnn.propagation.roots import find_root
 
-# 100 / fan_in is ten times the standard deviation that LeCun's scheme has.
-MAX_SIGMA_W2 = 100.0
+# Five times the standard deviation of He's scheme: beyond it lies nothing that is in use.
+MAX_SIGMA_W2 = 50.0
 
 
 class CriticalPoint(NamedTuple):
@@ -87,7 +87,12 @@ def critical_points(phi: Phi, sigma_b2: float, *, max_sigma_w2: float = MAX_SIGM
             found.append(_point(phi, q))
     near = tuple(sorted(point for point in found if point.sigma_w2 <= max_sigma_w2))
     far = sorted(point for point in found if point.sigma_w2 > max_sigma_w2)
-    return Critical(near, _note(near, far, sigma_b2, max_sigma_w2))
+    grows = [
+        float(variance_map(phi, point.sigma_w2, sigma_b2, q)) > q
+        for point in near
+        for q in [max(1.01 * point.q, 1e-6)]
+    ]
+    return Critical(near, _note(near, grows, far, sigma_b2, max_sigma_w2))
 
 
 def _at_zero(phi: Phi, sigma_b2: float) -> list[CriticalPoint]:
@@ -104,6 +109,7 @@ def _point(phi: Phi, q: float) -> CriticalPoint:
 
 def _note(
     near: tuple[CriticalPoint, ...],
+    grows: list[bool],
     far: list[CriticalPoint],
     sigma_b2: float,
     max_sigma_w2: float,
@@ -114,14 +120,15 @@ def _note(
         parts.append(f"no critical initialisation at sigma_b2 = {sigma_b2:g}{within}")
     for point in far:
         parts.append(f"one far beyond: sigma_w2 = {point.sigma_w2:.6g}, q = {point.q:.6g}")
-    for point in near:
+    for point, above in zip(near, grows, strict=True):
         if abs(point.slope) > 1 + 1e-9:
             parts.append(
                 f"the fixed point q = {point.q:.6g} repels (V' = {point.slope:.6g}): networks do "
                 "not stay there"
             )
         elif abs(point.slope - 1) <= 1e-9:
-            parts.append(f"V' is 1 at q = {point.q:.6g}: the signal drifts like a power of depth")
+            where = "away from it: it repels" if above else "back to it, like a power of the depth"
+            parts.append(f"V' is 1 at q = {point.q:.6g}: a larger signal drifts {where}")
     return "; ".join(parts)
 
 

@@ -100,6 +100,8 @@ def fixed_point(
     high = jnp.where(rises, grid[i], jnp.minimum(grid[jnp.minimum(j + 1, last)], start))
     low = jnp.where(~rises & ~below.any(), jnp.maximum(at_zero / 2, 1e-30), low)
     high = jnp.where(~rises & ~below.any(), jnp.minimum(grid[0], start), high)
+    # Where there is no root the bracket is a point, so that the search stops at once.
+    high = jnp.where(rises & ~above.any() | (jnp.abs(here) < SAME), low, high)
     found = _refine(phi, sigma_w2, sigma_b2, low, high, dropout=dropout)
     found = jnp.where(rises & above.any() & (sign[i] == 0), grid[i], found)
     found = jnp.where(~rises & below.any() & (sign[j] == 0), grid[j], found)

@@ -108,7 +108,7 @@ def _run_one(
         if not path.exists():
             if interrupted():
                 raise Interrupted
-            compiled = compiled or sweep.lower(indices, seeds).compile()
+            compiled = compiled or jax.jit(sweep).lower(indices, seeds).compile()
             moments = compiled(indices, seeds)._asdict()
             _save(path, {name: np.asarray(moments[name]) for name in STATISTICS})
         found.append(_load(path))
@@ -132,10 +132,10 @@ def _size(grid: Grid, architecture: Architecture) -> int:
     return devices * max(1, min(most, share))
 
 
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _save(path: Path, arrays: dict[str, Any]) -> None:
     draft = path.with_suffix(".part")
     with draft.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)
     draft.replace(path)
 
 

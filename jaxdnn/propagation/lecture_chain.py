@@ -259,5 +259,6 @@ def unmoved_in_float32(steps: Iteration, learning_rate: float) -> list[int]:
 
 
 def _unmoved(weights: np.ndarray, updates: np.ndarray) -> bool:
-    weights32 = weights.astype(np.float32)
-    return bool((weights32 - updates.astype(np.float32) == weights32).all())
+    with np.errstate(over="ignore", invalid="ignore"):
+        weights32 = weights.astype(np.float32)
+        return bool((weights32 - updates.astype(np.float32) == weights32).all())

@@ -37,8 +37,7 @@ def find_root(function: Callable[[Array], Array], low: Array, high: Array) -> Ar
     start = _State(np.int32(0) * low.astype(np.int32), high, one, low, one, low, one, one)
 
     def unfinished(state: _State) -> Array:
-        apart = jnp.abs(state.x - state.other)
-        wide = apart > 4e-16 * jnp.maximum(jnp.abs(state.x), jnp.abs(state.other))
+        wide = jnp.abs(state.x - state.other) > 2 * _rounding(state.x)
         return (state.step < 2) | (wide & (state.f != 0) & (state.step < _MOST_STEPS))
 
     def advance(state: _State) -> _State:
@@ -75,6 +74,9 @@ def _share(x: Array, f: Array, other: Array, f_other: Array, last: Array, f_last
     share = ratio(f, f_other - f) * ratio(f_last, f_other - f_last) + ratio(
         last - x, other - x
     ) * ratio(f, f_last - f) * ratio(f_other, f_last - f_other)
-    least = 2e-16 * jnp.abs(ratio(x, other - x))
-    share = jnp.where(fits, share, 0.5)
-    return jnp.clip(share, jnp.minimum(least, 0.5), 1 - jnp.minimum(least, 0.5))
+    least = jnp.minimum(jnp.abs(ratio(_rounding(x), other - x)), 0.5)
+    return jnp.clip(jnp.where(fits, share, 0.5), least, 1 - least)
+
+
+def _rounding(x: Array) -> Array:
+    return 2e-16 * jnp.maximum(1.0, jnp.abs(x))

@@ -23,6 +23,7 @@ from jaxdnn.report.style import GREY, PALETTE, VERMILION, new_figure, save, tidy
 
 TILES_PER_UNIT = 60
 MOST_CURVES = 7
+MOST_POINTS = 50
 MOST_LANES = 7
 MOST_SQUARES = 26
 LEAST_SQUARES = 16
@@ -35,7 +36,7 @@ class Walk:
 
     Attributes:
       layer: its number, 1 nearest the input.
-      name: `w3`, or of several inputs' weights in the first layer the one that went farthest.
+      name: `w3`, or of several inputs' weights in the first layer the one that got farthest.
       start: before the first step.
       updates: (step,), what each step added: -rate * D.
     """
@@ -51,9 +52,9 @@ class Walk:
         return TILES_PER_UNIT * np.concatenate([[0.0], np.cumsum(self.updates)])
 
     @property
-    def farthest(self) -> float:
-        """The greatest distance from its start, in tiles."""
-        return float(np.abs(self.tiles).max())
+    def distance(self) -> float:
+        """How far from its start it ends, in tiles."""
+        return float(abs(self.tiles[-1]))
 
     @property
     def end(self) -> float:
@@ -62,9 +63,8 @@ class Walk:
 
     def steps_to(self, goal: float) -> float:
         """Return how many steps it needs to get `goal` tiles away, at the pace of these steps."""
-        walked = abs(self.tiles[-1])
-        steps = len(self.updates) * goal / walked if walked else math.inf
-        return math.ceil(steps) if math.isfinite(steps) else math.inf
+        steps = len(self.updates) * goal / self.distance if self.distance else math.inf
+        return float(np.ceil(steps))
 
 
 def walks(table: Mapping[str, np.ndarray], learning_rate: float) -> list[Walk]:
@@ -73,9 +73,9 @@ def walks(table: Mapping[str, np.ndarray], learning_rate: float) -> list[Walk]:
     for name, weights in table.items():
         if name.startswith("w"):
             layer = int(name[1:].partition("[")[0])
-            updates = -learning_rate * table["D" + name[1:]]
+            updates = 0.0 - learning_rate * table["D" + name[1:]]
             walk = Walk(layer, name, float(weights[0]), updates)
-            found[layer] = max(found.get(layer, walk), walk, key=lambda walk: walk.farthest)
+            found[layer] = max(found.get(layer, walk), walk, key=lambda walk: walk.distance)
     return list(found.values())
 
 
@@ -126,55 +126,68 @@ def draw_updates(everyone: Sequence[Walk], summary: dict, path: Path) -> None:
     figure = new_figure(9, 5.4)
     axes = figure.subplots()
     moving = [walk for walk in everyone if walk.updates.any()]
-    picks = np.linspace(0, len(moving) - 1, min(MOST_CURVES, len(moving))).round().astype(int)
-    size = "|D|" if summary["learning_rate"] == 1 else f"|{summary['learning_rate']:g} · D|"
-    tidy(axes, title=f"Size of each step: {_about(summary)}", x="step", y=size)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    curves = [moving[index] for index in picks[::-1]]
-    if curves:
-        _draw_curves(axes, curves, summary)
     still = [walk.layer for walk in everyone if not walk.updates.any()]
+    block = _block(summary["steps"], summary["num_samples"])
+    size = "|D|" if summary["learning_rate"] == 1 else f"|{summary['learning_rate']:g} · D|"
+    title = f"Size of each step: {_about(summary)}"
     if still:
-        text = f"{spans(still)}: every update is exactly 0"
-        axes.text(0.01, 0.02, text, transform=axes.transAxes, fontsize=12, color=VERMILION)
+        title += f"\n{spans(still)}: every step is exactly 0"
+    tidy(axes, title=title, x="step", y=size + (f", mean of {block} steps" if block > 1 else ""))
+    axes.set_xlim(0.8, summary["steps"] + 0.2)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if moving:
+        picks = np.linspace(len(moving) - 1, 0, min(MOST_CURVES, len(moving))).round().astype(int)
+        _draw_curves(axes, [moving[index] for index in picks], block, summary)
+    else:
+        axes.set_yticks([])
     save(figure, path, svg=True)
 
 
-def _draw_curves(axes: Axes, curves: list[Walk], summary: dict) -> None:
+def _block(num_steps: int, num_samples: int) -> int:
+    """Return how many steps make one dot: whole passes of the samples, where they fit."""
+    block = -(-num_steps // MOST_POINTS)
+    if block == 1 or num_samples * 10 > num_steps:
+        return block
+    return -(-block // num_samples) * num_samples
+
+
+def _draw_curves(axes: Axes, curves: list[Walk], block: int, summary: dict) -> None:
+    """Draw the curves and their names at their ends; where an update is 0 there is no dot."""
     axes.set_yscale("log")
     steps = np.arange(1, summary["steps"] + 1)
-    marker = "o" if len(steps) <= 20 else None
-    ends = []
+    starts = np.arange(0, len(steps), block)
+    counts = np.diff([*starts, len(steps)])
+    logs = []
     for walk, colour in zip(curves, PALETTE, strict=False):
-        sizes = np.where(walk.updates == 0, np.nan, np.abs(walk.updates))
-        axes.plot(steps, sizes, color=colour, linewidth=2.2, marker=marker)
-        ends.append(np.log10(sizes[np.isfinite(sizes)][-1]))
-    low, high = np.log10(axes.get_ylim())
-    margin = 0.1 * (high - low)
-    axes.set_ylim(10 ** max(low - margin, -307), 10**high)
+        sizes = np.add.reduceat(np.abs(walk.updates), starts) / counts
+        middles = np.add.reduceat(steps, starts) / counts
+        some = sizes > 0
+        axes.plot(middles[some], sizes[some], "-o", color=colour, linewidth=2.2, markersize=5)
+        logs.append(np.log10(sizes[some]))
+    low, high = min(map(np.min, logs)), max(map(np.max, logs))
+    margin = 0.2 + 0.05 * (high - low)
+    low, high = max(low - margin, -307.5), high + margin
+    axes.set_ylim(10**low, 10**high)
     _shade_float32(axes, summary)
-    places = _apart(ends, gap=0.055 * (high - low))
+    places = _apart([log[-1] for log in logs], gap=0.055 * (high - low))
     for walk, place, colour in zip(curves, places, PALETTE, strict=False):
-        axes.annotate(
-            walk.name,
-            (1.01, 10**place),
-            xycoords=("axes fraction", "data"),
-            color=colour,
-            fontsize=13,
-            fontweight="bold",
-            va="center",
-            annotation_clip=False,
-        )
+        end = (1.01, (place - low) / (high - low))
+        text = {"color": colour, "fontsize": 13, "fontweight": "bold", "va": "center"}
+        axes.annotate(walk.name, end, xycoords="axes fraction", annotation_clip=False, **text)
 
 
 def _shade_float32(axes: Axes, summary: dict) -> None:
     """Shade the sizes that float32 rounds away, where the axis gets there."""
     low, high = axes.get_ylim()
-    lost = float(np.spacing(np.float32(abs(summary["weight"])))) / 2
+    with np.errstate(over="ignore", invalid="ignore"):
+        # On the side of zero, where float32 is finer at powers of two.
+        weight = np.nextafter(np.float32(abs(summary["weight"])), np.float32(0))
+        lost = float(np.spacing(weight)) / 2
     if low < lost < high:
         axes.axhspan(low, lost, color="#eeeeee", zorder=0)
-        text = f" below {lost:.0e}: float32 rounds it away"
-        axes.text(1, lost, text, va="top", fontsize=12, color=VERMILION)
+        text = f"below {short(lost)}: float32 rounds it away"
+        at = {"xycoords": ("axes fraction", "data"), "va": "top", "ha": "right"}
+        axes.annotate(text, (0.99, lost), fontsize=12, color=VERMILION, **at)
 
 
 def _apart(values: Sequence[float], gap: float) -> list[float]:
@@ -189,12 +202,13 @@ def _apart(values: Sequence[float], gap: float) -> list[float]:
 def draw_walk(everyone: Sequence[Walk], summary: dict, path: Path) -> None:
     """Draw the classroom from above: a lane of tiles for each weight, and a flag to get to."""
     shown = lanes(everyone)
-    goal = max(walk.farthest for walk in everyone)
+    goal = max(walk.distance for walk in everyone)
     paths = [walk.tiles * _direction(walk) for walk in shown]
     least = min(tiles.min() for tiles in paths)
-    unit = _square(goal - least)
+    most = max(goal, *(tiles.max() for tiles in paths))
+    unit = _square(most - least)
     first = math.floor(least / unit)
-    last = max(math.ceil(goal / unit + 0.6), first + LEAST_SQUARES)
+    last = max(math.ceil(most / unit + 0.6), first + LEAST_SQUARES)
     inch, bottom = (last - first) / 8.0, -LANE * len(shown)
     figure = new_figure(13, 2.0 + LANE * len(shown) / inch)
     figure.set_layout_engine("none")
@@ -218,7 +232,7 @@ def draw_walk(everyone: Sequence[Walk], summary: dict, path: Path) -> None:
             text = f"{column * unit:g}"
             axes.text(column, bottom - 0.08 * inch, text, ha="center", va="top", fontsize=12)
     axes.text(0, bottom - 0.3 * inch, "floor tiles from the start", va="top", fontsize=12)
-    for place, text in zip(columns[1:], ("walked", "to the flag,\nat this pace"), strict=True):
+    for place, text in zip(columns[1:], ("from start", "to the flag,\nat this pace"), strict=True):
         axes.text(place, 0.1 * inch, text, ha="right", va="bottom", fontsize=12, color=GREY)
     _write_title(axes, everyone, summary, first - 1.5 * inch, inch)
     save(figure, path, svg=True)
@@ -227,12 +241,12 @@ def draw_walk(everyone: Sequence[Walk], summary: dict, path: Path) -> None:
 def _write_title(
     axes: Axes, everyone: Sequence[Walk], summary: dict, left: float, inch: float
 ) -> None:
-    far, near = (choose(everyone, key=lambda walk: walk.farthest) for choose in (max, min))
+    far, near = (choose(everyone, key=lambda walk: walk.distance) for choose in (max, min))
     steps = "1 step" if summary["steps"] == 1 else f"{summary['steps']:,} steps"
-    title = f"After {steps} {far.name} has walked {short(far.farthest)} tiles"
+    title = f"After {steps} {far.name} is {short(far.distance)} tiles from its start"
     if near is not far:
-        title += f", {near.name} {short(near.farthest)}"
-    if far.farthest == 0:
+        title += f", {near.name} {short(near.distance)}"
+    if far.distance == 0:
         title = f"After {steps} nobody has moved: every D is exactly 0"
     rate = "" if summary["learning_rate"] == 1 else f"{summary['learning_rate']:g} · "
     game = f"{_about(summary)}; each step is {TILES_PER_UNIT} · {rate}D tiles, a dot after each"
@@ -241,8 +255,8 @@ def _write_title(
 
 
 def _direction(walk: Walk) -> float:
-    """Return the sign that turns the farthest point of a walk to the right."""
-    return -1.0 if walk.tiles[np.abs(walk.tiles).argmax()] < 0 else 1.0
+    """Return the sign that turns the end of a walk to the right."""
+    return -1.0 if walk.tiles[-1] < 0 else 1.0
 
 
 def _square(span: float) -> float:
@@ -289,16 +303,16 @@ def _label(
     axes.text(left, middle + 0.2, walk.name, ha="right", fontweight="bold", **at)
     change = f"{walk.start:.7g} → {walk.end:.7g}"
     axes.text(left, middle - 0.35, change, ha="right", va="center", fontsize=10, color=GREY)
-    axes.text(walked, middle, f"{short(walk.farthest)} tiles", ha="right", **at)
+    axes.text(walked, middle, f"{short(walk.distance)} tiles", ha="right", **at)
     steps = walk.steps_to(goal)
-    there = goal > 0 and walk.farthest == goal
+    there = goal > 0 and walk.distance == goal
     text = "is there" if there else "never" if math.isinf(steps) else f"{short(steps)} steps"
     axes.text(pace, middle, text, ha="right", color=GREY if there else VERMILION, **at)
 
 
 def short(value: float) -> str:
     """Return a number in three digits: 0.0123, 25.2, 54,000, 4·10¹²."""
-    if value == 0 or 1e-4 <= abs(value) < 1e6:
+    if value == 0 or 1e-3 <= abs(value) < 1e6:
         return f"{float(f'{value:.3g}'):,.7g}"
     digits, power = f"{value:.0e}".split("e")
     return f"{digits}·10" + str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

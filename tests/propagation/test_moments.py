@@ -8,7 +8,7 @@ import pytest
 from jaxdnn import gradient_flow
 from jaxdnn.activations import make_activation
 from jaxdnn.initializers import make_initializer
-from jaxdnn.layers import UnitOptions
+from jaxdnn.layers import Norm, UnitOptions
 from jaxdnn.models import make_mlp
 from jaxdnn.propagation.moments import _rms
 from jaxdnn.propagation.sweep import LOSSES, Architecture, Batch, draw_kernels, flow, gaussian_batch
@@ -16,7 +16,7 @@ from jaxdnn.propagation.sweep import LOSSES, Architecture, Batch, draw_kernels, 
 DEPTH, WIDTH, BATCH = 5, 12, 7
 
 
-def small(norm="none", activation="tanh", **options):
+def small(norm: Norm = "none", activation="tanh", **options):
     """A small network, its batch, and the moments of one pass."""
     architecture = Architecture(DEPTH, WIDTH, norm, num_outputs=3, **options)
     kernels = draw_kernels(make_initializer("he_normal"), jax.random.key(1), 4, architecture)

@@ -1,6 +1,7 @@
 """The compiled grid: the same numbers as single runs, chunks, verdicts, table."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -59,8 +60,8 @@ def test_grid_gives_the_numbers_of_single_runs(table):
 
 def test_side_by_side_gives_the_same_numbers():
     num = jax.device_count()
-    indices = np.arange(num, dtype=np.int32) % len(INITIALIZERS)
-    seeds = np.arange(num, dtype=np.int32)
+    indices = jnp.arange(num) % len(INITIALIZERS)
+    seeds = jnp.arange(num)
     in_order, together = (
         make_sweep(INITIALIZERS, ACTIVATIONS, ARCHITECTURE, batch_size=6, side_by_side=flag)
         for flag in (False, True)
@@ -139,8 +140,8 @@ def test_gradients_that_leave_float32_vanish_or_explode():
 
 
 def test_architecture_refuses_what_cannot_be():
-    for changes, message in (({"depth": 1}, "--depth is 1"), ({"width": 0}, "--width is 0")):
+    for (depth, width), message in (((1, 4), "--depth is 1"), ((3, 0), "--width is 0")):
         with pytest.raises(InputError, match=message):
-            Architecture(**({"depth": 3, "width": 4} | changes))
+            Architecture(depth, width)
     with pytest.raises(InputError, match="cross_entropy"):
         Architecture(3, 4, loss="hinge")
