@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,8 +63,8 @@ def make_convnet(widths: Sequence[int], num_outputs: int, *, channels: int, stem
         modules += unit(num_in, width)
         modules.append(Residual(nn.Sequential(*unit(width, width), *unit(width, width))))
     head = nn.Linear(widths[-1], num_outputs)
-    network = nn.Sequential(*modules, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
-    return network.to(memory_format=torch.channels_last)
+    network: Any = nn.Sequential(*modules, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    return network.to(memory_format=torch.channels_last)  # untyped: its stub lacks this call
 
 
 def make_step(
