@@ -54,7 +54,7 @@ class Options:
     samples: Path | None = None
     """CSV file with the header x1,x2,...,y and a row for each sample, y 0 or 1; default: the
     lecture's five."""
-    out: Path = Path("runs/lecture")
+    out: Path = Path("runs/lecture_chain")
     """Folder for the table and the charts."""
 
     def __post_init__(self) -> None:
@@ -228,7 +228,8 @@ def print_findings(summary: dict[str, Any], everyone: Sequence[Walk], phi: Activ
         moves = [f"{TILES_PER_UNIT * walk.updates[at]:+.3g}" for at in (0, -1)]
         there = goal > 0 and walk.distance == goal
         pace = walk.steps_to(goal)
-        left = "is there" if there else "never" if math.isinf(pace) else f"{pace:,.7g}"
+        count = f"{pace:,.0f}" if pace < 1e6 else f"{pace:.1e}"
+        left = "is there" if there else "never" if math.isinf(pace) else count
         row = f"{moves[0]:>15}{moves[1]:>15}{walk.distance:>15.3g}{left:>20}"
         print(f"{walk.name:8}{row}")
     if goal > 0:
