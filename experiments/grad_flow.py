@@ -1,16 +1,22 @@
 """Show what depth does to gradients.
 
 python experiments/grad_flow.py [sweep]       every initializer, activation and seed at once
+python experiments/grad_flow.py race          the same networks, trained side by side
 python experiments/grad_flow.py lecture       the lecture's five neurons, number by number
 python experiments/grad_flow.py COMMAND --help       the options of a command
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
-from commands import lecture, sweep
+# Orthogonal matrices come from many small factorisations, where more threads only wait for each
+# other; it must be said before NumPy is imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from commands import lecture, race, sweep
 
 from jaxdnn import command_line
 from jaxdnn.names import resolve
@@ -18,6 +24,7 @@ from jaxdnn.names import resolve
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "sweep": sweep.main,
     "lecture": lecture.main,
+    "race": race.main,
 }
 DEFAULT_COMMAND = "sweep"
 

@@ -149,22 +149,22 @@ def measure(
 def _reduce(z: Array, slope: Array, delta: Array, kernel_grad: Array, kernel: Array) -> Moments:
     """Reduce one layer; `slope` is phi' over its greatest absolute value."""
     z, slope, delta = (x.astype(jnp.float32) for x in (z, slope, delta))
-    kernel_grad_rms = _rms(kernel_grad)
+    kernel_grad_rms = rms(kernel_grad)
     return Moments(
         pre_activation_mean=jnp.mean(z),
-        pre_activation_rms=_rms(z),
+        pre_activation_rms=rms(z),
         pre_activation_second_moment=jnp.mean(z**2),
         dead_fraction=jnp.mean(jnp.all(slope == 0, axis=0).astype(jnp.float32)),
         saturated_fraction=jnp.mean((jnp.abs(slope) < SATURATED).astype(jnp.float32)),
         correlation=_correlation(z),
-        delta_rms=_rms(delta),
-        delta_rms_by_example=_rms(delta, axis=1),
+        delta_rms=rms(delta),
+        delta_rms_by_example=rms(delta, axis=1),
         kernel_grad_rms=kernel_grad_rms,
-        kernel_grad_ratio=kernel_grad_rms / _rms(kernel),
+        kernel_grad_ratio=kernel_grad_rms / rms(kernel),
     )
 
 
-def _rms(x: Array, axis: int | None = None) -> Array:
+def rms(x: Array, axis: int | None = None) -> Array:
     """Root mean square in float32, of anything that float32 holds.
 
     Squares leave float32 below 1e-19 and above 1e19: there x is scaled by a power of two first.

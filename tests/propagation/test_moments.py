@@ -10,7 +10,7 @@ from jaxdnn.activations import make_activation
 from jaxdnn.initializers import make_initializer
 from jaxdnn.layers import Norm, UnitOptions
 from jaxdnn.models import make_mlp
-from jaxdnn.propagation.moments import _rms
+from jaxdnn.propagation.moments import rms
 from jaxdnn.propagation.sweep import LOSSES, Architecture, Batch, draw_kernels, flow, gaussian_batch
 
 DEPTH, WIDTH, BATCH = 5, 12, 7
@@ -46,16 +46,22 @@ def test_agrees_with_the_general_network_code(norm):
     (grads, deltas), z = jax.grad(loss, (0, 1), has_aux=True)(params, probes)
     for layer, path in enumerate(paths):
         grad = grads["head"] if path == "head" else grads["layers"][layer]["linear"]
-        np.testing.assert_allclose(moments.delta_rms[layer], rms(deltas[path]), rtol=2e-5)
-        np.testing.assert_allclose(moments.pre_activation_rms[layer], rms(z[path]), rtol=2e-5)
-        np.testing.assert_allclose(moments.kernel_grad_rms[layer], rms(grad["kernel"]), rtol=2e-5)
+        np.testing.assert_allclose(
+            moments.delta_rms[layer], root_mean_square(deltas[path]), rtol=2e-5
+        )
+        np.testing.assert_allclose(
+            moments.pre_activation_rms[layer], root_mean_square(z[path]), rtol=2e-5
+        )
+        np.testing.assert_allclose(
+            moments.kernel_grad_rms[layer], root_mean_square(grad["kernel"]), rtol=2e-5
+        )
         by_example = np.sqrt(np.mean(np.square(deltas[path]), axis=1))
         np.testing.assert_allclose(moments.delta_rms_by_example[layer], by_example, rtol=2e-5)
-        ratio = rms(grad["kernel"]) / rms(all_kernels[layer])
+        ratio = root_mean_square(grad["kernel"]) / root_mean_square(all_kernels[layer])
         np.testing.assert_allclose(moments.kernel_grad_ratio[layer], ratio, rtol=2e-5)
 
 
-def rms(x):
+def root_mean_square(x):
     return np.sqrt(np.mean(np.square(np.asarray(x, np.float64))))
 
 
@@ -69,7 +75,9 @@ def test_residual_gradient_is_that_of_autodiff():
         return LOSSES["cross_entropy"](h @ kernels.last, batch.labels)
 
     deltas = jax.grad(loss)([jnp.zeros((BATCH, WIDTH))] * (DEPTH - 1))
-    np.testing.assert_allclose(moments.delta_rms[:-1], [rms(d) for d in deltas], rtol=2e-5)
+    np.testing.assert_allclose(
+        moments.delta_rms[:-1], [root_mean_square(d) for d in deltas], rtol=2e-5
+    )
 
 
 def test_forward_statistics_are_those_of_the_arrays():
@@ -134,11 +142,11 @@ def test_factor_is_that_of_mean_field_theory(initializer, activation, factor):
 
 def test_rms_reaches_where_squares_leave_float32():
     for scale in (1e-35, 1e-20, 1.0, 1e20, 1e35):
-        assert float(_rms(jnp.array([3.0, 4.0]) * scale)) == pytest.approx(
+        assert float(rms(jnp.array([3.0, 4.0]) * scale)) == pytest.approx(
             np.sqrt(12.5) * scale, rel=1e-6
         )
-    assert np.isnan(float(_rms(jnp.array([1.0, jnp.nan]))))
-    assert float(_rms(jnp.zeros(3))) == 0
+    assert np.isnan(float(rms(jnp.array([1.0, jnp.nan]))))
+    assert float(rms(jnp.zeros(3))) == 0
 
 
 def test_float16_loses_gradients_that_float32_keeps():
