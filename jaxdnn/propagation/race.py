@@ -28,7 +28,7 @@ from jaxdnn.data.pipeline import Standard, make_order, make_prepare, measure_sta
 from jaxdnn.errors import Interrupted
 from jaxdnn.losses import cross_entropy, predictions
 from jaxdnn.models import BatchStats, Model, Params
-from jaxdnn.propagation.moments import Kernels, rms, measure
+from jaxdnn.propagation.moments import Kernels, measure, rms
 from jaxdnn.propagation.sweep import LOSSES
 from jaxdnn.propagation.table import Combination
 from jaxdnn.propagation.verdict import Flow, summarise
