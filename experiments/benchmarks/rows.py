@@ -15,13 +15,15 @@ from jaxdnn.data.pipeline import measure_standard
 from jaxdnn.layers import UnitOptions
 from jaxdnn.models import make_convnet, make_mlp
 from jaxdnn.options import AugmentOptions, ModelOptions, OptimizerOptions
+from jaxdnn.propagation.sweep import Architecture
 from jaxdnn.recipes import DEEP
 from jaxdnn.training.run import load_data
 
-from . import ours, pytorch
+from . import gradient_flow, ours, pytorch
 from .timing import Work
 
 OURS = "jaxdnn"
+HOOKS = "PyTorch with hooks"
 EAGER, COMPILED = "PyTorch eager", "torch.compile"
 BATCH_SIZE = 128
 OPTIMIZER = OptimizerOptions(learning_rate=1e-3, momentum=0.9, schedule="constant")
@@ -111,6 +113,27 @@ def convnet_flops(side: int, widths: Sequence[int], stem: int) -> float:
     return BATCH_SIZE * (6.0 * sum(products) - 2.0 * products[0])
 
 
+def gradient_flow_grid(depth: int, width: int) -> Row:
+    """Make the row of the sweep's grid, per initializer and seed: nine activations."""
+    architecture = Architecture(depth=depth, width=width)
+    num_activations = len(gradient_flow.ACTIVATIONS)
+    products = (depth - 1) * width**2 + width * gradient_flow.NUM_CLASSES
+    return Row(
+        title=(
+            f"gradient flow, {num_activations} activations of one initializer and seed, {depth} "
+            f"layers of {width}, batch {BATCH_SIZE}, forward, backward, statistics of every layer"
+        ),
+        unit="seed",
+        contenders={
+            OURS: gradient_flow.make_sweep_work(architecture, BATCH_SIZE),
+            HOOKS: gradient_flow.make_hooks_work(architecture, BATCH_SIZE),
+        },
+        flops=num_activations * BATCH_SIZE * (6.0 * products - 2.0 * width**2),
+        target=2.5,
+        rivals=(HOOKS,),
+    )
+
+
 def epoch(augment: AugmentOptions, how: str) -> Row:
     """Make the row of an epoch over the silhouettes: shuffle, batch, standardise and train."""
     config = Config(
@@ -174,6 +197,7 @@ ROWS: dict[str, Callable[[], Row]] = {
     "wide-mlp": lambda: mlp_step((51529, 512, 128, 2), target=1.3),
     "deep-mlp": lambda: mlp_step((784, 512, 512, 512, 2), target=2.0),
     "convnet": lambda: convnet_step(28, (32, 64, 128), stem=2),
+    "gradient-flow": lambda: gradient_flow_grid(50, 256),
     "epoch": lambda: epoch(AugmentOptions(), "no augmentation"),
     "epoch-augmented": lambda: epoch(DEEP.augment, "augmented as in the deep recipe"),
 }

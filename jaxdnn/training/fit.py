@@ -107,15 +107,16 @@ def fit(
       Diverged: with the step; the last good checkpoint is kept.
       Interrupted: after saving.
     """
-    step, saved_at, clock = int(progress.state.step), time.monotonic(), _Clock()
+    step, saved_at, speed = int(progress.state.step), time.monotonic(), _Speed()
     if checkpoints.step("latest") is None:
         _save(progress, checkpoints)
     while step < program.num_steps and not progress.stopping.should_stop:
         until_evaluation = program.evaluate_every - step % program.evaluate_every
-        with clock.time():
-            state = program.train(progress.state, min(clock.steps(), until_evaluation))
-            clock.count(int(state.step) - step)
-        step = int(state.step)
+        started = time.monotonic()
+        state = program.train(progress.state, min(speed.steps(), until_evaluation))
+        num_taken = int(state.step) - step  # waits for the device
+        speed.add(num_taken, time.monotonic() - started)
+        step += num_taken
         progress = dataclasses.replace(progress, state=state)
         _check_diverged(state, checkpoints)
         recorder.advance(step, *_means(state))
@@ -128,7 +129,7 @@ def fit(
             _save(progress, checkpoints)
             saved_at = time.monotonic()
     _save(progress, checkpoints)
-    return progress, clock.steps_per_second
+    return progress, speed.steps_per_second
 
 
 def _evaluate(progress: Progress, program: Program, recorder: Recorder) -> Progress:
@@ -183,28 +184,20 @@ def _save(progress: Progress, checkpoints: Checkpoints) -> None:
     checkpoints.save("latest", int(state.step), progress.to_arrays())
 
 
-class _Clock:
-    """Measures speed, and chooses how many steps a call takes: enough to fill SECONDS_PER_CALL."""
+class _Speed:
+    """Measures steps per second, and tells how many steps fill SECONDS_PER_CALL."""
 
     def __init__(self) -> None:
-        self._seconds = 0.0
         self._steps = 0
-        self._num_calls = 0
+        self._seconds = 0.0
+        self._compiled = False
 
-    def time(self) -> _Clock:
-        return self
-
-    def __enter__(self) -> None:
-        self._start = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        if self._num_calls > 1:
-            self._seconds += time.monotonic() - self._start
-
-    def count(self, num_steps: int) -> None:
-        self._num_calls += 1
-        if self._num_calls > 1:
+    def add(self, num_steps: int, seconds: float) -> None:
+        """Count a call; the first one compiles and does not count."""
+        if self._compiled:
             self._steps += num_steps
+            self._seconds += seconds
+        self._compiled = True
 
     @property
     def steps_per_second(self) -> float:
