@@ -52,7 +52,9 @@ class Arguments:
 
     out: Path = Path("runs/bench")
     """Folder for bench.json and bench.md; a table that is there is replaced."""
-    only: tuple[Literal["wide-mlp", "deep-mlp", "epoch", "epoch-augmented"], ...] = ()
+    only: tuple[
+        Literal["wide-mlp", "deep-mlp", "convnet", "gradient-flow", "epoch", "epoch-augmented"], ...
+    ] = ()
     """Rows to measure; default all."""
     quick: bool = False
     """Fewer and shorter turns: rough figures, to see that everything runs."""

@@ -9,6 +9,19 @@ _CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 _KNOWN_TO = ("0.10.", "0.12.")
 
 
+_DEVICES = "--xla_force_host_platform_device_count"
+
+
+def use_cores_as_devices() -> None:
+    """Make every CPU core a device of its own, for many small programs side by side.
+
+    Before the first computation, and unless the user has set the number of devices.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _DEVICES not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_DEVICES}={os.cpu_count() or 1}".strip()
+
+
 def set_flags() -> None:
     """Add our flag to XLA_FLAGS, unless the user has set it or this jaxlib may not know it."""
     name = _CONVOLUTIONS.partition("=")[0]

@@ -38,6 +38,7 @@ from jaxdnn.propagation.verdict import Flow
 from jaxdnn.report.gradient_flow import draw_all
 from jaxdnn.run_folder import write_json
 from jaxdnn.training.run import load_data
+from jaxdnn.xla import use_cores_as_devices
 
 PROG = "grad_flow.py sweep"
 
@@ -121,6 +122,7 @@ class Options:
 def main(argv: Sequence[str]) -> int:
     """Run the sweep; return the exit code."""
     started = time.monotonic()
+    use_cores_as_devices()
     options = command_line.parse(
         Options, default=Options(), args=argv, prog=PROG, description=__doc__
     )
