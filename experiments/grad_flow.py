@@ -3,6 +3,9 @@
 python experiments/grad_flow.py [sweep]       every initializer, activation and seed at once
 python experiments/grad_flow.py race          the same networks, trained side by side
 python experiments/grad_flow.py lecture       the lecture's five neurons, number by number
+python experiments/grad_flow.py theory        what theory says, for any activation
+python experiments/grad_flow.py phase         its phase diagram
+python experiments/grad_flow.py depth         the greatest depth that can be trained
 python experiments/grad_flow.py COMMAND --help       the options of a command
 """
 
@@ -16,7 +19,7 @@ from collections.abc import Callable, Sequence
 # other; it must be said before NumPy is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from commands import lecture, race, sweep
+from commands import depth, lecture, phase, race, sweep, theory
 
 from jaxdnn import command_line
 from jaxdnn.names import resolve
@@ -25,6 +28,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "sweep": sweep.main,
     "lecture": lecture.main,
     "race": race.main,
+    "phase": phase.main,
+    "theory": theory.main,
+    "depth": depth.main,
 }
 DEFAULT_COMMAND = "sweep"
 
