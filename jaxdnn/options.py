@@ -15,6 +15,7 @@ from jaxdnn.errors import InputError
 
 
 def check(condition: bool, message: str) -> None:
+    """Raise InputError with this message unless the condition holds."""
     if not condition:
         raise InputError(message)
 
