@@ -77,17 +77,24 @@ def run(main: Callable[[], int]) -> None:
 
 
 class StopSignal:
-    """Notes Ctrl-C, so that a run can save before it stops. A second one stops at once."""
+    """Notes Ctrl-C and SIGTERM (preemption), so that a run can save before it stops.
+
+    A second one stops at once.
+    """
 
     def __init__(self) -> None:
         self._received = False
 
     def __enter__(self) -> StopSignal:
-        self._previous = signal.signal(signal.SIGINT, self._receive)
+        self._previous = {
+            number: signal.signal(number, self._receive)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def __call__(self) -> bool:
         return self._received
@@ -95,4 +102,5 @@ class StopSignal:
     def _receive(self, *_: object) -> None:
         self._received = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\nsaving, then stopping (Ctrl-C again stops at once)", file=sys.stderr)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        print("\nsaving, then stopping (once more stops at once)", file=sys.stderr)
