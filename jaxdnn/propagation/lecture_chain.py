@@ -13,27 +13,21 @@ Backward from the cross-entropy with the target y, as on the slides:
     w_l <- w_l - rate D_l,   b_l <- b_l - rate delta_(l+1)
 
 All in double precision, whatever JAX's default is, and in three ways that agree: `slide_gradients`,
-`autodiff_gradients`, and in `train_network` the package's own network, loss and optimizer.
+`autodiff_gradients`, and in `lecture_network.py` the package's own network, loss and optimizer.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array, lax
 
 from jaxdnn.activations import Activation
-from jaxdnn.layers import UnitOptions
 from jaxdnn.losses import cross_entropy
-from jaxdnn.models import make_mlp
-from jaxdnn.optim import is_kernel, make_optimizer
-from jaxdnn.options import OptimizerOptions
 
 LECTURE_X = np.array(
     [
@@ -161,104 +155,3 @@ def train(
     with jax.enable_x64(True):
         _, steps = lax.scan(step, *jax.tree.map(jnp.asarray, (params, (x, y))))
         return jax.tree.map(np.asarray, steps)
-
-
-def train_network(
-    params: Params,
-    x: np.ndarray,
-    y: np.ndarray,
-    *,
-    phi: Activation,
-    learning_rate: float,
-    dtype: Any = np.float64,
-) -> tuple[Params, Params]:
-    """Train the same chain as a network of width 1, by the package's model, loss and optimizer.
-
-    The network is not compiled as a loop over its layers: this is for depths below a hundred.
-
-    Args:
-      params: where it starts; all weights are alike, and all biases.
-      x: (step, input).
-      y: (step,), 0 or 1.
-      phi: of all neurons but the last.
-      learning_rate: above 0.
-      dtype: float64, or float32 to see what is lost in it.
-
-    Returns:
-      The params before each step and the gradients, stacked.
-    """
-    # A trained or random slope stays at its mean, as in `train`.
-    fixed = dataclasses.replace(phi, function=phi, slope=None)
-    depth = len(params.biases)
-    widths, unit = (1,) * (depth - 1), UnitOptions(activation=fixed)
-    model = make_mlp(x.shape[1:], 1, widths=widths, unit=unit)
-    options = OptimizerOptions(learning_rate=learning_rate, schedule="constant")
-    optimizer = make_optimizer(options, optax.constant_schedule(learning_rate), num_examples=1)
-
-    def loss(network: Any, x: Array, y: Array) -> Array:
-        return cross_entropy(model.apply(network, {}, x[None]).logits, y[None].astype(int))[0]
-
-    def step(state: Any, sample: tuple[Array, Array]) -> tuple[Any, Any]:
-        network, optimizer_state = state
-        grads = jax.grad(loss)(network, *sample)
-        updates, optimizer_state = optimizer.update(grads, optimizer_state, network)
-        return (optax.apply_updates(network, updates), optimizer_state), (network, grads)
-
-    with jax.enable_x64(np.dtype(dtype) == np.float64):
-        shapes, _ = jax.eval_shape(model.init, jax.random.key(0))
-        network = jax.tree.map_with_path(
-            lambda path, leaf: jnp.full(
-                leaf.shape, (params.first if is_kernel(path) else params.biases)[0], dtype
-            ),
-            shapes,
-        )
-        samples = jnp.asarray(x, dtype), jnp.asarray(y, dtype)
-        _, history = lax.scan(step, (network, optimizer.init(network)), samples)
-        before, grads = (_from_network(tree, depth) for tree in history)
-        return before, grads
-
-
-def _from_network(tree: Any, depth: int) -> Params:
-    """Take weights and biases, all with a leading axis of steps, out of a network's tree."""
-    layers = [*(tree["layers"][index]["linear"] for index in range(depth - 1)), tree["head"]]
-    first, *kernels = [np.asarray(layer["kernel"])[..., 0] for layer in layers]
-    biases = np.concatenate([np.asarray(layer["bias"]) for layer in layers], axis=-1)
-    return Params(first, np.concatenate([first[:, :0], *kernels], axis=-1), biases)
-
-
-def rows(steps: Iteration) -> dict[str, np.ndarray]:
-    """Return the table as the slides lay it out: name of each quantity -> (step,)."""
-    first, weights, _ = steps.params
-    depth = steps.a.shape[1]
-    inputs, backwards = range(1, steps.x.shape[1] + 1), slice(None, None, -1)
-    return {
-        **_named("x{}", inputs, steps.x),
-        "y": steps.y,
-        **_named("a{}", range(2, depth + 2), steps.a),
-        **_named("w1[x{}]", inputs, first),
-        **_named("w{}", range(2, depth + 1), weights),
-        **_named("delta{}", range(depth + 1, 1, -1), steps.delta[:, backwards]),
-        **_named("D{}", range(depth, 1, -1), steps.gradients.weights[:, backwards]),
-        **_named("D1[x{}]", inputs, steps.gradients.first),
-    }
-
-
-def _named(pattern: str, numbers: range, values: np.ndarray) -> dict[str, np.ndarray]:
-    names = map(pattern.format, numbers)
-    return dict(zip(names, values.T, strict=True))
-
-
-def unmoved_in_float32(steps: Iteration, learning_rate: float) -> list[int]:
-    """Return the layers whose weights do not move in float32 in any of the steps.
-
-    An update below half the distance between neighbouring float32 numbers is lost in rounding.
-    """
-    weights, updates = ([p.first, *p.weights.T[..., None]] for p in (steps.params, steps.gradients))
-    pairs = enumerate(zip(weights, updates, strict=True), start=1)
-    return [layer for layer, (w, d) in pairs if _unmoved(w, learning_rate * d)]
-
-
-def _unmoved(weights: np.ndarray, updates: np.ndarray) -> bool:
-    with np.errstate(over="ignore", invalid="ignore"):
-        weights32 = weights.astype(np.float32)
-        return bool((weights32 - updates.astype(np.float32) == weights32).all())

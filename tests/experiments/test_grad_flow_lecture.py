@@ -12,7 +12,10 @@ from matplotlib.text import Text
 
 from jaxdnn.activations import make_activation
 from jaxdnn.propagation import lecture_chain
-from jaxdnn.report import lecture as charts
+from jaxdnn.propagation.lecture_table import rows
+from jaxdnn.report import lecture_classroom, lecture_updates
+from jaxdnn.report.lecture import read_table
+from jaxdnn.report.lecture_words import spans
 
 FILES = {
     *("lecture_chain.csv", "summary.json"),
@@ -39,7 +42,8 @@ def words(monkeypatch):
         texts = figure.findobj(Text)
         found[path.stem] = " | ".join(text.get_text() for text in texts)
 
-    monkeypatch.setattr(charts, "save", save)
+    for chart in (lecture_classroom, lecture_updates):
+        monkeypatch.setattr(chart, "save", save)
     return found
 
 
@@ -73,7 +77,7 @@ def test_table_as_on_the_slides(as_on_the_slides):
         phi=make_activation("sigmoid"),
         learning_rate=1.0,
     )
-    table = lecture_chain.rows(steps)
+    table = rows(steps)
     assert [name for name, *_ in lines] == list(table)
     for name, *cells in lines:
         assert list(map(float, cells)) == table[name].tolist()
@@ -87,7 +91,7 @@ def test_table_as_on_the_slides(as_on_the_slides):
 def test_tiles_are_sixty_times_the_updates(as_on_the_slides):
     folder, said = as_on_the_slides
     summary = json.loads((folder / "summary.json").read_text())
-    table = charts.read_table(folder / "lecture_chain.csv")
+    table = read_table(folder / "lecture_chain.csv")
     weights = summary["weights"]
     assert weights["w5"]["tiles"] == pytest.approx(-60 * table["D5"].sum(), rel=1e-14)
     assert summary["goal_tiles"] == weights["w5"]["tiles"]
@@ -110,7 +114,7 @@ def test_a_thousand_neurons_stay_readable(lecture, words):
     assert len(said.splitlines()) < 80
     assert "D is exactly 0 for w1 to w672" in said
     assert "w1 to w672: every step is exactly 0" in words["lecture_chain"]
-    assert len(charts.read_table(folder / "lecture_chain.csv")) == 4 * 1000 + 5
+    assert len(read_table(folder / "lecture_chain.csv")) == 4 * 1000 + 5
 
 
 @pytest.mark.parametrize(
@@ -138,7 +142,7 @@ def test_dead_relus_say_so(lecture, words):
 def test_own_samples_come_round_again(lecture, tmp_path):
     path = write(tmp_path / "own.csv", "x1,x2,x3,y\n1,2,-1,1\n0.5,-1,2,0\n\n")
     folder, _ = lecture("--samples", path, "--steps", 5, "--depth", 2)
-    table = charts.read_table(folder / "lecture_chain.csv")
+    table = read_table(folder / "lecture_chain.csv")
     np.testing.assert_array_equal(table["x3"], [-1, 2, -1, 2, -1])
     np.testing.assert_array_equal(table["y"], [1, 0, 1, 0, 1])
     header = (folder / "lecture_chain.csv").read_text().splitlines()[0]
@@ -222,4 +226,4 @@ def test_help_and_unknown_commands(call, monkeypatch, capsys):
 
 
 def test_spans():
-    assert charts.spans([1, 2, 3, 7, 9, 10]) == "w1 to w3, w7, w9 to w10"
+    assert spans([1, 2, 3, 7, 9, 10]) == "w1 to w3, w7, w9 to w10"

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from jaxdnn.activations import ACTIVATIONS, make_activation
-from jaxdnn.propagation import lecture_chain
 from jaxdnn.propagation.lecture_chain import (
     LECTURE_X,
     autodiff_gradients,
@@ -18,6 +17,8 @@ from jaxdnn.propagation.lecture_chain import (
     start,
     train,
 )
+from jaxdnn.propagation.lecture_network import train_network
+from jaxdnn.propagation.lecture_table import rows, unmoved_in_float32
 
 SIGMOID = make_activation("sigmoid")
 X = np.random.default_rng(0).normal(size=(6, 3))
@@ -44,7 +45,7 @@ def half_of_last_digit(text):
 def test_every_digit_of_the_slides(shared_data):
     with (shared_data / "reference" / "lecture_chain.csv").open() as file:
         _, *lines = csv.reader(file)
-    table = lecture_chain.rows(lecture())
+    table = rows(lecture())
     assert list(table) == [name for name, *_ in lines]
     for name, *printed in lines:
         for found, text in zip(table[name], printed, strict=True):
@@ -106,7 +107,7 @@ def test_slides_agree_with_the_network(name, depth):
     options = {"phi": make_activation(name), "learning_rate": 0.5}
     params = start(3, depth, weight=-0.7, bias=0.3)
     slides = train(params, X, Y, **options)
-    agree(lecture_chain.train_network(params, X, Y, **options), (slides.params, slides.gradients))
+    agree(train_network(params, X, Y, **options), (slides.params, slides.gradients))
 
 
 def test_float64_inside_and_the_default_outside():
@@ -164,14 +165,14 @@ def test_dead_neurons_let_nothing_through():
 
 def test_float32_loses_what_a_float32_network_loses():
     steps = lecture(depth=20)
-    unmoved = lecture_chain.unmoved_in_float32(steps, 1.0)
+    unmoved = unmoved_in_float32(steps, 1.0)
     assert unmoved == list(range(1, 14))
     params = start(2, 20, weight=1.0, bias=1.0)
-    found, _ = lecture_chain.train_network(
+    found, _ = train_network(
         params, LECTURE_X, np.ones(5), phi=SIGMOID, learning_rate=1.0, dtype=np.float32
     )
     weights = np.concatenate([found.first[:, 1:], found.weights], axis=1)
     assert weights.dtype == np.float32
     still = (weights[-1] == weights[0]).nonzero()[0] + 1
     assert still.tolist() == unmoved
-    assert lecture_chain.unmoved_in_float32(lecture(), 1.0) == []
+    assert unmoved_in_float32(lecture(), 1.0) == []
