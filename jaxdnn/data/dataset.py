@@ -1,4 +1,4 @@
-"""Images in memory, split and labelled for one task."""
+"""Images in memory or streamed, split and labelled for one task."""
 
 import os
 from collections.abc import Sequence
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
+from jaxdnn.data.combined import combine, with_splits
+from jaxdnn.data.leakage import check_leakage
 from jaxdnn.data.materialise import (
     Decoded,
     Progress,
@@ -19,12 +21,15 @@ from jaxdnn.data.shape import choose_shape
 from jaxdnn.data.source import Source
 from jaxdnn.data.sources import open_source
 from jaxdnn.data.splits import train_validation_test
+from jaxdnn.data.standard import Standard, measure_standard
+from jaxdnn.data.stream import Stream, StreamedImages, open_stream
 from jaxdnn.errors import InputError
 
-MEMORY_SHARE = 0.5
-"""Share of the physical memory that decoded images may take by default."""
+MEMORY_SHARE = 0.25
+"""Share of the physical memory that decoded images may take before they are streamed."""
 
 _ASSUMED_MEMORY_BYTES = 8 * 2**30
+_PREFETCHED = 512  # Two batches of evaluation.
 _SHOWN = 5
 
 
@@ -32,14 +37,33 @@ _SHOWN = 5
 class Split:
     """Images, their labels and their names, in one order."""
 
-    images: UInt8[np.ndarray, "num height width channel"]
+    images: UInt8[np.ndarray, "num height width channel"] | StreamedImages
     labels: Int32[np.ndarray, " num"]
     names: tuple[str, ...]
+
+    def standard(self) -> Standard:
+        """Return mean and standard deviation: measured, or of a stream those of its survey."""
+        if isinstance(self.images, StreamedImages):
+            return self.images.standard
+        return measure_standard(self.images)
+
+    def in_memory(self) -> UInt8[np.ndarray, "num height width channel"]:
+        """Return the decoded images.
+
+        Raises:
+          InputError: they are streamed.
+        """
+        if isinstance(self.images, StreamedImages):
+            raise InputError(
+                f"{len(self.images):,} images are streamed; expected them in memory here; leave "
+                "--streaming out, raise --max-memory-gib, or choose a smaller --image-size"
+            )
+        return self.images
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """All of a data set, decoded.
+    """All of a data set, decoded or ready to be.
 
     Attributes:
       class_names: by label.
@@ -55,6 +79,23 @@ class Dataset:
     skipped: tuple[Skipped, ...]
     origin: str
 
+    def told(self) -> str:
+        """Return one line on what was found, with the first images that were skipped."""
+        sides = " x ".join(map(str, self.train.images.shape[1:]))
+        streamed = ", streamed" if isinstance(self.train.images, StreamedImages) else ""
+        counts = ", ".join(
+            f"{len(part.labels):,} {name}"
+            for name, part in (
+                ("to train", self.train),
+                ("to validate", self.validation),
+                ("to test", self.test),
+            )
+        )
+        first = "; ".join(f"{name}: {reason}" for name, reason in self.skipped[:_SHOWN])
+        more = "; …" if len(self.skipped) > _SHOWN else ""
+        skipped = f"; {len(self.skipped):,} skipped ({first}{more})" if self.skipped else ""
+        return f"{self.origin}: {counts}, {sides}{streamed}{skipped}"
+
 
 def load(
     data: str,
@@ -69,9 +110,13 @@ def load(
     max_unreadable_fraction: float = 0.01,
     max_workers: int | None = None,
     progress: Progress | bool | None = None,
-    max_bytes: int | None = None,
+    max_bytes: float | None = None,
+    streaming: bool = False,
+    cache_bytes: float = 0,
+    allow_duplicates: bool = False,
+    other: str | None = None,
 ) -> Dataset:
-    """Open, split, decode and label a data set.
+    """Open, split and label a data set, and decode it if it fits in memory.
 
     The source's own validation and test images are kept as such; a part that it lacks is drawn
     from the training images by seed, class by class, over the source's own classes: first test,
@@ -91,12 +136,25 @@ def load(
       max_unreadable_fraction: more unreadable images than this share of all are an error.
       max_workers: decoding threads; None for one per processor.
       progress: called with (done, total), or True for a bar on stderr.
-      max_bytes: most memory for decoded images; None for half of the machine's.
+      max_bytes: most memory for decoded images, beyond which they are streamed; None for
+        MEMORY_SHARE of the machine's.
+      streaming: stream them anyway.
+      cache_bytes: most disk for the decoded images of a stream; 0 for none.
+      other: a second source, whose classes join the first one's.
+      allow_duplicates: of training or validation images among the test images.
 
     Raises:
       InputError: anything in the data or in these arguments that the user can put right.
     """
-    source = open_source(data, data_dir)
+    source = open_source(data, data_dir if other is None or data.startswith("tfds:") else None)
+    if other is not None:
+        drawn = {
+            "validation_fraction": validation_fraction,
+            "test_fraction": test_fraction,
+            "seed": seed,
+        }
+        others = open_source(other, data_dir if other.startswith("tfds:") else None)
+        source = combine([with_splits(each, **drawn) for each in (source, others)])
     chosen = source.default_positive if positive is None else positive
     labels, class_names = positive_task(source.labels, source.class_names, chosen)
     parts = train_validation_test(
@@ -105,27 +163,65 @@ def load(
     size, depth = choose_shape(
         source, image_size=image_size, channels=channels, max_workers=max_workers
     )
-    _check_memory(len(source.labels), size, depth, max_bytes)
+    _check_memory(size, depth)
+    limit = MEMORY_SHARE * _memory_bytes() if max_bytes is None else max_bytes
+    if streaming or len(source.labels) * size * size * depth > limit:
+        with reporting(len(source.labels), progress) as on_done:
+            stream = open_stream(
+                source,
+                (size, size, depth),
+                train=parts[0],
+                cache_bytes=cache_bytes,
+                max_workers=max_workers,
+                on_done=on_done,
+            )
+        found = [_streamed(stream, part) for part in parts]
+    else:
+        found = _decode_parts(source, parts, size, depth, max_workers, progress)
+    unreadable = [skipped for part in found for skipped in part.skipped]
+    _check_unreadable(unreadable, len(source.labels), max_unreadable_fraction, source.name)
+    train, validation, test = (
+        _split(source, part, indices, labels) for part, indices in zip(found, parts, strict=True)
+    )
+    _check_classes(train, validation, test, class_names, source.name)
+    if not allow_duplicates:
+        check_leakage(source, parts, [part.digests for part in found])
+    outside = [Skipped(name, "outside every class folder") for name in source.outside]
+    set_aside = [Skipped(*found) for found in source.set_aside]
+    skipped = (*outside, *set_aside, *unreadable)
+    return Dataset(class_names, train, validation, test, skipped, source.name)
+
+
+def _decode_parts(
+    source: Source,
+    parts: Sequence[Int[np.ndarray, " _"]],
+    image_size: int,
+    channels: int,
+    max_workers: int | None,
+    progress: Progress | bool | None,
+) -> list[Decoded]:
+    """Decode the items of each part, with one report of progress over all."""
     with reporting(len(source.labels), progress) as on_done:
-        decoded = [
+        return [
             decode_items(
                 source,
                 indices,
-                image_size=size,
-                channels=depth,
+                image_size=image_size,
+                channels=channels,
                 max_workers=max_workers,
                 on_done=on_done,
             )
             for indices in parts
         ]
-    unreadable = [skipped for part in decoded for skipped in part.skipped]
-    _check_unreadable(unreadable, len(source.labels), max_unreadable_fraction, source.name)
-    train, validation, test = (
-        _split(source, part, indices, labels) for part, indices in zip(decoded, parts, strict=True)
+
+
+def _streamed(stream: Stream, part: Int[np.ndarray, " num_items"]) -> Decoded:
+    survey, source = stream.survey, stream.reader.source
+    is_readable = survey.is_readable[part]
+    skipped = tuple(
+        Skipped(source.item_names[item], survey.reasons[item]) for item in part[~is_readable]
     )
-    _check_classes(train, validation, test, class_names, source.name)
-    outside = [Skipped(name, "outside every class folder") for name in source.outside]
-    return Dataset(class_names, train, validation, test, (*outside, *unreadable), source.name)
+    return Decoded(stream.images(part), is_readable, survey.digests[part], skipped)
 
 
 def _split(
@@ -139,14 +235,13 @@ def _split(
     return Split(decoded.images, labels[kept], names)
 
 
-def _check_memory(num_images: int, image_size: int, channels: int, max_bytes: int | None) -> None:
-    limit = int(MEMORY_SHARE * _memory_bytes()) if max_bytes is None else max_bytes
-    needed = num_images * image_size * image_size * channels
+def _check_memory(image_size: int, channels: int) -> None:
+    limit, needed = MEMORY_SHARE * _memory_bytes(), _PREFETCHED * image_size**2 * channels
     if needed > limit:
         raise InputError(
-            f"{num_images:,} images of {image_size} x {image_size} x {channels} take "
-            f"{needed / 2**30:.2f} GiB of memory; expected at most {limit / 2**30:.2f} GiB; "
-            "choose a smaller --image-size, --channels 1, or fewer images"
+            f"{_PREFETCHED} images of {image_size} x {image_size} x {channels}, decoded ahead, "
+            f"take {needed / 2**30:.2f} GiB of memory; expected at most {limit / 2**30:.2f} GiB; "
+            "choose a smaller --image-size, or --channels 1"
         )
 
 

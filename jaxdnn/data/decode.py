@@ -8,6 +8,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from jaxdnn.data.pixels import is_grey, to_8_bit
+from jaxdnn.data.plain_png import read_png
 from jaxdnn.data.quiet import quiet_pillow
 from jaxdnn.errors import InputError
 
@@ -34,11 +35,12 @@ class UnreadableImage(InputError):
 
 
 class Header(NamedTuple):
-    """What an image says of itself before its pixels are decoded; sizes are as stored."""
+    """What an image says of itself before its pixels are decoded; size and mode are as stored."""
 
     width: int
     height: int
     is_grey: bool
+    mode: str
 
 
 def decode(
@@ -64,10 +66,12 @@ def decode(
     Raises:
       UnreadableImage: the bytes are no image, damaged, incomplete or too large.
     """
-    if isinstance(item, np.ndarray):
-        if item.shape == (image_size, image_size, channels):
-            return item
-        return _finish(_from_array(item), image_size, channels)
+    array = item if isinstance(item, np.ndarray) else read_png(item, max_pixels=max_pixels)
+    if array is not None:
+        if array.shape == (image_size, image_size, channels):
+            return array
+        return _finish(_from_array(array), image_size, channels)
+    assert isinstance(item, bytes)
     try:
         with quiet_pillow(), _open(item, max_pixels) as image:
             if image_size is not None:
@@ -84,10 +88,11 @@ def look(
 ) -> Header:
     """Read the header only. Raises UnreadableImage like `decode`."""
     if isinstance(item, np.ndarray):
-        return Header(item.shape[1], item.shape[0], item.shape[2] == 1)
+        mode = "L" if item.shape[2] == 1 else "RGB"
+        return Header(item.shape[1], item.shape[0], mode == "L", mode)
     try:
         with quiet_pillow(), _open(item, max_pixels) as image:
-            return Header(*image.size, is_grey(image))
+            return Header(*image.size, is_grey(image), image.mode)
     except Exception as error:
         raise _unreadable(error) from error
 

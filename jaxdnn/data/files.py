@@ -1,10 +1,11 @@
 """Image files in a folder or a zip archive, by name."""
 
+import hashlib
 import os
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,17 +29,24 @@ class Files:
     Attributes:
       names: paths relative to the root with "/" between the parts, sorted.
       read: the bytes of the file at that place in `names`; thread-safe; raises UnreadableImage.
+      fingerprint: of names, sizes and times of change, in a zip of names, sizes and checksums.
+      set_aside: what a user may take for images and is none, with the reason.
     """
 
     names: tuple[str, ...]
     read: Callable[[int], bytes]
+    fingerprint: Callable[[], str]
+    set_aside: tuple[tuple[str, str], ...] = ()
 
 
 def is_image_name(name: str) -> bool:
     """Whether a relative path ends like an image and no part of it is hidden or a system's."""
-    parts = name.split("/")
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and os.path.splitext(parts[-1])[1].lower() in IMAGE_SUFFIXES
+    suffix = os.path.splitext(name.rpartition("/")[2])[1]
+    return _is_shown(name) and suffix.lower() in IMAGE_SUFFIXES
+
+
+def _is_shown(name: str) -> bool:
+    return not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
 def read_file(path: str | Path, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:
@@ -56,11 +64,36 @@ def folder_files(root: str | Path, *, max_bytes: int = MAX_FILE_BYTES) -> Files:
     Raises:
       InputError: a folder cannot be listed.
     """
-    names = sorted(_walk(str(root), "", set()))
+    found = list(_walk(str(root), "", set()))
+    names = sorted(name for name in found if is_image_name(name))
     return Files(
         names=tuple(names),
+        set_aside=_set_aside(found),
         read=lambda index: read_file(os.path.join(root, names[index]), max_bytes=max_bytes),
+        fingerprint=lambda: digest(f"{name}:{_stamp(os.path.join(root, name))}" for name in names),
     )
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Return a hash of the names, sizes and times of change of the files right in a folder."""
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    return digest(f"{name}:{_stamp(os.path.join(folder, name))}" for name in names)
+
+
+def digest(parts: Iterable[str]) -> str:
+    """Return a hash of texts in their order."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(os.fsencode(part) + b"\0")
+    return total.hexdigest()
+
+
+def _stamp(path: str) -> str:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return f"{error.errno}"
+    return f"{status.st_size}:{status.st_mtime_ns}:{status.st_mode:o}"
 
 
 def _walk(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[str]:
@@ -79,8 +112,26 @@ def _walk(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[str]
         name = prefix + entry.name
         if not entry.name.startswith(".") and _is_folder(entry):
             yield from _walk(entry.path, name + "/", seen)
-        elif is_image_name(name) and _is_file(entry):
+        elif (is_image_name(name) or _is_zip_name(name)) and _is_file(entry):
             yield name
+    if prefix:
+        yield prefix
+
+
+def _is_zip_name(name: str) -> bool:
+    return name.lower().endswith(".zip") and not name.rpartition("/")[2].startswith(".")
+
+
+def _set_aside(found: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Name the zips, and the folders (ending in "/") that hold no image on any level."""
+    images = [name for name in found if is_image_name(name)]
+    used = {name[: end + 1] for name in images for end, c in enumerate(name) if c == "/"}
+    empty = (name for name in found if name.endswith("/") and name not in used)
+    zips = (name for name in found if _is_zip_name(name))
+    return (
+        *((name, "a folder without images") for name in sorted(empty)),
+        *((name, "a zip inside is not opened: unpack it") for name in sorted(zips)),
+    )
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -115,7 +166,11 @@ def zip_files(path: str | Path, *, max_bytes: int = MAX_FILE_BYTES) -> Files:
     lock = threading.Lock()
     return Files(
         names=tuple(names),
+        set_aside=_set_aside([name for name in members if _is_shown(name)]),
         read=lambda index: _read_member(archive, members[names[index]], lock, max_bytes),
+        fingerprint=lambda: digest(
+            f"{name}:{members[name].file_size}:{members[name].CRC}" for name in names
+        ),
     )
 
 

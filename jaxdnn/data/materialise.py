@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Int, UInt8, UInt64
 from tqdm import tqdm
 
 from jaxdnn.data.decode import UnreadableImage, decode
 from jaxdnn.data.parallel import chunks_of, map_in_order
 from jaxdnn.data.source import Source
+from jaxdnn.data.stream import StreamedImages
+from jaxdnn.data.survey import digest_of
 
 _BAR_DELAY_SECONDS = 2.0
 
@@ -29,10 +31,11 @@ class Skipped(NamedTuple):
 
 @dataclass(frozen=True)
 class Decoded:
-    """Readable images in order, which of the items they are, and what was skipped."""
+    """Readable images in order, which items they are, every item's hash, and what was skipped."""
 
-    images: UInt8[np.ndarray, "num height width channel"]
+    images: UInt8[np.ndarray, "num height width channel"] | StreamedImages
     is_readable: Bool[np.ndarray, " num_items"]
+    digests: UInt64[np.ndarray, " num_items"]
     skipped: tuple[Skipped, ...]
 
 
@@ -52,6 +55,7 @@ def decode_items(
     """
     images = np.empty((len(indices), image_size, image_size, channels), np.uint8)
     is_readable = np.ones(len(indices), bool)
+    digests = np.zeros(len(indices), np.uint64)
     skipped: list[Skipped] = []
 
     def fill(places: range) -> list[tuple[int, Skipped]]:
@@ -60,7 +64,9 @@ def decode_items(
     def fill_one(place: int) -> Skipped | None:
         index = int(indices[place])
         try:
-            images[place] = decode(source.read(index), image_size=image_size, channels=channels)
+            stored = source.read(index)
+            digests[place] = digest_of(stored)
+            images[place] = decode(stored, image_size=image_size, channels=channels)
         except UnreadableImage as error:
             return Skipped(source.item_names[index], str(error))
         return None
@@ -71,7 +77,7 @@ def decode_items(
         is_readable[[place for place, _ in found]] = False
         skipped.extend(trouble for _, trouble in found)
         on_done(len(chunk))
-    return Decoded(_compacted(images, is_readable), is_readable, tuple(skipped))
+    return Decoded(_compacted(images, is_readable), is_readable, digests, tuple(skipped))
 
 
 def _compacted(images: np.ndarray, is_readable: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ whose state could be lost, and a run continues at any step as if it had never st
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,28 +15,9 @@ import numpy as np
 from jax import Array
 
 from jaxdnn.data.augment import make_augment
+from jaxdnn.data.standard import Standard
 from jaxdnn.errors import InputError
 from jaxdnn.options import AugmentOptions
-
-
-class Standard(NamedTuple):
-    """Mean and standard deviation of each channel of the training images, black 0 to white 1."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-def measure_standard(images: np.ndarray) -> Standard:
-    """Measure uint8 images (num, height, width, channel), in portions that fit in memory."""
-    values = np.arange(256) / 255
-    means, stds = [], []
-    for channel in range(images.shape[-1]):
-        counts = sum(np.bincount(image[..., channel].ravel(), minlength=256) for image in images)
-        mean = np.average(values, weights=counts)
-        means.append(float(mean))
-        stds.append(float(np.sqrt(np.average((values - mean) ** 2, weights=counts))))
-    # A channel without variation would be divided by 0; it is left at 0 instead.
-    return Standard(tuple(means), tuple(std or 1.0 for std in stds))
 
 
 def standardise(images: Array, standard: Standard) -> Array:

@@ -1,5 +1,6 @@
 """Data sets prepared by tensorflow_datasets, read without TensorFlow."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxdnn.data.decode import UnreadableImage
+from jaxdnn.data.files import folder_fingerprint
 from jaxdnn.data.layout import split_of
 from jaxdnn.data.source import Source
 from jaxdnn.errors import InputError
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 _RECORDS_PER_READ = 1024
 _KEPT_BYTES = 128 * 2**20  # Of a split: reading records singly takes 15 times as long.
 _INFO = "dataset_info.json"
+
+LABEL_KEYS = {"oxford_iiit_pet": "species"}
+"""Which class label counts where a data set has several: cat or dog, not the breed."""
 
 
 def tfds(name: str, data_dir: str | None = None) -> Source:
@@ -38,9 +43,9 @@ def tfds(name: str, data_dir: str | None = None) -> Source:
     folder = _find(name, root)
     _check_format(name, folder)
     try:
-        builder = _quiet_tfds().builder_from_directory(folder)
+        builder = quiet_tfds().builder_from_directory(folder)
         image_key, label_key = _feature_keys(name, builder.info.features)
-        return _open(_full_name(folder, root), builder, image_key, label_key)
+        source = _open(_full_name(folder, root), builder, image_key, label_key)
     except InputError:
         raise
     except Exception as error:  # Of a type that depends on what is damaged or missing.
@@ -48,13 +53,15 @@ def tfds(name: str, data_dir: str | None = None) -> Source:
             f"data set {name!r} in {str(folder)!r} is damaged: {_first_line(error)}; "
             "expected a complete data set; prepare it again"
         ) from error
+    return dataclasses.replace(source, home=folder, fingerprint=lambda: folder_fingerprint(folder))
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _quiet_tfds() -> Any:
+def quiet_tfds() -> Any:
+    """Return the module, told to warn of nothing but errors."""
     logging.getLogger("absl").setLevel(logging.ERROR)
     import tensorflow_datasets  # Half a second: only when asked for.
 
@@ -118,7 +125,8 @@ def _feature_keys(name: str, features: Any) -> tuple[str, str]:
             f"data set {name!r} has the features {', '.join(features)}; expected an Image and a "
             "ClassLabel; choose an image classification data set"
         )
-    return _preferred(images, "image"), _preferred(labels, "label")
+    usual = LABEL_KEYS.get(name.partition(":")[0].partition("/")[0], "label")
+    return _preferred(images, "image"), _preferred(labels, usual)
 
 
 def _preferred(keys: list[str], usual: str) -> str:

@@ -41,7 +41,7 @@ def choose_shape(
     if image_size is not None and channels is not None:
         return image_size, channels
     if channels is not None and height is not None and width is not None:
-        headers = iter([Header(width, height, channels == 1)])
+        headers = iter([Header(width, height, channels == 1, "L" if channels == 1 else "RGB")])
     else:
         headers = _headers(source, max_workers)
     own_size, all_grey = _common(headers, image_size is None, channels is None)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -21,7 +22,11 @@ class Source:
         thread-safe; raises UnreadableImage.
       item_shape: height, width and channels, as far as all items are known to share them.
       outside: images that belong to no class, by name.
+      set_aside: what else was found and is not used, with the reason.
       default_positive: class names that are one class against the others unless told otherwise.
+      home: the folder or file that holds the images; None where they come with the package.
+      fingerprint: of the stored images, without reading them: names, sizes and times of change, or
+        checksums where they are kept. Another answer means that an image may have changed.
     """
 
     name: str
@@ -32,4 +37,7 @@ class Source:
     read: Callable[[int], bytes | UInt8[np.ndarray, "height width channel"]]
     item_shape: tuple[int | None, ...] = (None, None, None)
     outside: tuple[str, ...] = ()
+    set_aside: tuple[tuple[str, str], ...] = ()
     default_positive: tuple[str, ...] = ()
+    home: Path | None = None
+    fingerprint: Callable[[], str] = lambda: ""

@@ -48,15 +48,15 @@ def open_source(data: str, data_dir: str | None = None) -> Source:
 
 def image_folder(path: str | Path) -> Source:
     """Open a folder laid out as {split}/{class}/… or {class}/… Raises InputError."""
-    return _labelled(folder_files(path), f"folder {str(path)!r}")
+    return _labelled(folder_files(path), f"folder {str(path)!r}", Path(path))
 
 
 def image_zip(path: str | Path) -> Source:
     """Open a zip archive laid out as {split}/{class}/… or {class}/… Raises InputError."""
-    return _labelled(zip_files(path), f"zip {str(path)!r}")
+    return _labelled(zip_files(path), f"zip {str(path)!r}", Path(path))
 
 
-def _labelled(files: Files, origin: str) -> Source:
+def _labelled(files: Files, origin: str, home: Path) -> Source:
     layout = class_layout(files.names, origin=origin)
     class_names = tuple(sorted({file.class_name for file in layout.files}))
     if len(class_names) < 2:
@@ -74,4 +74,7 @@ def _labelled(files: Files, origin: str) -> Source:
         splits=np.array([file.split for file in layout.files], dtype="U10"),
         read=lambda item: files.read(indices[item]),
         outside=tuple(printable(files.names[index]) for index in layout.outside),
+        set_aside=tuple((printable(name), reason) for name, reason in files.set_aside),
+        home=home,
+        fingerprint=files.fingerprint,
     )

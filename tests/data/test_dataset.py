@@ -17,6 +17,7 @@ from jaxdnn.data.decode import UnreadableImage
 from jaxdnn.data.parallel import map_in_order
 from jaxdnn.data.positive import positive_task
 from jaxdnn.data.predict_inputs import read_images
+from jaxdnn.data.stream import StreamedImages
 from jaxdnn.errors import InputError
 
 CLASSES = ("bird", "cat", "dog")
@@ -36,10 +37,11 @@ def write(path: Path, data: bytes) -> None:
 
 
 def photos(root: Path, *, each: int = 10, prefix: str = "", **options: Any) -> Path:
-    """Write grey images whose value tells their class and number."""
+    """Write grey images whose value tells their class and number, no two files the same."""
     for label, name in enumerate(CLASSES):
         for number in range(each):
-            write(root / prefix / name / f"{number:02}.png", png(label, number, **options))
+            path = f"{prefix}/{name}/{number:02}.png".removeprefix("/")
+            write(root / path, png(label, number, **options) + path.encode())
     return root
 
 
@@ -67,7 +69,7 @@ def test_every_image_is_once_in_one_part_with_its_own_label_and_name(tmp_path):
     for split in parts(dataset):
         assert split.images.dtype == np.uint8
         assert split.labels.dtype == np.int32
-        for image, label, name in zip(split.images, split.labels, split.names, strict=True):
+        for image, label, name in zip(split.in_memory(), split.labels, split.names, strict=True):
             folder, file = name.split("/")
             assert folder == CLASSES[label]
             assert (image == 80 * label + int(file[:2])).all()
@@ -179,6 +181,8 @@ def test_unreadable_images_are_skipped_named_and_counted(tmp_path):
     write(tmp_path / victim, png(0, 0)[:45])
     dataset = loaded(tmp_path, max_unreadable_fraction=0.1)
     assert [skipped.name for skipped in dataset.skipped] == [victim]
+    found = f"17 to train, 6 to validate, 6 to test, 6 x 6 x 1; 1 skipped ({victim}: damaged"
+    assert found in dataset.told()
     assert "damaged or incomplete" in dataset.skipped[0].reason
     assert dataset.train.names == tuple(n for n in good.train.names if n != victim)
     kept = np.arange(len(good.train.names)) != 4
@@ -223,13 +227,15 @@ def test_a_part_without_readable_images_is_refused(tmp_path):
         loaded(tmp_path, max_unreadable_fraction=0.5)
 
 
-def test_a_set_that_does_not_fit_in_memory_is_refused_with_remedies(tmp_path):
+def test_a_set_that_does_not_fit_in_memory_is_streamed(tmp_path):
     photos(tmp_path)
-    assert len(loaded(tmp_path, max_bytes=30 * 36).train.labels) == 18
-    with pytest.raises(InputError, match=r"30 images of 6 x 6 x 1 take .*--image-size, --channels"):
-        loaded(tmp_path, max_bytes=30 * 36 - 1)
-    with pytest.raises(InputError, match=r"GiB of memory; expected at most"):
-        loaded(tmp_path, image_size=1_000_000)
+    assert isinstance(loaded(tmp_path, max_bytes=30 * 36).train.images, np.ndarray)
+    assert isinstance(loaded(tmp_path, max_bytes=30 * 36 - 1).train.images, StreamedImages)
+
+
+def test_images_of_which_a_few_do_not_fit_in_memory_are_refused_with_remedies(tmp_path):
+    with pytest.raises(InputError, match=r"take .* GiB of memory; expected .*--image-size, or"):
+        loaded(photos(tmp_path), image_size=1_000_000)
 
 
 @pytest.mark.parametrize(
@@ -318,7 +324,7 @@ def test_the_lectures_kind_of_photographs(shared_data):
     assert [len(split.labels) for split in parts(dataset)] == [6750, 750, 750]
     assert [int(split.labels.sum()) for split in parts(dataset)] == [2700, 300, 300]
     assert dataset.skipped == ()
-    assert 80 < dataset.train.images.mean() < 150
+    assert 80 < dataset.train.in_memory().mean() < 150
 
 
 @pytest.mark.shared_data

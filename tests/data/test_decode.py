@@ -320,7 +320,7 @@ def test_decoding_in_threads_gives_the_same_and_leaves_the_warning_filters_alone
 
 
 def test_a_header_tells_size_and_greyness():
-    assert look(encoded(Image.new("L", (7, 5)), "PNG")) == (7, 5, True)
-    assert look(encoded(Image.new("RGB", (7, 5)), "JPEG")) == (7, 5, False)
-    assert look(encoded(Image.new("L", (7, 5)), "GIF")) == (7, 5, True)
-    assert look(noise(5, 7, 1)) == (7, 5, True)
+    assert look(encoded(Image.new("L", (7, 5)), "PNG")) == (7, 5, True, "L")
+    assert look(encoded(Image.new("RGB", (7, 5)), "JPEG")) == (7, 5, False, "RGB")
+    assert look(encoded(Image.new("L", (7, 5)), "GIF")) == (7, 5, True, "P")
+    assert look(noise(5, 7, 1)) == (7, 5, True, "L")

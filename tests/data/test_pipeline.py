@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 
 from jaxdnn.data.augment import make_augment
-from jaxdnn.data.pipeline import (
-    Standard,
-    make_order,
-    make_prepare,
-    measure_standard,
-    resolve_batch_size,
-    standardise,
-)
+from jaxdnn.data.pipeline import make_order, make_prepare, resolve_batch_size, standardise
+from jaxdnn.data.standard import Standard, measure_standard
 from jaxdnn.errors import InputError
 from jaxdnn.options import AugmentOptions
 

@@ -1,0 +1,125 @@
+"""Look at images, or prepare them once for fast reading.
+
+python -m jaxdnn.data look photos/                      what is there, and a sheet for each class
+python -m jaxdnn.data prepare photos.zip --out data/    a TFDS data set, for --data tfds:photos
+"""
+
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from jaxdnn import command_line
+from jaxdnn.data.look import look_at, report, text, write_sheets
+from jaxdnn.data.materialise import reporting
+from jaxdnn.data.prepare import prepare
+from jaxdnn.data.sources import open_source
+from jaxdnn.errors import InputError
+
+PROG = "python -m jaxdnn.data"
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """The command line of `look`."""
+
+    data: tyro.conf.Positional[str]
+    """A folder or a .zip of images, `silhouettes`, or `tfds:NAME`."""
+    data_dir: str | None = None
+    """Where TFDS data sets are prepared."""
+    json: bool = False
+    """Print the report as JSON."""
+    out: Path = Path("runs/look")
+    """Folder for the contact sheets, one PNG for each class."""
+    progress: bool = True
+    """Show a progress bar."""
+
+
+def look(args: Sequence[str]) -> int:
+    """Report what a source holds."""
+    options = command_line.parse(
+        Look, default=None, args=args, prog=f"{PROG} look", description=__doc__
+    )
+    source = open_source(options.data, options.data_dir)
+    with reporting(len(source.labels), options.progress) as on_done:
+        found = look_at(source, on_done)
+    about = report(source, found)
+    try:
+        sheets = write_sheets(source, found, options.out)
+    except OSError as error:
+        raise InputError(
+            f"--out {options.out} cannot be written ({error}); choose another"
+        ) from error
+    print(json.dumps(about, indent=2) if options.json else text(about))
+    print(f"wrote {len(sheets)} contact sheets to {options.out}", file=sys.stderr)
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+    """The command line of `prepare`."""
+
+    data: tyro.conf.Positional[str]
+    """A folder or a .zip of images."""
+    out: Path
+    """Folder for data sets: the --data-dir of training."""
+    name: str | None = None
+    """What to call it; default: as the folder or zip."""
+    image_size: int | None = None
+    """Side in pixels of the squares to store; default: the images as they are."""
+    channels: Literal[1, 3] | None = None
+    """1 to store grey, 3 for colour; default: the images as they are."""
+    progress: bool = True
+    """Show a progress bar."""
+
+
+def prepare_command(args: Sequence[str]) -> int:
+    """Write a TFDS data set, and say what was skipped."""
+    options = command_line.parse(
+        Prepare, default=None, args=args, prog=f"{PROG} prepare", description=__doc__
+    )
+    source = open_source(options.data)
+    stem = Path(options.data).absolute().stem.lower()
+    name = options.name or re.sub(r"[^a-z0-9]+", "_", stem).strip("_0123456789") or "images"
+    with reporting(len(source.labels), options.progress) as on_done:
+        about = prepare(
+            source,
+            options.out,
+            name=name,
+            image_size=options.image_size,
+            channels=options.channels,
+            on_done=on_done,
+        )
+    for skipped, reason in about["skipped"].items():
+        print(f"skipped {skipped}: {reason}")
+    counts = ", ".join(f"{number:,} {split}" for split, number in about["images"].items())
+    print(f"{about['folder']}: {counts}; train with --data tfds:{name} --data-dir {options.out}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "look": look,
+    "prepare": prepare_command,
+}
+
+
+def main() -> int:
+    """Run the command; return its exit code."""
+    name, *args = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    if name not in COMMANDS:
+        raise InputError(
+            f"{PROG} {name!r} is no command; expected one of {', '.join(COMMANDS)}; choose one"
+        )
+    return COMMANDS[name](args)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,119 @@
+"""One look at every image: which can be read, which are the same, how their values are spread.
+
+Its results are kept beside the data under a fingerprint, so that it is done once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Int, Int64, UInt64
+
+from jaxdnn.data.decode import UnreadableImage
+from jaxdnn.data.parallel import chunks_of, map_in_order
+from jaxdnn.data.reader import Reader
+from jaxdnn.data.standard import NUM_VALUES, count_values
+from jaxdnn.run_folder import draft_of
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of every item of a source.
+
+    Attributes:
+      is_readable: whether it could be decoded.
+      digests: 64-bit hash of what is stored; 0 where nothing could be read.
+      reasons: why an item is unreadable, by index.
+    """
+
+    is_readable: Bool[np.ndarray, " num_items"]
+    digests: UInt64[np.ndarray, " num_items"]
+    reasons: dict[int, str]
+
+
+def digest_of(stored: bytes | np.ndarray) -> int:
+    """Return a 64-bit hash: two different images among 10 million share one 3 times in 10^6."""
+    data = stored if isinstance(stored, bytes) else stored.tobytes()
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
+
+
+def take_survey(
+    reader: Reader,
+    is_counted: Bool[np.ndarray, " num_items"],
+    on_done: Callable[[int], None],
+) -> tuple[Survey, Int64[np.ndarray, "channel 256"]]:
+    """Decode every item once, in the order of the source, filling the reader's cache.
+
+    Args:
+      reader: of the source.
+      is_counted: whose values to count: the training images'.
+      on_done: called with the number of items done since the last call.
+
+    Returns:
+      The survey, and the counts of the values of the readable items among those counted.
+    """
+    num_items = len(is_counted)
+    digests = np.zeros(num_items, np.uint64)
+    reasons: dict[int, str] = {}
+
+    def look(items: range) -> np.ndarray:
+        images = np.empty((len(items), *reader.image_shape), np.uint8)
+        for row, item in zip(images, items, strict=True):
+            try:
+                stored = reader.source.read(item)
+                digests[item] = digest_of(stored)
+                reader.read_into(row, item, stored)
+            except UnreadableImage as error:
+                reasons[item] = str(error)
+        counted = [is_counted[item] and item not in reasons for item in items]
+        return count_values(images[counted])
+
+    total = np.zeros((reader.image_shape[-1], NUM_VALUES), np.int64)
+    chunks = chunks_of(num_items)
+    results = map_in_order(look, chunks, max_workers=reader.max_workers)
+    for chunk, counts in zip(chunks, results, strict=True):
+        total += counts
+        on_done(len(chunk))
+    is_readable = np.ones(num_items, bool)
+    is_readable[list(reasons)] = False
+    return Survey(is_readable, digests, dict(sorted(reasons.items()))), total
+
+
+def count_items(
+    reader: Reader, items: Int[np.ndarray, " num"], on_done: Callable[[int], None]
+) -> Int64[np.ndarray, "channel 256"]:
+    """Count the values of readable items only."""
+    total = np.zeros((reader.image_shape[-1], NUM_VALUES), np.int64)
+    batches = [items[chunk.start : chunk.stop] for chunk in chunks_of(len(items))]
+    for images in reader.batches(batches):
+        total += count_values(images)
+        on_done(len(images))
+    return total
+
+
+def save_survey(survey: Survey, path: Path) -> None:
+    """Write a survey in one piece. Raises OSError."""
+    with draft_of(path) as draft, draft.open("wb") as file:
+        np.savez_compressed(
+            file,
+            digests=survey.digests,
+            unreadable=np.array(list(survey.reasons), np.int64),
+            reasons=np.array(list(survey.reasons.values()), np.str_),
+        )
+
+
+def load_survey(path: Path, num_items: int) -> Survey | None:
+    """Read a survey; None where there is none, or none that is whole and of so many items."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            digests, unreadable = arrays["digests"], arrays["unreadable"]
+            reasons = dict(zip(unreadable.tolist(), arrays["reasons"].tolist(), strict=True))
+    except Exception:  # Missing or damaged, in any of the ways of zip and npy: taken again.
+        return None
+    if len(digests) != num_items:
+        return None
+    is_readable = np.ones(num_items, bool)
+    is_readable[unreadable] = False
+    return Survey(is_readable, digests, reasons)

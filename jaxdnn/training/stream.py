@@ -1,0 +1,216 @@
+"""Training on images that are decoded while the last step runs.
+
+The order is that of training in memory, a function of the run's key and the step: batches are asked
+for by step, and nothing needs to be remembered between two runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jaxtyping import Int
+
+from jaxdnn.data.stream import StreamedImages
+from jaxdnn.errors import InputError
+from jaxdnn.training.keys import epoch_key, run_keys
+from jaxdnn.training.step import Step, TrainState, start_of_epoch
+
+CHUNK_BYTES = 8 * 2**20
+"""Images of several steps go to the device together, up to so many bytes."""
+
+# step -> (batch,) places of its images
+Rows = Callable[[int], Int[np.ndarray, " batch"]]
+
+
+class Chunk(NamedTuple):
+    """The batches of some steps in a row.
+
+    Attributes:
+      first: number of the first step.
+      end: after the last step.
+      images: uint8 (steps * batch, height, width, channel); rows after the last are undefined.
+      rows: (steps * batch,) places of the images in their split.
+    """
+
+    first: int
+    end: int
+    images: np.ndarray
+    rows: np.ndarray
+
+
+def make_rows(order: Callable[[Array], Array], *, key: Array, steps_per_epoch: int) -> Rows:
+    """Return `step -> places of its images`, as `make_train` takes them.
+
+    Args:
+      order: `key -> (steps, batch)` places of an epoch.
+      key: of the run.
+      steps_per_epoch: rows of the order.
+    """
+    order_key, _ = run_keys(key)
+
+    @functools.lru_cache(maxsize=2)
+    def of_epoch(epoch: int) -> np.ndarray:
+        return np.asarray(order(epoch_key(order_key, jnp.asarray(epoch))))
+
+    return lambda step: of_epoch(step // steps_per_epoch)[step % steps_per_epoch]
+
+
+def shard_of(rows: Rows, shard: int, num_shards: int) -> Rows:
+    """Return one process's slice of every batch; together they are the batch, in order.
+
+    Raises:
+      InputError: the batch cannot be cut into so many equal slices.
+    """
+    batch_size = len(rows(0))
+    if batch_size % num_shards:
+        raise InputError(
+            f"--batch-size {batch_size} cannot be shared equally by {num_shards} processes; "
+            f"expected a multiple of {num_shards}; choose one"
+        )
+    size = batch_size // num_shards
+    return lambda step: rows(step)[shard * size : (shard + 1) * size]
+
+
+def chunks(
+    images: StreamedImages, rows: Rows, *, start: int, steps_per_epoch: int
+) -> Iterator[Chunk]:
+    """Yield the batches from step `start` on, without end; no chunk spans two epochs."""
+    batch_size = len(rows(start))
+    row_bytes = int(np.prod(images.shape[1:]))
+    num_steps = max(1, CHUNK_BYTES // (batch_size * row_bytes))
+    num_steps = min(num_steps, steps_per_epoch)
+    spans, places = _spans(start, num_steps, steps_per_epoch), []
+
+    def batches() -> Iterator[np.ndarray]:
+        for first, end in spans:
+            batch = np.concatenate([rows(step) for step in range(first, end)])
+            places.append((first, end, batch))
+            yield batch
+
+    for decoded in images.batches(batches(), num_rows=num_steps * batch_size):
+        first, end, batch = places.pop(0)
+        yield Chunk(first, end, decoded, batch)
+
+
+def _spans(start: int, num_steps: int, steps_per_epoch: int) -> Iterator[tuple[int, int]]:
+    """Cut all steps from `start` on at multiples of `num_steps` within each epoch."""
+    while True:
+        epoch = start // steps_per_epoch * steps_per_epoch
+        end = epoch + ((start - epoch) // num_steps + 1) * num_steps
+        end = min(end, epoch + steps_per_epoch)
+        yield start, end
+        start = end
+
+
+class StreamedTrain:
+    """`(state, num_steps) -> state` like `make_train`'s, from a stream.
+
+    Attributes:
+      wait_seconds: how long the device has had nothing to do because images were not ready.
+      next_step: for which the next chunk is being decoded.
+    """
+
+    def __init__(
+        self,
+        loop: Callable[..., tuple[TrainState, Array]],
+        images: StreamedImages,
+        labels: np.ndarray,
+        rows: Rows,
+        steps_per_epoch: int,
+    ):
+        self._loop, self._images, self._labels = loop, images, labels
+        self._rows, self._steps_per_epoch = rows, steps_per_epoch
+        self._chunks: Iterator[Chunk] = iter(())
+        self._held: _Held | None = None
+        self._watcher = ThreadPoolExecutor(1, thread_name_prefix="jaxdnn-watch")
+        self._idle_since: Future[float] | None = None
+        self.wait_seconds = 0.0
+        self.next_step = -1
+
+    def __call__(self, state: TrainState, num_steps: int) -> TrainState:
+        step = int(state.step)
+        last = min(step + num_steps, (step // self._steps_per_epoch + 1) * self._steps_per_epoch)
+        while step < last:
+            held = self._hold(step)
+            until = min(last, held.end)
+            state, taken = self._loop(state, held.images, held.labels, held.first, until)
+            self._idle_since = self._watcher.submit(_finished_at, taken)
+            step = until
+        if step % self._steps_per_epoch == 0:
+            self._images.keep()
+        return state
+
+    def _hold(self, step: int) -> _Held:
+        """Put the chunk that holds `step` on the device, while the device is still at work."""
+        if self._held is not None and self._held.first <= step < self._held.end:
+            return self._held
+        if self.next_step != step:  # The first call, or a jump: batches are at hand by step.
+            self._chunks = chunks(
+                self._images, self._rows, start=step, steps_per_epoch=self._steps_per_epoch
+            )
+        asked = time.monotonic()
+        chunk = next(self._chunks)
+        self._count_wait(asked, time.monotonic())
+        labels = np.zeros(len(chunk.images), np.int32)
+        labels[: len(chunk.rows)] = self._labels[chunk.rows]
+        self.next_step = chunk.end
+        self._held = _Held(chunk.first, chunk.end, jnp.asarray(chunk.images), jnp.asarray(labels))
+        return self._held
+
+    def _count_wait(self, asked: float, got: float) -> None:
+        if self._idle_since is None:
+            self.wait_seconds += got - asked
+        elif self._idle_since.done():
+            self.wait_seconds += max(0.0, got - max(asked, self._idle_since.result()))
+
+
+class _Held(NamedTuple):
+    first: int
+    end: int
+    images: Array
+    labels: Array
+
+
+def _finished_at(result: Array) -> float:
+    jax.block_until_ready(result)
+    return time.monotonic()
+
+
+def make_streamed_train(
+    step: Step,
+    order: Callable[[Array], Array],
+    images: StreamedImages,
+    labels: np.ndarray,
+    *,
+    key: Array,
+    steps_per_epoch: int,
+) -> StreamedTrain:
+    """Return `(state, num_steps) -> state`; see `make_train` for the arguments and what it does."""
+    _, steps_key = run_keys(key)
+    rows = make_rows(order, key=key, steps_per_epoch=steps_per_epoch)
+    batch_size = len(rows(0))
+
+    def take_step(state: TrainState, images: Array, labels: Array, first: Array) -> TrainState:
+        start = (state.step - first) * batch_size
+        batch, classes = (lax.dynamic_slice_in_dim(a, start, batch_size) for a in (images, labels))
+        return step(steps_key, start_of_epoch(state, steps_per_epoch), batch, classes)
+
+    def loop(
+        state: TrainState, images: Array, labels: Array, first: Array, last: Array
+    ) -> tuple[TrainState, Array]:
+        state = lax.while_loop(
+            lambda state: (state.step < last) & ~state.diverged,
+            lambda state: take_step(state, images, labels, first),
+            state,
+        )
+        return state, -state.step  # Not the donated state: something to watch the device by.
+
+    return StreamedTrain(jax.jit(loop, donate_argnums=0), images, labels, rows, steps_per_epoch)

@@ -1,0 +1,177 @@
+"""Prepared data sets: the same images, whatever interrupts the preparation."""
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxdnn.data import prepare as module
+from jaxdnn.data.decode import decode
+from jaxdnn.data.prepare import prepare
+from jaxdnn.data.prepared import tfds
+from jaxdnn.data.sources import image_folder
+from jaxdnn.data.staging import Done, Staging
+from jaxdnn.errors import InputError
+
+from .test_dataset import photos, png, write
+
+# tensorflow-datasets and what it imports are not ours to mend.
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for split, number in (("train", 9), ("test", 4)):
+        photos(tmp_path / "photos", prefix=split, each=number, side=5)
+    write(tmp_path / "photos/train/dog/bad.png", b"text")
+    write(tmp_path / "photos/train/dog/copy.zip", b"PK")
+    return tmp_path / "photos"
+
+
+def prepared(folder: Path, out: Path, **options: Any) -> dict[str, Any]:
+    defaults: dict[str, Any] = {
+        "name": "photos",
+        "image_size": None,
+        "channels": None,
+        "on_done": lambda num: None,
+    }
+    return prepare(image_folder(folder), out, **(defaults | options))
+
+
+def contents(source: Any, size: int | None = None) -> list[tuple[str, str, bytes]]:
+    """Split, class and pixels of every readable item, in an order of their own."""
+    return sorted(
+        (
+            str(source.splits[item]),
+            source.class_names[source.labels[item]],
+            decode(source.read(item), image_size=size, channels=1).tobytes(),
+        )
+        for item in range(len(source.labels))
+        if not source.item_names[item].endswith("bad.png")
+    )
+
+
+@pytest.mark.parametrize("size", [None, 3])
+def test_a_prepared_set_holds_the_readable_images(folder, tmp_path, size):
+    about = prepared(folder, tmp_path / "out", image_size=size)
+    source = tfds("photos", str(tmp_path / "out"))
+    assert contents(source) == contents(image_folder(folder), size)
+    assert about["images"] == {"test": 12, "train": 27}
+    assert set(about["skipped"]) == {"train/dog/bad.png", "train/dog/copy.zip"}
+    assert json.loads((Path(about["folder"]) / "skipped.json").read_text()) == about
+    assert source.item_shape == (size, size, 1)
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {"photos"}
+
+
+def test_without_a_size_the_stored_bytes_are_kept(folder, tmp_path):
+    prepared(folder, tmp_path / "out")
+    source = tfds("photos", str(tmp_path / "out"))
+    stored = {path.read_bytes() for path in folder.rglob("*.png")} - {b"text"}
+    assert {source.read(item) for item in range(len(source.labels))} == stored
+
+
+@pytest.mark.parametrize("size", [None, 3])
+def test_an_interrupted_preparation_goes_on_where_it_was(folder, tmp_path, monkeypatch, size):
+    monkeypatch.setattr(module, "_PER_ENTRY", 5)
+    decoded: list[Any] = []
+    finished = module._finished
+
+    def counting(source: Any, item: int, *options: Any) -> Any:
+        decoded.append(item)
+        return finished(source, item, *options)
+
+    def stop(num: int) -> None:
+        if len(decoded) > 15:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_finished", counting)
+    with pytest.raises(KeyboardInterrupt):
+        prepared(folder, tmp_path / "out", image_size=size, on_done=stop, max_workers=1)
+    assert not (tmp_path / "out/photos").exists()
+    (journal,) = (tmp_path / "out").glob(".photos-*/journal.jsonl")
+    lines = journal.read_text().splitlines()
+    journal.write_text("\n".join(lines)[:-3])  # As a power cut may leave it.
+    del decoded[:]
+    prepared(folder, tmp_path / "out", image_size=size)
+    assert sorted(decoded) == list(range(len(lines) - 1, 40))
+    source = tfds("photos", str(tmp_path / "out"))
+    assert contents(source) == contents(image_folder(folder), size)
+
+
+def test_a_full_disk_is_one_line_and_what_is_there_stays_valid(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_PER_ENTRY", 5)
+    fsync, calls = os.fsync, []
+
+    def full_at_third(file: int) -> None:
+        calls.append(file)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(file)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full_at_third)
+        with pytest.raises(InputError, match=r"\(No space left on device\); .* stays valid; make"):
+            prepared(folder, tmp_path / "out", image_size=3)
+    (journal,) = (tmp_path / "out").glob(".photos-*/journal.jsonl")
+    assert len(journal.read_text().splitlines()) == 10
+    prepared(folder, tmp_path / "out", image_size=3)
+    assert contents(tfds("photos", str(tmp_path / "out"))) == contents(image_folder(folder), 3)
+
+
+def test_a_disk_that_is_full_at_the_last_moment_too(folder, tmp_path, monkeypatch):
+    import array_record.python.array_record_module as records
+
+    class Full(records.ArrayRecordWriter):
+        def close(self) -> None:
+            super().close()
+            raise RuntimeError("write() failed: No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(records, "ArrayRecordWriter", Full)
+        with pytest.raises(InputError, match=r"No space left on device.*stays valid"):
+            prepared(folder, tmp_path / "out")
+    with pytest.raises(InputError, match="is not prepared"):
+        tfds("photos", str(tmp_path / "out"))
+    prepared(folder, tmp_path / "out")
+    assert len(tfds("photos", str(tmp_path / "out")).labels) == 39
+
+
+def test_changed_images_are_not_taken_from_what_was_left(folder, tmp_path):
+    def stop(num: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepared(folder, tmp_path / "out", image_size=3, on_done=stop)
+    write(folder / "train/dog/00.png", png(2, 90, side=5))
+    prepared(folder, tmp_path / "out", image_size=3)
+    source = tfds("photos", str(tmp_path / "out"))
+    assert any(np.frombuffer(pixels, np.uint8)[0] == 250 for *_, pixels in contents(source))
+
+
+def test_what_cannot_be_prepared_is_one_line(folder, tmp_path):
+    with pytest.raises(InputError, match=r"--name 'My photos'; expected lower-case"):
+        prepared(folder, tmp_path / "out", name="My photos")
+    prepared(folder, tmp_path / "out")
+    with pytest.raises(InputError, match=r"is there already; remove it, or"):
+        prepared(folder, tmp_path / "out")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"--out .*file cannot be written"):
+        prepared(folder, tmp_path / "file")
+
+
+def test_a_journal_cut_short_is_mended_before_it_grows(tmp_path):
+    with Staging(tmp_path) as staging:
+        staging.add([Done(0, b"zero", True), Done(1, b"one", True)])
+    journal = tmp_path / "journal.jsonl"
+    journal.write_text(journal.read_text()[:-5])
+    with Staging(tmp_path) as staging:
+        assert set(staging.entries) == {0}
+        staging.add([Done(1, b"one again", True)])
+    with Staging(tmp_path) as staging:
+        found = {item: staging.bytes_of(entry) for item, entry in staging.entries.items()}
+    assert found == {0: b"zero", 1: b"one again"}
