@@ -2,7 +2,7 @@
 
 runs/<name>/config.json        the settings
             dataset.json       classes, preprocessing, counts: enough to predict
-            metrics.jsonl      one JSON object for each evaluation
+            metrics.jsonl      one JSON object for each evaluation, and for each look at gradients
             tensorboard/       the same for TensorBoard
             checkpoints/       latest (to resume) and best (to report)
             predictions.npz    what the network said about each test image
@@ -12,12 +12,15 @@ runs/<name>/config.json        the settings
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import dataclasses
 import json
 import math
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxdnn.errors import InputError
 
@@ -40,7 +43,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """One JSON object for each evaluation."""
+        """One JSON object for each evaluation, and for each look at the gradients."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -122,17 +125,38 @@ def free_name(parent: Path, name: str) -> Path:
     return path
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON in one piece: a reader, or a crash, never sees half a file. NaN becomes null."""
+@contextlib.contextmanager
+def draft_of(path: Path) -> Iterator[Path]:
+    """Give a path to write to, then move it: a reader, or a crash, never sees half a file."""
     draft = path.with_name(path.name + ".part")
-    draft.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+    yield draft
     draft.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON in one piece. NaN becomes null."""
+    with draft_of(path) as draft:
+        draft.write_text(json.dumps(without_nan(content), indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(
+    path: Path,
+    header: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    line_end: Literal["\n", "\r\n"] = "\r\n",
+) -> None:
+    """Write a table in one piece."""
+    with draft_of(path) as draft, draft.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator=line_end)
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def append_metrics(path: Path, metrics: dict[str, float]) -> None:
     """Add one line of metrics."""
     with path.open("a") as file:
-        file.write(json.dumps(_finite(metrics), allow_nan=False) + "\n")
+        file.write(json.dumps(without_nan(metrics), allow_nan=False) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -143,17 +167,27 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
+def read_evaluations(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of a metrics file that evaluations wrote."""
+    return [line for line in read_metrics(path) if "train/loss" in line]
+
+
+def read_looks(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of a metrics file that looks at the gradients wrote."""
+    return [line for line in read_metrics(path) if "train/loss" not in line]
+
+
 def keep_metrics_until(path: Path, step: int) -> None:
     """Drop the lines after `step`: a resumed run writes them again."""
     kept = [line for line in read_metrics(path) if line["step"] <= step]
-    draft = path.with_name(path.name + ".part")
-    draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    draft.replace(path)
+    with draft_of(path) as draft:
+        draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
 
-def _finite(content: Any) -> Any:
+def without_nan(content: Any) -> Any:
+    """Return nested dicts and lists with None for every float that is not finite."""
     if isinstance(content, dict):
-        return {name: _finite(value) for name, value in content.items()}
+        return {name: without_nan(value) for name, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
+        return [without_nan(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content

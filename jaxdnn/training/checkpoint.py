@@ -1,12 +1,15 @@
 """Checkpoints: the latest, to resume from, and the best, to report, each under its own rule.
 
 A checkpoint is flat, `path -> array`, with paths such as `params/layers/0/linear/kernel`, so that
-it can be read without the program that wrote it.
+it can be read without the program that wrote it. One more entry is the digest of all others: what
+the disk has changed since, by a single bit, is not taken for what was saved.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,10 @@ from jaxdnn.errors import InputError
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 Flat = dict[str, Array]
+
+DIGEST = "sha256"
+# The latest two, so that there is one to go on from where the newest is damaged.
+_KEPT = {"latest": 2, "best": 1}
 
 
 def flatten(tree: Any) -> Flat:
@@ -42,7 +49,7 @@ class Checkpoints:
     """The checkpoints of one run, written in the background. A context manager."""
 
     def __init__(self, folder: Path):
-        self._checkpointers = {kind: _open(folder / kind) for kind in ("latest", "best")}
+        self._checkpointers = {kind: _open(folder / kind, num) for kind, num in _KEPT.items()}
         self._pending: dict[str, Any] = {}
 
     def __enter__(self) -> Checkpoints:
@@ -62,7 +69,7 @@ class Checkpoints:
         checkpointer = self._checkpointers[kind]
         # A copy, because the training step reuses (donates) the state's memory.
         copy = jax.tree.map(jnp.copy, flatten(tree))
-        self._pending[kind] = checkpointer.save_async(step, copy)
+        self._pending[kind] = checkpointer.save_async(step, copy | {DIGEST: _digest(copy)})
 
     def step(self, kind: str) -> int | None:
         """Return the step of the `latest` or `best` checkpoint, None if there is none."""
@@ -82,25 +89,43 @@ class Checkpoints:
         return unflatten(self.restore_flat(kind, flatten(like)), like)
 
     def restore_flat(self, kind: str, like: Flat | None = None) -> Flat:
-        """Return the `latest` or `best` as `path -> array`; checked against `like` where given."""
-        step = self.step(kind)
-        if step is None:
-            raise InputError(
-                f"{self._checkpointers[kind].directory} holds no checkpoint; train anew"
-            )
+        """Return the `latest` or `best` as `path -> array`; checked against `like` where given.
+
+        Where the newest is damaged, it is removed with a line on stderr, and the one before it is
+        returned.
+        """
+        checkpointer = self._checkpointers[kind]
+        steps = sorted((saved.step for saved in checkpointer.checkpoints), reverse=True)
+        if not steps:
+            raise InputError(f"{checkpointer.directory} holds no checkpoint; train anew")
+        damages = []
+        for step in steps:
+            try:
+                found = self._read(kind, step, like)
+            except _Damaged as damage:
+                damages.append(f"the {kind} checkpoint at step {step} is damaged ({damage})")
+                continue
+            for damaged, reason in zip(steps, damages, strict=False):
+                print(f"{reason}; going on from step {step}", file=sys.stderr)
+                checkpointer.delete(damaged)
+            return found
+        raise InputError("; ".join(damages))
+
+    def _read(self, kind: str, step: int, like: Flat | None) -> Flat:
+        checkpointer = self._checkpointers[kind]
         try:
-            saved: Any = self._checkpointers[kind].metadata(step).metadata
+            saved: Any = checkpointer.metadata(step).metadata
             if like is not None:
-                _check_shapes(like, saved)
-            loaded: Any = self._checkpointers[kind].load(step, jax.tree.map(_abstract, saved))
-            return loaded
+                _check_shapes(like, {name: saved[name] for name in saved if name != DIGEST})
+            loaded: Any = checkpointer.load(step, jax.tree.map(_abstract, saved))
         except InputError:
             raise
         except Exception as error:  # TensorStore reports damage by many types, at great length.
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
-            raise InputError(
-                f"the {kind} checkpoint at step {step} is damaged ({reason})"
-            ) from error
+            raise _Damaged(f"{type(error).__name__}: {str(error).splitlines()[0][:120]}") from error
+        digest = loaded.pop(DIGEST, None)
+        if digest is None or not np.array_equal(np.asarray(digest), _digest(loaded)):
+            raise _Damaged("its content is not what was saved")
+        return loaded
 
     def close(self) -> None:
         """Wait for what is being written."""
@@ -126,9 +151,23 @@ def read_best(folder: Path) -> dict[str, np.ndarray]:
         return jax.tree.map(np.asarray, checkpoints.restore_flat("best"))
 
 
-def _open(folder: Path) -> ocp.training.Checkpointer:
-    newest_only: Any = ocp.training.preservation_policies.LatestN(1)
-    return ocp.training.Checkpointer(str(folder.absolute()), preservation_policy=newest_only)
+class _Damaged(Exception):
+    """A checkpoint cannot be read, or is not what was saved."""
+
+
+def _open(folder: Path, num_kept: int) -> ocp.training.Checkpointer:
+    newest: Any = ocp.training.preservation_policies.LatestN(num_kept)
+    return ocp.training.Checkpointer(str(folder.absolute()), preservation_policy=newest)
+
+
+def _digest(flat: Flat) -> np.ndarray:
+    """Return the SHA-256 of paths, types, shapes and bits, as 32 uint8."""
+    content = hashlib.sha256()
+    for name in sorted(flat):
+        array = np.ascontiguousarray(flat[name])
+        content.update(f"{name} {array.dtype} {array.shape}".encode())
+        content.update(array.reshape(-1).view(np.uint8).data)
+    return np.frombuffer(content.digest(), np.uint8)
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

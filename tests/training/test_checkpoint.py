@@ -54,15 +54,15 @@ def test_a_state_comes_back_bit_for_bit_in_another_process_s_place(tmp_path):
     np.testing.assert_array_equal(np.signbit(restored["odd"]), np.signbit(odd))
 
 
-def test_each_kind_keeps_its_newest_alone(tmp_path):
+def test_each_kind_keeps_its_newest(tmp_path):
     trees = [{"w": jnp.full(3, float(step))} for step in range(6)]
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save("best", 1, trees[1])
         for step in (2, 3, 5):
             checkpoints.save("latest", step, trees[step])
         checkpoints.save("latest", 5, trees[0])  # saved already: nothing happens
-    for kind, step in (("latest", 5), ("best", 1)):
-        assert len(list((tmp_path / kind).iterdir())) == 1
+    for kind, step, num_kept in (("latest", 5, 2), ("best", 1, 1)):
+        assert len(list((tmp_path / kind).iterdir())) == num_kept
         with Checkpoints(tmp_path) as checkpoints:
             assert checkpoints.step(kind) == step
             assert_identical(checkpoints.restore(kind, trees[0]), trees[step])
@@ -109,6 +109,49 @@ def test_read_best_needs_no_structure(tmp_path):
     best = read_best(tmp_path)
     assert all(isinstance(leaf, np.ndarray) for leaf in best.values())
     assert_identical(best, flatten({"params": state.params}))
+
+
+def data_file(folder, step):
+    """The file of a checkpoint that holds most of its arrays."""
+    (own,) = (path for path in folder.iterdir() if int(path.name) == step)
+    return max((path for path in own.rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
+
+
+def random_tree(seed):
+    return {"w": jnp.asarray(np.random.default_rng(seed).normal(size=(50, 40)), jnp.float32)}
+
+
+def flip_a_bit(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, lambda content: content[: len(content) // 2]])
+def test_damaged_latest_falls_back_to_the_one_before_and_says_so(tmp_path, capsys, damage):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save("latest", step, random_tree(step))
+    path = data_file(tmp_path / "latest", 3)
+    path.write_bytes(damage(path.read_bytes()))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert_identical(checkpoints.restore("latest", random_tree(0)), random_tree(2))
+        said = capsys.readouterr().err
+        assert "step 3 is damaged" in said
+        assert "going on from step 2" in said
+        # The place of the damaged one is free again.
+        assert checkpoints.step("latest") == 2
+        checkpoints.save("latest", 3, random_tree(3))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert_identical(checkpoints.restore("latest", random_tree(0)), random_tree(3))
+
+
+def test_a_flipped_bit_is_never_taken_for_what_was_saved(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save("best", 4, random_tree(4))
+    path = data_file(tmp_path / "best", 4)
+    path.write_bytes(flip_a_bit(path.read_bytes()))
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match="step 4 is damaged"):
+        checkpoints.restore("best", random_tree(0))
 
 
 def truncate(content: bytes) -> bytes:
