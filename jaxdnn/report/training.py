@@ -9,8 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from jaxdnn.report.gradients import draw_gradients
 from jaxdnn.report.style import BLUE, GREY, ORANGE, VERMILION, new_figure, save, tidy
-from jaxdnn.run_folder import RunFolder, read_metrics
+from jaxdnn.run_folder import RunFolder, read_evaluations, read_looks
 
 MISTAKES_PER_ROW = 6
 
@@ -18,6 +19,8 @@ MISTAKES_PER_ROW = 6
 def draw_all(folder: RunFolder) -> list[Path]:
     """Draw every chart of a finished run; return their paths."""
     draws = {"curves": draw_curves, "confusion": draw_confusion, "mistakes": draw_mistakes}
+    if read_looks(folder.metrics):
+        draws["gradients"] = draw_gradients
     paths = []
     for name, draw in draws.items():
         paths.append(folder.chart(name))
@@ -27,7 +30,7 @@ def draw_all(folder: RunFolder) -> list[Path]:
 
 def draw_curves(folder: RunFolder, path: Path) -> None:
     """Draw loss, accuracy and learning rate over the epochs, with the best epoch marked."""
-    lines = read_metrics(folder.metrics)
+    lines = read_evaluations(folder.metrics)
     best_step = json.loads(folder.summary.read_text())["best_step"]
     best_epoch = next((line["epoch"] for line in lines if line["step"] == best_step), None)
     figure = new_figure(13, 4.2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,31 @@ import numpy as np
 from jax import Array
 from jaxtyping import Int
 
-from jaxdnn.data.pipeline import Standard, standardise
+from jaxdnn.data.pipeline import standardise
+from jaxdnn.data.standard import Standard
+from jaxdnn.data.stream import StreamedImages
 from jaxdnn.models import BatchStats, Model, Params
 
-Predict = Callable[[Params, BatchStats, Array], np.ndarray]
+Images = Array | StreamedImages
+"""uint8 (num, height, width, channel), on the device or decoded as they are needed."""
+
+Predict = Callable[[Params, BatchStats, Images], np.ndarray]
+
+
+def on_device(images: np.ndarray | StreamedImages) -> Images:
+    """Put an array on the device; a stream stays what it is."""
+    return images if isinstance(images, StreamedImages) else jnp.asarray(images)
+
+
+def _located(
+    images: Images, batches: Int[np.ndarray, "batch index"]
+) -> Iterator[tuple[Array, np.ndarray]]:
+    """Yield for each batch an array on the device, and the places of the batch in it."""
+    if not isinstance(images, StreamedImages):
+        yield from ((images, batch) for batch in batches)
+        return
+    for decoded in images.batches(batches):
+        yield jnp.asarray(decoded), np.arange(len(decoded), dtype=np.int32)
 
 
 def make_predict(model: Model, standard: Standard, *, batch_size: int = 256) -> Predict:
@@ -28,11 +49,11 @@ def make_predict(model: Model, standard: Standard, *, batch_size: int = 256) -> 
         batch = standardise(images[indices], standard)
         return model.apply(params, batch_stats, batch).logits
 
-    def predict(params: Params, batch_stats: BatchStats, images: Array) -> np.ndarray:
+    def predict(params: Params, batch_stats: BatchStats, images: Images) -> np.ndarray:
         num, size = len(images), min(batch_size, len(images))
         indices = np.arange(-(-num // size) * size, dtype=np.int32).clip(max=num - 1)
-        batches = indices.reshape(-1, size)
-        logits = [logits_of(params, batch_stats, images, batch) for batch in batches]
+        located = _located(images, indices.reshape(-1, size))
+        logits = [logits_of(params, batch_stats, array, places) for array, places in located]
         return np.concatenate([np.asarray(rows) for rows in logits])[:num]
 
     return predict
@@ -40,7 +61,7 @@ def make_predict(model: Model, standard: Standard, *, batch_size: int = 256) -> 
 
 def make_estimate_batch_stats(
     model: Model, standard: Standard, batches: Int[np.ndarray, "batch index"]
-) -> Callable[[Params, BatchStats, Array], BatchStats]:
+) -> Callable[[Params, BatchStats, Images], BatchStats]:
     """Return `(params, batch_stats, uint8 images) -> batch_stats` over the whole training set.
 
     The lecture's other way to test under batch norm: instead of running averages, mean and variance
@@ -60,8 +81,9 @@ def make_estimate_batch_stats(
         batch = standardise(images[indices], standard)
         return model.apply(params, batch_stats, batch, training=True).batch_stats
 
-    def estimate(params: Params, batch_stats: BatchStats, images: Array) -> BatchStats:
-        stats = [own_stats(params, batch_stats, images, batch) for batch in batches]
+    def estimate(params: Params, batch_stats: BatchStats, images: Images) -> BatchStats:
+        located = _located(images, batches)
+        stats = [own_stats(params, batch_stats, array, places) for array, places in located]
         return pool(jax.tree.map(lambda *leaves: jnp.stack(leaves), *stats))
 
     return estimate

@@ -18,6 +18,7 @@ from jaxdnn.training.checkpoint import Checkpoints, all_finite
 from jaxdnn.training.early_stopping import EarlyStopping
 from jaxdnn.training.recorder import Recorder
 from jaxdnn.training.step import TrainState
+from jaxdnn.training.watch import Watch
 
 SECONDS_PER_CALL = 0.5
 
@@ -39,6 +40,8 @@ class Program:
       checkpoint_seconds: least time between checkpoints.
       monitor: name of the metric that chooses the best.
       learning_rate: `step -> learning rate`.
+      waited_seconds: how long the device has had to wait for images so far.
+      watch: what looks into the layers, and trains as `train` does; None if nothing does.
     """
 
     train: Callable[[TrainState, int], TrainState]
@@ -49,6 +52,8 @@ class Program:
     checkpoint_seconds: float
     monitor: str
     learning_rate: Callable[[int], Any]
+    waited_seconds: Callable[[], float] = lambda: 0.0
+    watch: Watch | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,17 +113,21 @@ def fit(
       Interrupted: after saving.
     """
     step, saved_at, speed = int(progress.state.step), time.monotonic(), _Speed()
+    watch = program.watch
+    train = program.train if watch is None else watch.train
     if checkpoints.step("latest") is None:
         _save(progress, checkpoints)
     while step < program.num_steps and not progress.stopping.should_stop:
         until_evaluation = program.evaluate_every - step % program.evaluate_every
         started = time.monotonic()
-        state = program.train(progress.state, min(speed.steps(), until_evaluation))
+        state = train(progress.state, min(speed.steps(), until_evaluation))
         num_taken = int(state.step) - step  # waits for the device
         speed.add(num_taken, time.monotonic() - started)
         step += num_taken
         progress = dataclasses.replace(progress, state=state)
-        _check_diverged(state, checkpoints)
+        if watch is not None:
+            watch.record(step, recorder)
+        _check_diverged(progress, checkpoints, watch)
         recorder.advance(step, *_means(state))
         if step % program.evaluate_every == 0 or step == program.num_steps:
             progress = _evaluate(progress, program, recorder)
@@ -159,11 +168,15 @@ def _means(state: TrainState) -> tuple[float, float]:
     return float(state.sums.loss) / num_examples, float(state.sums.num_correct) / num_examples
 
 
-def _check_diverged(state: TrainState, checkpoints: Checkpoints) -> None:
-    if bool(state.diverged):
-        raise _diverged(
-            "its loss is not finite, or far beyond that of guessing", state, checkpoints
-        )
+def _check_diverged(progress: Progress, checkpoints: Checkpoints, watch: Watch | None) -> None:
+    state = progress.state
+    if not bool(state.diverged):
+        return
+    why = "its loss is not finite, or far beyond that of guessing"
+    if watch is not None:
+        good = checkpoints.restore("latest", progress.to_arrays())["state"]
+        why += f"; {watch.first_bad_layer(good, int(state.step))}"
+    raise _diverged(why, state, checkpoints)
 
 
 def _diverged(why: str, state: TrainState, checkpoints: Checkpoints) -> Diverged:

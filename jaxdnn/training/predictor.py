@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdnn.config import load_config
-from jaxdnn.data.pipeline import Standard
+from jaxdnn.data.standard import Standard
 from jaxdnn.errors import InputError
 from jaxdnn.losses import probabilities
 from jaxdnn.run_folder import RunFolder
 from jaxdnn.training.checkpoint import Checkpoints
 from jaxdnn.training.evaluate import make_predict
-from jaxdnn.training.setup import make_model
+from jaxdnn.training.network import make_model
 
 
 @dataclasses.dataclass(frozen=True)

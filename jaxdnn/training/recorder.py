@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from jaxdnn.run_folder import RunFolder, append_metrics, keep_metrics_until
@@ -17,12 +16,17 @@ class Recorder:
     def __init__(
         self, folder: RunFolder, *, num_steps: int, batch_size: int, start: int, progress: bool
     ):
+        # Only here: it loads PyTorch where that is installed, which takes seconds.
+        from tensorboardX import SummaryWriter
+        from tensorboardX.summary import scalar
+
+        self._scalar = scalar
         self._folder = folder
         self._batch_size = batch_size
         self._step = start
         self._notes: dict[str, str] = {}
-        if start:
-            keep_metrics_until(folder.metrics, start)
+        self._warned: set[str] = set()
+        keep_metrics_until(folder.metrics, start)
         self._writer = SummaryWriter(str(folder.tensorboard), purge_step=start + 1)
         self._bar = tqdm(
             desc="compiling",
@@ -57,3 +61,24 @@ class Recorder:
             if name != "step":
                 self._writer.add_scalar(name, value, metrics["step"])
         self._notes["val"] = f"{metrics['val/balanced_accuracy']:.3f}"
+
+    def record_look(self, metrics: dict[str, Any]) -> None:
+        """Keep what a look saw; `step` and `epoch` are among it."""
+        append_metrics(self._folder.metrics, metrics)
+        values = [
+            self._scalar(name, value)
+            for name, value in metrics.items()
+            if name not in ("step", "epoch")
+        ]
+        # One event for all of them: as many events take as long as a step.
+        for value in values[1:]:
+            values[0].MergeFrom(value)
+        file_writer = self._writer.file_writer
+        assert file_writer is not None
+        file_writer.add_summary(values[0], metrics["step"])
+
+    def warn(self, kind: str, text: str) -> None:
+        """Print a line above the bar, the first time for its kind."""
+        if kind not in self._warned:
+            self._warned.add(kind)
+            tqdm.write(f"warning: {text}", file=sys.stderr)

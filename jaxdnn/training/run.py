@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxdnn.config import Config, save_config
 from jaxdnn.data import dataset as data
+from jaxdnn.data.stream import StreamedImages
 from jaxdnn.errors import InputError
 from jaxdnn.losses import probabilities
 from jaxdnn.models import Params
@@ -25,7 +26,7 @@ from jaxdnn.pretrained import match, read_weights
 from jaxdnn.run_folder import RunFolder, write_json
 from jaxdnn.training.checkpoint import Checkpoints, flatten
 from jaxdnn.training.early_stopping import EarlyStopping
-from jaxdnn.training.evaluate import make_predict
+from jaxdnn.training.evaluate import make_predict, on_device
 from jaxdnn.training.fit import Progress, fit
 from jaxdnn.training.metrics import classification_metrics, confusion_matrix
 from jaxdnn.training.recorder import Recorder
@@ -40,6 +41,7 @@ def load_data(config: Config, *, progress: bool) -> data.Dataset:
     options = config.data
     return data.load(
         options.data,
+        other=options.other,
         data_dir=options.data_dir,
         positive=options.positive,
         image_size=options.image_size,
@@ -49,6 +51,10 @@ def load_data(config: Config, *, progress: bool) -> data.Dataset:
         seed=config.seed,
         max_unreadable_fraction=options.max_unreadable,
         progress=progress,
+        max_bytes=None if options.max_memory_gib is None else options.max_memory_gib * 2**30,
+        streaming=options.streaming,
+        cache_bytes=options.cache_gib * 2**30,
+        allow_duplicates=options.allow_duplicates,
     )
 
 
@@ -77,6 +83,8 @@ def train(
     """
     started = time.monotonic()
     dataset = load_data(config, progress=progress)
+    if progress:
+        print(dataset.told(), file=sys.stderr)
     setup = make_setup(config, dataset)
     _keep_description(folder, describe(setup))
     save_config(config, folder.config)
@@ -89,15 +97,18 @@ def train(
             start=int(start.state.step),
             progress=progress,
         ) as recorder:
+            program = make_program(setup)
             end, steps_per_second = fit(
                 start,
-                make_program(setup),
+                program,
                 recorder=recorder,
                 checkpoints=checkpoints,
                 interrupted=interrupted,
             )
     summary = _test(setup, end, folder) | {
         "images_per_second": steps_per_second * setup.batch_size,
+        "streamed": isinstance(dataset.train.images, StreamedImages),
+        "waited_seconds": program.waited_seconds(),
         "wall_seconds": time.monotonic() - started,
     }
     write_json(folder.summary, summary)
@@ -198,7 +209,7 @@ def _test(setup: Setup, end: Progress, folder: RunFolder) -> dict[str, Any]:
         ("val", dataset.validation),
         ("test", dataset.test),
     ):
-        logits = predict(params, batch_stats, jnp.asarray(part.images))
+        logits = predict(params, batch_stats, on_device(part.images))
         metrics = classification_metrics(logits, part.labels)
         summary |= {f"{name}/{metric}": value for metric, value in metrics.items()}
     scores = np.asarray(probabilities(jnp.asarray(logits)))

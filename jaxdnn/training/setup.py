@@ -15,66 +15,34 @@ from jax import Array
 from jaxdnn import optim
 from jaxdnn.config import Config
 from jaxdnn.data.dataset import Dataset
-from jaxdnn.data.pipeline import (
-    Standard,
-    make_order,
-    make_prepare,
-    measure_standard,
-    resolve_batch_size,
-)
+from jaxdnn.data.pipeline import make_order, make_prepare, resolve_batch_size
 from jaxdnn.data.splits import class_weights
-from jaxdnn.errors import InputError
-from jaxdnn.layers import UnitOptions
-from jaxdnn.models import BatchStats, Model, make_convnet, make_mlp
-from jaxdnn.options import ModelOptions
-from jaxdnn.training.evaluate import make_estimate_batch_stats, make_predict
+from jaxdnn.data.standard import Standard
+from jaxdnn.data.stream import StreamedImages
+from jaxdnn.models import BatchStats, Model
+from jaxdnn.training.evaluate import (
+    Images,
+    make_estimate_batch_stats,
+    make_predict,
+    on_device,
+)
 from jaxdnn.training.fit import Program
+from jaxdnn.training.keys import run_keys, seed_keys, step_keys
+from jaxdnn.training.look import Look, layers_of, make_look
 from jaxdnn.training.metrics import classification_metrics
-from jaxdnn.training.step import TrainState, make_init, make_step, make_train
-
-
-def make_model(
-    options: ModelOptions,
-    input_shape: tuple[int, ...],
-    num_classes: int,
-    *,
-    norm_momentum: float | None = None,
-) -> Model:
-    """Make the network that the options describe.
-
-    Args:
-      options: its architecture.
-      input_shape: (height, width, channel).
-      num_classes: of the task.
-      norm_momentum: instead of the options' own.
-
-    Raises:
-      InputError: one sigmoid unit for more than two classes.
-    """
-    if options.head == "sigmoid" and num_classes != 2:
-        raise InputError(
-            f"--head sigmoid tells two classes apart, the data has {num_classes}; "
-            "name the positive ones with --positive, or use --head softmax"
-        )
-    unit = UnitOptions(
-        activation=options.make_activation(),
-        kernel_init=options.make_initializer(),
-        bias_init=options.bias_init,
-        norm=options.norm,
-        norm_momentum=options.norm_momentum if norm_momentum is None else norm_momentum,
-        dropout=options.dropout,
-    )
-    num_outputs = 1 if options.head == "sigmoid" else num_classes
-    if options.model == "convnet":
-        return make_convnet(
-            input_shape,
-            num_outputs,
-            widths=options.widths,
-            blocks=options.blocks,
-            stem=options.stem,
-            unit=unit,
-        )
-    return make_mlp(input_shape, num_outputs, widths=options.widths, unit=unit)
+from jaxdnn.training.network import make_model
+from jaxdnn.training.step import (
+    Indices,
+    Step,
+    TrainState,
+    make_indices,
+    make_init,
+    make_loss,
+    make_step,
+    make_train,
+)
+from jaxdnn.training.stream import make_streamed_train
+from jaxdnn.training.watch import Watch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +93,7 @@ def make_setup(config: Config, dataset: Dataset) -> Setup:
     return Setup(
         config=config,
         dataset=dataset,
-        standard=measure_standard(dataset.train.images),
+        standard=dataset.train.standard(),
         model=make_model(config.model, dataset.train.images.shape[1:], len(dataset.class_names)),
         batch_size=batch_size,
         steps_per_epoch=steps_per_epoch,
@@ -137,33 +105,103 @@ def make_setup(config: Config, dataset: Dataset) -> Setup:
 
 def init_state(setup: Setup) -> TrainState:
     """Draw the initial state; it follows from the seed."""
-    init_key, _ = jax.random.split(jax.random.key(setup.config.seed))
+    init_key, _ = seed_keys(setup.config.seed)
     return jax.jit(make_init(setup.model, setup.optimizer))(init_key)
 
 
 def make_program(setup: Setup) -> Program:
     """Put the data on the device and make the functions that the loop calls."""
     config, dataset = setup.config, setup.dataset
-    _, run_key = jax.random.split(jax.random.key(config.seed))
-    train_images, train_labels = map(jnp.asarray, (dataset.train.images, dataset.train.labels))
-    step = make_step(
-        setup.model,
-        setup.optimizer,
-        prepare=make_prepare(config.augment, setup.standard),
-        class_weights=_class_weights(setup),
-        loss_limit=config.train.divergence_factor * math.log(setup.num_classes),
-    )
-    order = _make_order(setup)
-    train = make_train(step, order, key=run_key, steps_per_epoch=setup.steps_per_epoch)
+    _, run_key = seed_keys(config.seed)
+    order, images = make_order_of(setup), on_device(dataset.train.images)
+    indices_of = make_indices(order, key=run_key)
+    train, waited_seconds = _make_train(setup, order, indices_of, images, run_key)
+    watch = None
+    if config.train.watch_gradients:
+        watch = _make_watch(setup, train, images, indices_of)
     return Program(
-        train=lambda state, num_steps: train(state, train_images, train_labels, num_steps),
-        evaluate=_make_evaluate(setup, train_images, order),
+        train=train,
+        evaluate=_make_evaluate(setup, images, order),
         num_steps=setup.num_steps,
         steps_per_epoch=setup.steps_per_epoch,
         evaluate_every=setup.steps_per_epoch * config.train.evaluate_every,
         checkpoint_seconds=config.train.checkpoint_seconds,
         monitor=config.train.monitor,
         learning_rate=setup.schedule,
+        watch=watch,
+        waited_seconds=waited_seconds,
+    )
+
+
+def _make_watch(
+    setup: Setup,
+    train: Callable[[TrainState, int], TrainState],
+    images: Images,
+    indices_of: Indices,
+) -> Watch:
+    config = setup.config
+    _, steps_key = run_keys(seed_keys(config.seed)[1])
+    prepare = make_prepare(config.augment, setup.standard)
+    activation = config.model.make_activation()
+    layers = layers_of(setup.model, images.shape[1:])
+    look = make_look(make_loss(setup.model, _class_weights(setup)), layers, activation)
+    labels = jnp.asarray(setup.dataset.train.labels)
+
+    @jax.jit
+    def look_at(state: TrainState, images: Array, labels: Array) -> Look:
+        prepare_key, apply_key = step_keys(steps_key, state.step)
+        return look(state, apply_key, prepare(prepare_key, images), labels)
+
+    @jax.jit
+    def look_in_memory(state: TrainState, images: Array, labels: Array, indices: Array) -> Look:
+        batch = indices[state.step % setup.steps_per_epoch]
+        return look_at(state, images[batch], labels[batch])
+
+    def look_at_next(state: TrainState, indices: Array) -> Look:
+        if not isinstance(images, StreamedImages):
+            return look_in_memory(state, images, labels, indices)
+        batch = np.asarray(indices[int(state.step) % setup.steps_per_epoch])
+        return look_at(state, jnp.asarray(images[batch]), labels[batch])
+
+    return Watch(
+        train,
+        look_at_next,
+        indices_of,
+        layers,
+        bounded=all(map(math.isfinite, activation.value_range)),
+        every=config.train.watch_gradients,
+        steps_per_epoch=setup.steps_per_epoch,
+    )
+
+
+def _make_train(
+    setup: Setup,
+    order: Callable[[Array], Array],
+    indices_of: Indices,
+    images: Images,
+    key: Array,
+) -> tuple[Callable[[TrainState, int], TrainState], Callable[[], float]]:
+    """Return `(state, num_steps) -> state`, and how long it has waited for images, in seconds."""
+    step, steps_per_epoch = make_step_of(setup), setup.steps_per_epoch
+    labels = setup.dataset.train.labels
+    if isinstance(images, StreamedImages):
+        streamed = make_streamed_train(
+            step, order, images, labels, key=key, steps_per_epoch=steps_per_epoch
+        )
+        return streamed, lambda: streamed.wait_seconds
+    train = make_train(step, indices_of, key=key, steps_per_epoch=steps_per_epoch)
+    classes = jnp.asarray(labels)
+    return lambda state, num_steps: train(state, images, classes, num_steps), lambda: 0.0
+
+
+def make_step_of(setup: Setup) -> Step:
+    """Return one step of the run, `(key, state, uint8 images, labels) -> state`."""
+    return make_step(
+        setup.model,
+        setup.optimizer,
+        prepare=make_prepare(setup.config.augment, setup.standard),
+        class_weights=_class_weights(setup),
+        loss_limit=setup.config.train.divergence_factor * math.log(setup.num_classes),
     )
 
 
@@ -173,7 +211,8 @@ def _class_weights(setup: Setup) -> Array:
     return jnp.asarray(class_weights(setup.dataset.train.labels, setup.num_classes), jnp.float32)
 
 
-def _make_order(setup: Setup) -> Callable[[Array], Array]:
+def make_order_of(setup: Setup) -> Callable[[Array], Array]:
+    """Return `key of an epoch -> (steps, batch) indices of the training images`."""
     return make_order(
         setup.dataset.train.labels,
         batch_size=setup.batch_size,
@@ -183,10 +222,10 @@ def _make_order(setup: Setup) -> Callable[[Array], Array]:
 
 
 def _make_evaluate(
-    setup: Setup, train_images: Array, order: Callable[[Array], Array]
+    setup: Setup, train_images: Images, order: Callable[[Array], Array]
 ) -> Callable[[TrainState], tuple[dict[str, float], BatchStats]]:
     validation = setup.dataset.validation
-    images = jnp.asarray(validation.images)
+    images = on_device(validation.images)
     predict = make_predict(setup.model, setup.standard)
     estimate = None
     if setup.config.model.norm_statistics == "training_set":

@@ -1,11 +1,12 @@
 """One step of training, and many of them in one compiled program.
 
-Everything random in a step follows from the run's key and the step's number alone, and the order
-of the images from the key and the epoch: a restart repeats the same run.
+What is random follows from the run's key, the epoch and the step's number alone (`keys.py`): a
+restart repeats the same run.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +16,8 @@ import optax
 from jax import Array, lax
 
 from jaxdnn.losses import cross_entropy, predictions
-from jaxdnn.models import BatchStats, Model, Params
+from jaxdnn.models import BatchStats, Model, Output, Params
+from jaxdnn.training.keys import epoch_key, run_keys, step_keys
 
 
 class Sums(NamedTuple):
@@ -55,14 +57,42 @@ def make_init(
     model: Model, optimizer: optax.GradientTransformation
 ) -> Callable[[Array], TrainState]:
     """Return `key -> TrainState` before the first step."""
+    return lambda key: start_state(*model.init(key), optimizer)
 
-    def init(key: Array) -> TrainState:
-        params, batch_stats = model.init(key)
-        step = jnp.zeros((), jnp.int32)
-        diverged = jnp.zeros((), bool)
-        return TrainState(step, params, batch_stats, optimizer.init(params), Sums.zero(), diverged)
 
-    return init
+def start_state(
+    params: Params, batch_stats: BatchStats, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """Return the state before the first step, from given weights."""
+    step = jnp.zeros((), jnp.int32)
+    diverged = jnp.zeros((), bool)
+    return TrainState(step, params, batch_stats, optimizer.init(params), Sums.zero(), diverged)
+
+
+# (params, batch_stats, key, images, labels, probes) -> (loss, output)
+Loss = Callable[..., tuple[Array, Output]]
+
+
+def make_loss(model: Model, class_weights: Array) -> Loss:
+    """Return the weighed mean loss of a batch in training, without the penalties."""
+
+    def loss_of(
+        params: Params,
+        batch_stats: BatchStats,
+        key: Array,
+        images: Array,
+        labels: Array,
+        probes: dict[str, Array] | None = None,
+    ) -> tuple[Array, Output]:
+        output = model.apply(params, batch_stats, images, training=True, key=key, probes=probes)
+        losses = cross_entropy(output.logits, labels)
+        return jnp.mean(class_weights[labels] * losses), output
+
+    return loss_of
+
+
+# (key, state, uint8 images, labels) -> state
+Step = Callable[[Array, TrainState, Array, Array], TrainState]
 
 
 def make_step(
@@ -72,8 +102,8 @@ def make_step(
     prepare: Callable[[Array, Array], Array],
     class_weights: Array,
     loss_limit: float,
-) -> Callable[[Array, TrainState, Array, Array], TrainState]:
-    """Return one step: `(key, state, uint8 images, labels) -> state`.
+) -> Step:
+    """Return one step.
 
     Args:
       model: what to train.
@@ -83,16 +113,13 @@ def make_step(
       loss_limit: a batch's loss beyond it counts as divergence.
     """
 
-    def loss_of(params: Params, state: TrainState, key: Array, images: Array, labels: Array):
-        output = model.apply(params, state.batch_stats, images, training=True, key=key)
-        losses = cross_entropy(output.logits, labels)
-        return jnp.mean(class_weights[labels] * losses), output
+    loss_of = make_loss(model, class_weights)
 
     def step(key: Array, state: TrainState, images: Array, labels: Array) -> TrainState:
-        prepare_key, apply_key = jax.random.split(jax.random.fold_in(key, state.step))
+        prepare_key, apply_key = step_keys(key, state.step)
         batch = prepare(prepare_key, images)
         (loss, output), grads = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params, state, apply_key, batch, labels
+            state.params, state.batch_stats, apply_key, batch, labels
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         num_examples = labels.shape[0]
@@ -113,17 +140,27 @@ def make_step(
     return step
 
 
+# epoch -> (steps, batch) indices of the images
+Indices = Callable[[int], Array]
 # (state, images, labels, num_steps) -> state
 Train = Callable[[TrainState, Array, Array, int], TrainState]
 
 
-def make_train(
-    step: Callable[[Array, TrainState, Array, Array], TrainState],
-    order: Callable[[Array], Array],
-    *,
-    key: Array,
-    steps_per_epoch: int,
-) -> Train:
+def make_indices(order: Callable[[Array], Array], *, key: Array) -> Indices:
+    """Return `epoch -> (steps, batch)` indices, compiled; those of the latest epoch are kept.
+
+    To draw an order can take as long as a step, and an epoch may be trained in many calls.
+
+    Args:
+      order: `key -> (steps, batch)` indices of an epoch.
+      key: of the run.
+    """
+    order_key, _ = run_keys(key)
+    draw = jax.jit(lambda epoch: order(epoch_key(order_key, epoch)))
+    return functools.lru_cache(maxsize=1)(draw)
+
+
+def make_train(step: Step, indices_of: Indices, *, key: Array, steps_per_epoch: int) -> Train:
     """Return `(state, images, labels, num_steps) -> state`, compiled, its state donated.
 
     It takes up to `num_steps` steps, not beyond the current epoch, and stops at the first that
@@ -132,33 +169,38 @@ def make_train(
 
     Args:
       step: takes one step.
-      order: `key -> (steps, batch)` indices of an epoch.
+      indices_of: `epoch -> (steps, batch)` indices of its images.
       key: of the run.
-      steps_per_epoch: rows of the order.
+      steps_per_epoch: rows of the indices.
     """
-    order_key, step_key = jax.random.split(key)
-
-    def indices_of(epoch: Array) -> Array:
-        return order(jax.random.fold_in(order_key, epoch))
+    _, steps_key = run_keys(key)
 
     def take_step(state: TrainState, images: Array, labels: Array, indices: Array) -> TrainState:
         batch = indices[state.step % steps_per_epoch]
-        return step(step_key, _start_of_epoch(state, steps_per_epoch), images[batch], labels[batch])
+        state = start_of_epoch(state, steps_per_epoch)
+        return step(steps_key, state, images[batch], labels[batch])
 
-    def loop(state: TrainState, images: Array, labels: Array, num_steps: Array) -> TrainState:
-        epoch = state.step // steps_per_epoch
-        indices = indices_of(epoch)
-        last = jnp.minimum(state.step + num_steps, (epoch + 1) * steps_per_epoch)
+    def loop(
+        state: TrainState, images: Array, labels: Array, indices: Array, num_steps: Array
+    ) -> TrainState:
+        end_of_epoch = (state.step // steps_per_epoch + 1) * steps_per_epoch
+        last = jnp.minimum(state.step + num_steps, end_of_epoch)
         return lax.while_loop(
             lambda state: (state.step < last) & ~state.diverged,
             lambda state: take_step(state, images, labels, indices),
             state,
         )
 
-    return jax.jit(loop, donate_argnums=0)
+    compiled = jax.jit(loop, donate_argnums=0)
+
+    def train(state: TrainState, images: Array, labels: Array, num_steps: int) -> TrainState:
+        indices = indices_of(int(state.step) // steps_per_epoch)
+        return compiled(state, images, labels, indices, num_steps)
+
+    return train
 
 
-def _start_of_epoch(state: TrainState, steps_per_epoch: int) -> TrainState:
+def start_of_epoch(state: TrainState, steps_per_epoch: int) -> TrainState:
     """Set the sums back to zero where an epoch starts."""
     starts = state.step % steps_per_epoch == 0
     sums = jax.tree.map(lambda total: jnp.where(starts, jnp.zeros_like(total), total), state.sums)

@@ -7,7 +7,8 @@ import pytest
 
 from jaxdnn.config import Config
 from jaxdnn.data.dataset import Dataset, Split
-from jaxdnn.data.pipeline import measure_standard, standardise
+from jaxdnn.data.pipeline import standardise
+from jaxdnn.data.standard import measure_standard
 from jaxdnn.layers import UnitOptions
 from jaxdnn.models import make_mlp
 from jaxdnn.options import ModelOptions, TrainOptions

@@ -8,7 +8,14 @@ import pytest
 
 from jaxdnn.layers import UnitOptions
 from jaxdnn.models import make_mlp
-from jaxdnn.training.step import Sums, TrainState, make_init, make_step, make_train
+from jaxdnn.training.step import (
+    Sums,
+    TrainState,
+    make_indices,
+    make_init,
+    make_step,
+    make_train,
+)
 
 NUM, BATCH, STEPS = 12, 3, 4  # images, batch size, steps in an epoch
 RNG = np.random.default_rng(0)
@@ -44,7 +51,7 @@ def classifier(weights=(1.0, 1.0, 1.0), *, prepare=prepare, limit=1e3, rate=LEAR
 
 
 def trainer(step, order=lambda key: ORDER):
-    return make_train(step, order, key=KEY, steps_per_epoch=STEPS)
+    return make_train(step, make_indices(order, key=KEY), key=KEY, steps_per_epoch=STEPS)
 
 
 def steps_of(train, state, *counts):
