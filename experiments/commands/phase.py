@@ -23,7 +23,8 @@ from jaxdnn.propagation.activation_table import activation_table, sigma_w2_of, w
 from jaxdnn.propagation.find_activation import find_activation
 from jaxdnn.propagation.nonlinearity import Phi
 from jaxdnn.propagation.phase_diagram import PhaseDiagram, critical_line, phase_diagram
-from jaxdnn.report.theory import SUFFIXES, draw_activation_table, draw_phase_diagram
+from jaxdnn.report.activation_table import draw_activation_table
+from jaxdnn.report.phase_diagram import draw_phase_diagram
 
 PROG = "grad_flow.py phase"
 # Name on the picture -> scheme whose sigma_w² it stands for.
@@ -82,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
         draw_activation_table(rows, options.out / "activations")
         written.append("activations")
     for name in written:
-        print("wrote " + ", ".join(str(options.out / (name + s)) for s in (*SUFFIXES, ".csv")))
+        print("wrote " + ", ".join(str(options.out / (name + s)) for s in (".png", ".svg", ".csv")))
     return 0
 
 

@@ -12,30 +12,32 @@ constant learning rate. Ctrl-C keeps the finished networks: the same command goe
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from jaxdnn import activations, command_line, initializers
 from jaxdnn.config import Config
 from jaxdnn.data.dataset import Dataset
-from jaxdnn.errors import InputError, Interrupted
+from jaxdnn.errors import InputError
 from jaxdnn.layers import Norm
 from jaxdnn.names import resolve
 from jaxdnn.options import ModelOptions, OptimizerOptions, TrainOptions
-from jaxdnn.propagation.race import Outcome, Race, guess_loss, run_race, summary, write_csv
-from jaxdnn.propagation.sweep import Architecture
+from jaxdnn.propagation.plain_network import Architecture
+from jaxdnn.propagation.race import Race
+from jaxdnn.propagation.race_run import Results, run_race
+from jaxdnn.propagation.race_table import Outcome, guess_loss, summary, write_csv
 from jaxdnn.propagation.table import Combination
 from jaxdnn.propagation.verdict import Flow
 from jaxdnn.report.race import draw_race
 from jaxdnn.run_folder import write_json
 from jaxdnn.training.run import load_data
 from jaxdnn.training.setup import Setup, make_setup
+
+from .grid_folder import open_grid_folder, refuse, run_until_stopped
+from .option_checks import check_least, check_named, deciding
 
 PROG = "grad_flow.py race"
 DEFAULT_EPOCHS = 10
@@ -83,22 +85,12 @@ class Options:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "epochs", "steps", "record_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name.replace('_', '-')} is {value}; give 1 or more")
+        names = ("seeds", "epochs", "steps", "record_every")
+        check_least({name: getattr(self, name) for name in names}, 1)
         if self.epochs is not None and self.steps is not None:
             raise InputError("--epochs and --steps both say how long; give one of them")
-        for name in ("initializers", "activations"):
-            if not getattr(self, name):
-                raise InputError(f"--{name} is empty; name at least one")
+        check_named({"initializers": self.initializers, "activations": self.activations})
         Architecture(self.depth, self.width)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what decides the numbers."""
-        kept = dataclasses.asdict(self)
-        del kept["out"], kept["progress"]
-        return json.loads(json.dumps(kept))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -108,25 +100,24 @@ def main(argv: Sequence[str]) -> int:
         Options, default=Options(), args=argv, prog=PROG, description=__doc__
     )
     race, setup = make_race(options)
-    _open_folder(options)
-    with (
-        command_line.StopSignal() as stopped,
-        tqdm(total=race.num_networks, unit=" networks", disable=not options.progress) as bar,
-    ):
-        try:
-            results = run_race(
-                race,
-                setup,
-                options.out / "cells",
-                load=_load,
-                on_done=bar.update,
-                interrupted=stopped,
-            )
-        except Interrupted:
-            print(f"stopped; the same command goes on where {options.out} stands")
-            return command_line.INTERRUPTED_EXIT_CODE
+    refuse(options.out, "sweep")
+    cells = open_grid_folder(options.out, "race", deciding(options))
+    results = run_until_stopped(
+        lambda on_done, interrupted: run_race(
+            race, setup, cells, load=_load, on_done=on_done, interrupted=interrupted
+        ),
+        num_networks=race.num_networks,
+        out=options.out,
+        progress=options.progress,
+    )
+    if results is None:
+        return command_line.INTERRUPTED_EXIT_CODE
+    _report(options, race, results, guess_loss(setup.dataset.train.labels), started)
+    return 0
+
+
+def _report(options: Options, race: Race, results: Results, guess: float, started: float) -> None:
     write_csv(race, results, options.out / "race.csv")
-    guess = guess_loss(setup.dataset.train.labels)
     outcomes = summary(race, results, guess)
     content = {
         "combinations": [
@@ -144,7 +135,6 @@ def main(argv: Sequence[str]) -> int:
         f"{race.num_networks:,} networks of {race.num_steps:,} steps in "
         f"{time.monotonic() - started:.1f} s; everything is in {options.out}"
     )
-    return 0
 
 
 def make_race(options: Options) -> tuple[Race, Setup]:
@@ -181,20 +171,6 @@ def _canonical(
 ) -> tuple[str, ...]:
     """Resolve names; each once."""
     return tuple(dict.fromkeys(resolve(name, known, aliases, what) for name in names))
-
-
-def _open_folder(options: Options) -> None:
-    """Make the folder, or open it again where it holds part of the same race."""
-    path = options.out / "race.json"
-    if path.exists() and json.loads(path.read_text()) != options.to_json():
-        raise InputError(f"--out {options.out} holds another race; choose another folder")
-    if (options.out / "grid.json").exists():
-        raise InputError(f"--out {options.out} holds a sweep; choose another folder")
-    try:
-        (options.out / "cells").mkdir(parents=True, exist_ok=True)
-        write_json(path, options.to_json())
-    except OSError as error:
-        raise InputError(f"--out {options.out} cannot be written ({error.strerror})") from error
 
 
 def _print_table(outcomes: Sequence[tuple[Combination, Outcome, Flow]], guess: float) -> None:

@@ -10,7 +10,7 @@ from jax import Array
 from jaxdnn.activations import Activation, make_activation
 from jaxdnn.initializers import Initializer, make_initializer
 from jaxdnn.propagation.moments import Moments
-from jaxdnn.propagation.sweep import Architecture, Batch, draw_kernels, flow, gaussian_batch
+from jaxdnn.propagation.plain_network import Architecture, Batch, draw_kernels, flow, gaussian_batch
 
 
 def gradient_flow(
@@ -41,7 +41,7 @@ def gradient_flow(
       width: units of each hidden layer.
       batch_size: of the default inputs.
       **architecture: `norm`, `residual`, `num_outputs`, `loss` and `precision` of
-        `jaxdnn.propagation.sweep.Architecture`.
+        `jaxdnn.propagation.plain_network.Architecture`.
 
     Returns:
       Moments whose arrays have one entry for each layer, the first nearest the input.

@@ -4,21 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxdnn.activations import Activation
-from jaxdnn.errors import Interrupted
 from jaxdnn.initializers import Initializer
-from jaxdnn.propagation.sweep import Architecture, Batch, chunks, make_sweep
+from jaxdnn.propagation.cells import is_due, load_cell, save_cell
+from jaxdnn.propagation.moments import Moments
+from jaxdnn.propagation.plain_network import Architecture, Batch
+from jaxdnn.propagation.sweep import chunks, make_sweep
 from jaxdnn.propagation.table import STATISTICS, Combination, Layers, Table
 
 # Multiplications and additions in a call: about a second's worth on a laptop.
 OPERATIONS_PER_CALL = 4e10
+
+
+class Program(NamedTuple):
+    """One compiled program of a grid.
+
+    Attributes:
+      norm: of its networks.
+      depth: of its networks.
+      compile_seconds: from Python to machine code.
+      bytes: that it needs at once.
+      run: `(initializer indices, seeds) -> Moments`.
+    """
+
+    norm: str
+    depth: int
+    compile_seconds: float
+    bytes: int
+    run: Callable[..., Moments]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +75,7 @@ def run_grid(
     *,
     on_done: Callable[[int], Any],
     interrupted: Callable[[], bool],
-) -> tuple[Table, int]:
+) -> tuple[Table, list[Program]]:
     """Measure the whole grid; portions found in `folder` are not measured again.
 
     Args:
@@ -64,21 +85,21 @@ def run_grid(
       interrupted: asked before each portion.
 
     Returns:
-      The table, and the bytes that the largest program needed at once (0 where none was run).
+      The table, and the programs that were compiled for it.
 
     Raises:
       Interrupted: with everything finished kept.
     """
     table: Table = {}
-    most_bytes = 0
+    programs: list[Program] = []
     for architecture in grid.architectures:
-        found, used = _run_one(grid, architecture, folder, on_done, interrupted)
-        most_bytes = max(most_bytes, used)
+        found, program = _run_one(grid, architecture, folder, on_done, interrupted)
+        programs += [] if program is None else [program]
         for (i, initializer), (a, activation) in _pairs(grid):
             kind = (initializer.name, activation.name, architecture.norm)
             key = Combination(*kind, architecture.depth, architecture.width)
             table[key] = {name: values[i, a] for name, values in found.items()}
-    return table, most_bytes
+    return table, programs
 
 
 def _pairs(grid: Grid) -> list[tuple[tuple[int, Initializer], tuple[int, Activation]]]:
@@ -91,8 +112,8 @@ def _run_one(
     folder: Path,
     on_done: Callable[[int], Any],
     interrupted: Callable[[], bool],
-) -> tuple[Layers, int]:
-    """Return statistic -> (initializer, activation, seed, layer), and the program's bytes."""
+) -> tuple[Layers, Program | None]:
+    """Return statistic -> (initializer, activation, seed, layer), and the program if one ran."""
     sweep = make_sweep(
         grid.initializers,
         grid.activations,
@@ -102,16 +123,14 @@ def _run_one(
         side_by_side=jax.default_backend() != "cpu",
     )
     num_pairs, num_activations = len(grid.initializers) * len(grid.seeds), len(grid.activations)
-    compiled, found = None, []
+    program, found = None, []
     for indices, seeds in chunks(len(grid.initializers), grid.seeds, _size(grid, architecture)):
         path = folder / f"{architecture.norm}-{architecture.depth}-{indices[0]}-{seeds[0]}.npz"
-        if not path.exists():
-            if interrupted():
-                raise Interrupted
-            compiled = compiled or jax.jit(sweep).lower(indices, seeds).compile()
-            moments = compiled(indices, seeds)._asdict()
-            _save(path, {name: np.asarray(moments[name]) for name in STATISTICS})
-        found.append(_load(path))
+        if is_due(path, interrupted):
+            program = program or _compile(sweep, architecture, indices, seeds)
+            moments = program.run(indices, seeds)._asdict()
+            save_cell(path, {name: moments[name] for name in STATISTICS})
+        found.append(load_cell(path))
         remaining = num_pairs - sum(len(part["delta_rms"]) for part in found[:-1])
         on_done(min(len(indices), remaining) * num_activations)
     shape = (len(grid.initializers), len(grid.seeds), num_activations, architecture.depth)
@@ -119,7 +138,7 @@ def _run_one(
         name: np.concatenate([part[name] for part in found])[:num_pairs].reshape(shape)
         for name in STATISTICS
     }
-    return {name: values.swapaxes(1, 2) for name, values in joined.items()}, _bytes(compiled)
+    return {name: values.swapaxes(1, 2) for name, values in joined.items()}, program
 
 
 def _size(grid: Grid, architecture: Architecture) -> int:
@@ -132,20 +151,12 @@ def _size(grid: Grid, architecture: Architecture) -> int:
     return devices * max(1, min(most, share))
 
 
-def _save(path: Path, arrays: dict[str, Any]) -> None:
-    draft = path.with_suffix(".part")
-    with draft.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-    draft.replace(path)
-
-
-def _load(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as kept:
-        return {name: kept[name] for name in STATISTICS}
-
-
-def _bytes(compiled: Any) -> int:
-    if compiled is None:
-        return 0
-    sizes = compiled.memory_analysis()
-    return sizes.temp_size_in_bytes + sizes.output_size_in_bytes + sizes.argument_size_in_bytes
+def _compile(
+    sweep: Callable[..., Moments], architecture: Architecture, *arguments: np.ndarray
+) -> Program:
+    started = time.perf_counter()
+    compiled = jax.jit(sweep).lower(*arguments).compile()
+    seconds = time.perf_counter() - started
+    sizes: Any = compiled.memory_analysis()
+    used = sizes.temp_size_in_bytes + sizes.output_size_in_bytes + sizes.argument_size_in_bytes
+    return Program(architecture.norm, architecture.depth, seconds, used, compiled)

@@ -59,7 +59,8 @@ There is then no critical point at all.
 
 **Beyond the basics**, in the modules beside this one:
 
-    fixed_points      all q*, what attracts; c*; depth scales, with what is undefined and why
+    fixed_points      all q*, what attracts; c*
+    depth_scales      chi_1 and the depth scales at q*, with what is undefined and why
     critical          all (sigma_w, sigma_b) with chi_1 = 1; gains
     finite_depth      from the data's own second moment on, layer by layer, with norms and residuals
     finite_width      how far one random network strays from the mean, and its 90 % band
@@ -251,8 +252,10 @@ def decorrelation(phi: Phi, q: Number, c: Number, *, num_nodes: int = NUM_NODES)
 
 
 def _second_moment(phi: Nonlinearity, q: Number) -> Array:
+    """Return E phi²; below the rule's least variance phi is linear on either side of zero."""
     at_zero = jnp.squeeze(phi(jnp.zeros(1))) ** 2
-    return jnp.where(q == 0, at_zero, _mean(phi, lambda h: phi(h) ** 2, q))
+    small = jnp.where(at_zero == 0, q / SMALLEST_VARIANCE, 1.0)
+    return _mean(phi, lambda h: phi(h) ** 2, q) * jnp.minimum(small, 1.0)
 
 
 def _mean(phi: Nonlinearity, f: Function, q: Number) -> Array:

@@ -38,6 +38,8 @@ _SCALE = 2.0**64
 Phi = Callable[[Array], Array]
 # (logits, labels) -> mean loss
 Loss = Callable[[Array, Array], Array]
+# A field of `Moments` -> its value in one layer, or in many.
+Statistics = dict[str, Array]
 
 
 class Kernels(NamedTuple):
@@ -67,7 +69,7 @@ class Moments(NamedTuple):
       delta_rms: root mean square of dL/dz over batch and units, L the mean loss.
       delta_rms_by_example: the same for every example; (layer, batch).
       kernel_grad_rms: root mean square of dL/dW.
-      kernel_grad_ratio: that over the root mean square of W; NaN where both are zero.
+      kernel_rms: root mean square of W.
     """
 
     pre_activation_mean: Array
@@ -79,7 +81,12 @@ class Moments(NamedTuple):
     delta_rms: Array
     delta_rms_by_example: Array
     kernel_grad_rms: Array
-    kernel_grad_ratio: Array
+    kernel_rms: Array
+
+    @property
+    def kernel_grad_ratio(self) -> Array:
+        """RMS of dL/dW over that of W; NaN where both are zero."""
+        return self.kernel_grad_rms / self.kernel_rms
 
 
 def normalise(u: Array, norm: Norm) -> Array:
@@ -122,35 +129,38 @@ def measure(
         a = phi(normalise(u, norm))
         return (a + h if residual else a), (h, u)
 
-    def through(grad: Array, h: Array, u: Array, kernel: Array) -> tuple[Array, Moments]:
+    def through(grad: Array, h: Array, u: Array) -> tuple[Array, Statistics]:
         """Take dL/dh of a layer to dL/du of it, and reduce what was met on the way."""
         z, back = jax.vjp(lambda u: normalise(u, norm), u)
         slope = jax.jvp(phi, (z,), (jnp.ones_like(z),))[1]
         delta = grad * slope
         (grad_u,) = back(delta)
-        return grad_u, _reduce(z, slope / steepest, delta, h.T @ grad_u, kernel)
+        return grad_u, _reduce(z, slope / steepest, delta, h.T @ grad_u)
 
-    def backward(grad: Array, saved: tuple[Array, Array, Array]) -> tuple[Array, Moments]:
-        grad_u, moments = through(grad, *saved)
-        grad_h = grad_u @ saved[2].T
-        return (grad_h + grad if residual else grad_h), moments
+    def backward(grad: Array, saved: tuple[Array, Array, Array]) -> tuple[Array, Statistics]:
+        h, u, kernel = saved
+        grad_u, statistics = through(grad, h, u)
+        grad_h = grad_u @ kernel.T
+        return (grad_h + grad if residual else grad_h), statistics
 
     u = inputs @ kernels.first
     h, (hs, us) = lax.scan(forward, phi(normalise(u, norm)), kernels.hidden)
     logits = h @ kernels.last
     delta = jax.grad(lambda logits: loss(logits.astype(jnp.float32), labels))(logits)
-    last = _reduce(logits, jnp.ones_like(logits), delta, h.T @ delta, kernels.last)
+    last = _reduce(logits, jnp.ones_like(logits), delta, h.T @ delta)
     saved = (hs, us, kernels.hidden)
     grad, hidden = lax.scan(backward, delta @ kernels.last.T, saved, reverse=True)
-    _, first = through(grad, inputs, u, kernels.first)
-    return jax.tree.map(lambda a, b, c: jnp.concatenate([a[None], b, c[None]]), first, hidden, last)
+    _, first = through(grad, inputs, u)
+    layers = jax.tree.map(
+        lambda a, b, c: jnp.concatenate([a[None], b, c[None]]), first, hidden, last
+    )
+    return Moments(**layers, kernel_rms=kernel_rms(kernels))
 
 
-def _reduce(z: Array, slope: Array, delta: Array, kernel_grad: Array, kernel: Array) -> Moments:
+def _reduce(z: Array, slope: Array, delta: Array, kernel_grad: Array) -> Statistics:
     """Reduce one layer; `slope` is phi' over its greatest absolute value."""
     z, slope, delta = (x.astype(jnp.float32) for x in (z, slope, delta))
-    kernel_grad_rms = rms(kernel_grad)
-    return Moments(
+    return dict(
         pre_activation_mean=jnp.mean(z),
         pre_activation_rms=rms(z),
         pre_activation_second_moment=jnp.mean(z**2),
@@ -159,21 +169,27 @@ def _reduce(z: Array, slope: Array, delta: Array, kernel_grad: Array, kernel: Ar
         correlation=_correlation(z),
         delta_rms=rms(delta),
         delta_rms_by_example=rms(delta, axis=1),
-        kernel_grad_rms=kernel_grad_rms,
-        kernel_grad_ratio=kernel_grad_rms / rms(kernel),
+        kernel_grad_rms=rms(kernel_grad),
     )
 
 
-def rms(x: Array, axis: int | None = None) -> Array:
+def rms(x: Array, axis: int | tuple[int, ...] | None = None) -> Array:
     """Root mean square in float32, of anything that float32 holds.
 
     Squares leave float32 below 1e-19 and above 1e19: there x is scaled by a power of two first.
     """
     x = x.astype(jnp.float32)
+
     plain, small, large = (
         jnp.sqrt(jnp.mean((x * scale) ** 2, axis)) / scale for scale in (1.0, _SCALE, 1 / _SCALE)
     )
     return jnp.where(plain < 1e-15, small, jnp.where(plain > 1e15, large, plain))
+
+
+def kernel_rms(kernels: Kernels) -> Float[Array, " layer"]:
+    """Return the root mean square of every kernel."""
+    first, last = rms(kernels.first)[None], rms(kernels.last)[None]
+    return jnp.concatenate([first, rms(kernels.hidden, axis=(1, 2)), last])
 
 
 def _correlation(z: Array) -> Array:

@@ -1,19 +1,26 @@
-"""Charts of a sweep, from its folder: delta and the forward signal over depth, and the factors."""
+"""Charts of a sweep, from its folder: delta and the forward signal over depth, and the factors.
+
+Bands are what was measured, dots what theory expects.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
+from matplotlib.lines import Line2D
 
-from jaxdnn.propagation.table import Combination, Table, read_csv
+from jaxdnn.propagation import sweep_theory
+from jaxdnn.propagation.sweep_theory import Expected
+from jaxdnn.propagation.table import Combination, Layers, Table, read_csv
 from jaxdnn.report.style import GREY, PALETTE, new_figure, save, tidy
 
 PANELS_PER_ROW = 3
-LEAST_LOG10 = -40.0
+_THEORY_WIDTH = 5
 CHARTS = {
     "delta": ("delta_rms", "Gradient: RMS of δ = ∂L/∂z"),
     "signal": ("pre_activation_rms", "Forward signal: RMS of the pre-activation z"),
@@ -24,6 +31,7 @@ CHARTS = {
 def draw_all(folder: Path) -> list[Path]:
     """Draw every chart of a sweep, as PNG and SVG; one set for each norm and depth."""
     table = read_csv(folder / "grad_flow.csv")
+    expected = sweep_theory.read_csv(folder / "theory.csv")
     flows = json.loads((folder / "summary.json").read_text())["combinations"]
     grids = sorted({(key.norm, key.depth) for key in table})
     paths = []
@@ -36,19 +44,48 @@ def draw_all(folder: Path) -> list[Path]:
         about = f"norm: {norm}, {depth} layers of {own[0]['width']}"
         for name, (statistic, title) in CHARTS.items():
             paths.append(folder / f"{name}{suffix}.png")
-            draw_depth(part, statistic, f"{title} ({about})", paths[-1])
+            theory = {key: _theory(statistic, expected[key], part[key]) for key in part}
+            draw_depth(part, theory, statistic, f"{title} ({about})", paths[-1])
         paths.append(folder / f"factor{suffix}.png")
         draw_factors(own, about, paths[-1])
     return paths
 
 
-def draw_depth(table: Table, statistic: str, title: str, path: Path) -> None:
-    """Draw a statistic over the layers: a panel an activation, a line with band an initializer."""
+def _theory(statistic: str, expected: Expected, layers: Layers) -> np.ndarray | None:
+    """Return log10 of what theory expects of the hidden layers, None where it says nothing."""
+    if statistic == "pre_activation_rms":
+        with np.errstate(divide="ignore"):
+            return np.log10(expected.pre_activation_rms)
+    if statistic == "delta_rms":
+        # From the last hidden layer down: what the loss sends back is not theory's to say.
+        with np.errstate(divide="ignore"):
+            steps = np.append(np.log10(expected.factor[:-1]), 0.0)
+            start = np.log10(np.median(layers["delta_rms"][:, -2]))
+        return start + np.cumsum(steps[::-1])[::-1]
+    return None
+
+
+def draw_depth(
+    table: Table,
+    theory: Mapping[Combination, np.ndarray | None],
+    statistic: str,
+    title: str,
+    path: Path,
+) -> None:
+    """Draw a statistic over the layers: a panel an activation, a line with band an initializer.
+
+    Args:
+      table: what was measured.
+      theory: log10 of what is expected of the hidden layers.
+      statistic: a column of the table.
+      title: of the whole chart.
+      path: of the PNG; the SVG is beside it.
+    """
     activations = list(dict.fromkeys(key.activation for key in table))
     initializers = list(dict.fromkeys(key.initializer for key in table))
     num_columns = min(PANELS_PER_ROW, len(activations))
     num_rows = -(-len(activations) // num_columns)
-    figure = new_figure(4.6 * num_columns + 1.8, 3.4 * num_rows + 0.6)
+    figure = new_figure(max(4.6 * num_columns + 2.4, 9.0), max(3.4 * num_rows + 0.6, 5.0))
     panels = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axes in panels[len(activations) :]:
         axes.axis("off")
@@ -57,11 +94,15 @@ def draw_depth(table: Table, statistic: str, title: str, path: Path) -> None:
             if key.activation == activation:
                 colour = PALETTE[initializers.index(key.initializer) % len(PALETTE)]
                 _draw_band(axes, key, layers[statistic], colour, initializers)
+                _draw_theory(axes, theory[key], layers[statistic], colour)
         tidy(axes, title=activation)
     figure.supxlabel("layer (1 is nearest the input)", fontsize=13)
     figure.supylabel("log₁₀", fontsize=13)
     figure.suptitle(title, fontsize=15, x=0.01, ha="left")
     handles, labels = panels[0].get_legend_handles_labels()
+    if any(values is not None for values in theory.values()):
+        handles.append(Line2D([], [], color=GREY, linestyle=":", linewidth=_THEORY_WIDTH))
+        labels.append("theory")
     figure.legend(handles, labels, loc="outside right center", fontsize=12, frameon=False)
     save(figure, path, svg=True)
 
@@ -80,11 +121,24 @@ def _draw_band(
     axes.plot(layers, median, style, color=colour, linewidth=2, label=key.initializer)
 
 
+def _draw_theory(axes: Axes, expected: np.ndarray | None, values: np.ndarray, colour: str) -> None:
+    """Draw what theory expects as wide dots behind the band, as far as the measurements go."""
+    if expected is None:
+        return
+    measured = values[(values > 0) & np.isfinite(values)]
+    if len(measured) == 0:
+        return
+    least, most = np.log10([measured.min(), measured.max()])
+    shown = np.where((expected > least - 1) & (expected < most + 1), expected, np.nan)
+    layers = np.arange(1, len(expected) + 1)
+    axes.plot(layers, shown, ":", color=colour, linewidth=_THEORY_WIDTH, alpha=0.7, zorder=1)
+
+
 def draw_factors(flows: list[dict], about: str, path: Path) -> None:
     """Draw the factor per layer as a heat map: initializers down, activations across."""
     activations = list(dict.fromkeys(flow["activation"] for flow in flows))
     initializers = list(dict.fromkeys(flow["initializer"] for flow in flows))
-    figure = new_figure(1.15 * len(activations) + 3.2, 0.72 * len(initializers) + 2.0)
+    figure = new_figure(max(1.15 * len(activations) + 3.2, 9.0), 0.72 * len(initializers) + 2.0)
     axes = figure.subplots()
     factors = np.full((len(initializers), len(activations)), np.nan)
     for flow in flows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
+from jaxdnn.propagation.table import read_networks
 from jaxdnn.report.style import GREY, PALETTE, new_figure, save, tidy
 
 PANELS_PER_ROW = 4
@@ -28,18 +28,9 @@ Table = dict[tuple[str, str], dict[str, np.ndarray]]
 
 def read_csv(path: Path) -> Table:
     """Read race.csv: `step` and the statistics of every combination."""
-    gathered: dict[tuple[str, str], dict[str, dict[int, list[float]]]] = {}
-    names = ("step", *STATISTICS)
-    with path.open(newline="") as file:
-        for line in csv.DictReader(file):
-            key = (line["initializer"], line["activation"])
-            columns = gathered.setdefault(key, {name: {} for name in names})
-            for name in names:
-                columns[name].setdefault(int(line["seed"]), []).append(float(line[name]))
-    return {
-        key: {name: np.array(list(seeds.values())) for name, seeds in columns.items()}
-        for key, columns in gathered.items()
-    }
+    return read_networks(
+        path, ("step", *STATISTICS), lambda line: (line["initializer"], line["activation"])
+    )
 
 
 def draw_race(folder: Path) -> Path:

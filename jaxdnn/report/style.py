@@ -36,4 +36,6 @@ def save(figure: Figure, path: Path, *, svg: bool = False) -> None:
     """Write the figure as a PNG, and beside it as SVG if asked."""
     figure.savefig(path, dpi=120, facecolor="white")
     if svg:
+        # The layout stands; to find it again takes longer than to draw.
+        figure.set_layout_engine("none")
         figure.savefig(path.with_suffix(".svg"), facecolor="white")

@@ -14,6 +14,7 @@ HEADER = (
     "delta_rms,kernel_grad_rms,dead_fraction,saturated_fraction,correlation"
 )
 FLOW = {"factor_median", "factor_low", "factor_high", "log10_total", "verdict"}
+THEORY = {"factor_theory", "log10_total_theory", "agrees", "note"}
 KINDS = ["--initializers", "xavier", "zeros", "--activations", "tanh", "relu"]
 SMALL = [*KINDS, "--seeds", "2", "--width", "8", "--batch-size", "6", "--no-progress"]
 CHARTS = ("delta", "signal", "kernel_grad", "factor")
@@ -62,8 +63,17 @@ def test_summary_has_a_line_for_every_combination(finished):
     lines = summary["combinations"]
     assert len(lines) == 8
     for line in lines:
-        assert line.keys() == {*FLOW, "initializer", "activation", "norm", "depth", "width"}
+        assert line.keys() == FLOW | THEORY | {
+            "initializer",
+            "activation",
+            "norm",
+            "depth",
+            "width",
+        }
         assert (line["verdict"] == "dead") == (line["initializer"] == "zeros")
+        exact = {"zeros": 0.0, "glorot_normal": 0.5**0.5}[line["initializer"]]
+        if line["activation"] == "relu":
+            assert line["factor_theory"] == pytest.approx(exact)
         if line["verdict"] != "dead":
             assert line["factor_low"] <= line["factor_median"] <= line["factor_high"]
 

@@ -13,9 +13,9 @@ from jaxdnn.errors import InputError
 from jaxdnn.propagation import mean_field
 from jaxdnn.propagation.architectures import batch_norm_rate, layer_norm_rate, padding_rate
 from jaxdnn.propagation.critical import critical_points
+from jaxdnn.propagation.depth_scales import theory
 from jaxdnn.propagation.finite_depth import correlations
 from jaxdnn.propagation.finite_width import log_moments
-from jaxdnn.propagation.fixed_points import theory
 from jaxdnn.propagation.nonlinearity import make_nonlinearity
 
 VARIANCES = [1e-8, 1e-3, 0.7, 1.0, 30.0, 1e5]

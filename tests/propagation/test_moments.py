@@ -11,7 +11,14 @@ from jaxdnn.initializers import make_initializer
 from jaxdnn.layers import Norm, UnitOptions
 from jaxdnn.models import make_mlp
 from jaxdnn.propagation.moments import rms
-from jaxdnn.propagation.sweep import LOSSES, Architecture, Batch, draw_kernels, flow, gaussian_batch
+from jaxdnn.propagation.plain_network import (
+    LOSSES,
+    Architecture,
+    Batch,
+    draw_kernels,
+    flow,
+    gaussian_batch,
+)
 
 DEPTH, WIDTH, BATCH = 5, 12, 7
 

@@ -13,17 +13,11 @@ from jaxdnn.data.pipeline import standardise
 from jaxdnn.errors import Interrupted
 from jaxdnn.layers import Norm
 from jaxdnn.options import DataOptions, ModelOptions, OptimizerOptions, TrainOptions
-from jaxdnn.propagation import race as module
-from jaxdnn.propagation.race import (
-    LEARNED,
-    Race,
-    guess_loss,
-    initial_states,
-    judge,
-    make_race,
-    run_race,
-    summary,
-)
+from jaxdnn.propagation.race import Race
+from jaxdnn.propagation.race_network import make_lane
+from jaxdnn.propagation.race_program import initial_states, make_race
+from jaxdnn.propagation.race_run import run_race
+from jaxdnn.propagation.race_table import LEARNED, guess_loss, judge, summary
 from jaxdnn.run_folder import read_metrics
 from jaxdnn.training.run import load_data, train
 from jaxdnn.training.setup import init_state, make_setup
@@ -155,7 +149,7 @@ def test_together_gives_the_same_numbers(race, finished):
     results, setup, _ = finished
     few = dataclasses.replace(race, activations=race.activations[:2])
     states = jax.tree.map(lambda leaf: leaf[0], initial_states(few, setup))
-    lane = module._lane(setup.dataset, few.seeds[0])
+    lane = make_lane(setup.dataset, few.seeds[0])
     curves, start = make_race(few, setup, side_by_side=True)(1, states, lane)
     np.testing.assert_allclose(curves.loss, results["loss"][:, 1, 0], rtol=1e-4)
     np.testing.assert_allclose(start.delta_rms, results["start_delta_rms"][:, 1, 0], rtol=1e-4)
@@ -191,7 +185,7 @@ def test_diverged_networks_end_in_nan(race, finished):
     few = dataclasses.replace(race, config=wild, activations=("tanh",), num_steps=3, record_every=1)
     setup = make_setup(wild, finished[1].dataset)
     states = jax.tree.map(lambda leaf: leaf[0], initial_states(few, setup))
-    curves, _ = make_race(few, setup)(0, states, module._lane(setup.dataset, 3))
+    curves, _ = make_race(few, setup)(0, states, make_lane(setup.dataset, 3))
     # Step 0 stands for the weights at the start, step 1 for a loss that was still theirs.
     assert np.isfinite(curves.loss[0, :2]).all()
     assert np.isnan(curves.loss[0, 2:]).all()

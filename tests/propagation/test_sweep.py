@@ -10,7 +10,8 @@ from jaxdnn.activations import make_activation
 from jaxdnn.errors import InputError, Interrupted
 from jaxdnn.initializers import make_initializer
 from jaxdnn.propagation.grid import Grid, run_grid
-from jaxdnn.propagation.sweep import Architecture, chunks, make_sweep
+from jaxdnn.propagation.plain_network import Architecture
+from jaxdnn.propagation.sweep import chunks, make_sweep
 from jaxdnn.propagation.table import STATISTICS, Combination, read_csv, write_csv
 from jaxdnn.propagation.verdict import summarise
 
@@ -28,8 +29,8 @@ def grid(**changes):
 def table(tmp_path_factory):
     done = []
     folder = tmp_path_factory.mktemp("cells")
-    table, num_bytes = run_grid(grid(), folder, on_done=done.append, interrupted=lambda: False)
-    assert num_bytes > 0
+    table, [program] = run_grid(grid(), folder, on_done=done.append, interrupted=lambda: False)
+    assert program.bytes > 0
     assert sum(done) == grid().num_networks == 18
     return table
 
@@ -47,15 +48,14 @@ def single(initializer, activation, seed):
 
 
 def test_grid_gives_the_numbers_of_single_runs(table):
-    for initializer in INITIALIZERS:
+    for row, (initializer, seed) in enumerate(zip(INITIALIZERS, SEEDS, strict=True)):
         for activation in ACTIVATIONS:
             layers = table[Combination(initializer.name, activation.name, "none", 4, 8)]
-            for row, seed in enumerate(SEEDS):
-                alone = single(initializer, activation, seed)._asdict()
-                for name in STATISTICS:
-                    np.testing.assert_allclose(
-                        layers[name][row], alone[name], rtol=1e-5, atol=1e-7, err_msg=name
-                    )
+            alone = single(initializer, activation, seed)._asdict()
+            for name in STATISTICS:
+                np.testing.assert_allclose(
+                    layers[name][row], alone[name], rtol=1e-5, atol=1e-7, err_msg=name
+                )
 
 
 def test_side_by_side_gives_the_same_numbers():

@@ -1,0 +1,74 @@
+"""The folder of a command that trains or measures many networks: begun, stopped, gone on with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from jaxdnn import command_line
+from jaxdnn.errors import InputError, Interrupted
+from jaxdnn.run_folder import write_json
+
+# What a folder can hold -> the file that keeps its settings.
+SETTINGS = {"sweep": "grid.json", "race": "race.json"}
+
+
+def open_grid_folder(out: Path, kind: str, settings: dict[str, Any]) -> Path:
+    """Make the folder, or open it again where it holds part of the same; return that of its cells.
+
+    Args:
+      out: the folder.
+      kind: a key of `SETTINGS`.
+      settings: what decides the numbers.
+
+    Raises:
+      InputError: it holds another of its kind, or cannot be written.
+    """
+    path, cells = out / SETTINGS[kind], out / "cells"
+    if path.exists() and json.loads(path.read_text()) != settings:
+        raise InputError(f"--out {out} holds another {kind}; choose another folder")
+    try:
+        cells.mkdir(parents=True, exist_ok=True)
+        write_json(path, settings)
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written ({error.strerror})") from error
+    return cells
+
+
+def refuse(out: Path, kind: str) -> None:
+    """Raise InputError where the folder holds results of that kind."""
+    if (out / SETTINGS[kind]).exists():
+        raise InputError(f"--out {out} holds a {kind}; choose another folder")
+
+
+Result = TypeVar("Result")
+
+
+def run_until_stopped(
+    run: Callable[[Callable[[int], Any], Callable[[], bool]], Result],
+    *,
+    num_networks: int,
+    out: Path,
+    progress: bool,
+) -> Result | None:
+    """Run under a progress bar; return None, and say how to go on, where the user stopped it.
+
+    Args:
+      run: takes `on_done`, called with a number of finished networks, and `interrupted`.
+      num_networks: of the whole bar.
+      out: the command's folder.
+      progress: show the bar.
+    """
+    with (
+        command_line.StopSignal() as stopped,
+        tqdm(total=num_networks, unit=" networks", disable=not progress) as bar,
+    ):
+        try:
+            return run(bar.update, stopped)
+        except Interrupted:
+            print(f"stopped; the same command goes on where {out} stands")
+            return None

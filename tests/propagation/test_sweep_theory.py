@@ -1,0 +1,114 @@
+"""Every activation of the sweep against theory, and what the comparison flags."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jaxdnn.activations import make_activation
+from jaxdnn.initializers import make_initializer
+from jaxdnn.propagation import sweep_theory
+from jaxdnn.propagation.grid import Grid, run_grid
+from jaxdnn.propagation.plain_network import Architecture, Batch
+from jaxdnn.propagation.sweep_theory import compare, expect
+
+ACTIVATIONS = ("sigmoid", "tanh", "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "softplus")
+NORMS = ("none", "batch", "layer")
+OUTSIDE = {("gelu", "batch"), ("silu", "batch"), ("softplus", "batch")}
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """Eight seeds of five hidden layers of 1,024, on 64 Gaussian inputs."""
+    return Grid(
+        [make_initializer(name) for name in ("lecun_normal", "he_normal")],
+        [make_activation(name) for name in ACTIVATIONS],
+        [Architecture(depth=6, width=1024, norm=norm) for norm in NORMS],
+        range(8),
+        batch_size=64,
+    )
+
+
+@pytest.fixture(scope="module")
+def expected(wide):
+    return expect(wide)
+
+
+@pytest.fixture(scope="module")
+def table(wide, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cells")
+    return run_grid(wide, folder, on_done=lambda num: None, interrupted=lambda: False)[0]
+
+
+def comparison(expected, table, key, factor=1.0):
+    """Compare after multiplying the measured factor per layer."""
+    delta = table[key]["delta_rms"]
+    changed = delta * factor ** np.arange(delta.shape[1])[::-1]
+    phi = make_activation(key.activation)
+    return compare(expected[key], changed, activation=phi, norm=key.norm, batch_size=64)
+
+
+def test_wide_networks_of_every_kind_are_as_theory_says(expected, table):
+    assert len(table) == 2 * len(ACTIVATIONS) * len(NORMS)
+    for key in table:
+        found = comparison(expected, table, key)
+        outside = (key.activation, key.norm) in OUTSIDE
+        assert found.agrees is (None if outside else True), (key, found)
+        assert found.note.startswith("outside theory") == outside
+
+
+@pytest.mark.parametrize("factor", [0.97, 1.03])
+def test_three_percent_off_is_flagged(expected, table, factor):
+    """Where no norm adds 2/64: seven degrees of freedom make 7.9 standard errors of the mean."""
+    for key in table:
+        if key.norm == "none" and key.activation not in ("gelu", "silu"):
+            found = comparison(expected, table, key, factor)
+            assert found.agrees is False, (key, found)
+            assert "of the expected one" in found.note
+
+
+def test_forward_signal_is_as_expected(expected, table):
+    """Eight seeds: q of a layer varies by √(5/1024) at most, and the layers' deviations add up."""
+    for key, layers in table.items():
+        mean_square = (layers["pre_activation_rms"][:, :-1] ** 2).mean(0)
+        tolerance = 4 * np.sqrt(5 * np.arange(1, 6) / 1024 / 8)
+        off = np.abs(mean_square / expected[key].pre_activation_rms ** 2 - 1)
+        assert (off < tolerance).all(), (key, off)
+
+
+def test_first_kernel_has_its_own_variance(wide):
+    """Xavier's variance depends on both fans: 2 sigma / (10 + 1024) for the first kernel."""
+    batch = Batch(2.0 * jax.numpy.ones((64, 10)), jax.numpy.zeros(64, int))
+    grid = dataclasses.replace(
+        wide,
+        initializers=[make_initializer("glorot_normal")],
+        activations=[make_activation("relu")],
+        architectures=[Architecture(depth=3, width=1024)],
+        batch=batch,
+    )
+    (found,) = expect(grid).values()
+    first = 4.0 * 10 * 2 / (10 + 1024)
+    np.testing.assert_allclose(found.pre_activation_rms**2, [first, first / 2], rtol=1e-9)
+    np.testing.assert_allclose(found.factor, [np.sqrt(0.5), np.nan], rtol=1e-9)
+
+
+def test_what_cannot_be_told_is_not_flagged(expected, table):
+    key = next(iter(table))
+    dead = np.zeros_like(table[key]["delta_rms"])
+    one = table[key]["delta_rms"][:1]
+    phi = make_activation(key.activation)
+    for delta, reason in ((dead, "no two"), (one, "one seed")):
+        found = compare(expected[key], delta, activation=phi, norm=key.norm, batch_size=64)
+        assert found.agrees is None
+        assert reason in found.note
+
+
+def test_table_is_read_as_written(expected, tmp_path):
+    path = tmp_path / "theory.csv"
+    sweep_theory.write_csv(expected, path)
+    found = sweep_theory.read_csv(path)
+    assert list(found) == list(expected)
+    for key, each in found.items():
+        np.testing.assert_array_equal(each.pre_activation_rms, expected[key].pre_activation_rms)
+        np.testing.assert_array_equal(each.factor, expected[key].factor)
