@@ -1,0 +1,1 @@
+"""The parts of will_it_train.py."""

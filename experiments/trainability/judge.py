@@ -1,0 +1,88 @@
+"""What is said of a network before it is trained: our score, and rules with fixed thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+from jaxdnn.diagnosis import verdict
+from jaxdnn.diagnosis.rehearsal import Rehearsal, make_rehearsal
+from jaxdnn.losses import cross_entropy
+
+from .family import Choice, chosen_optimizer, make_forward
+
+# Rule -> (gradient norm of every kernel, share of zero entries) -> will it fail?
+RULES: dict[str, Callable[[np.ndarray, float], bool]] = {
+    "first over last gradient < 1e-3, first < 1e-4": lambda norms, zeros: bool(
+        norms[0] < 1e-3 * norms[-1] and norms[0] < 1e-4
+    ),
+    "any gradient < 1e-7 or > 1e4": lambda norms, zeros: bool(
+        (norms < 1e-7).any() or not (norms <= 1e4).all()
+    ),
+    "70 % of the gradient zero": lambda norms, zeros: zeros >= 0.7,
+}
+
+
+def mean_loss(logits: Array, labels: Array) -> Array:
+    """Return the mean cross-entropy."""
+    return jnp.mean(cross_entropy(logits, labels))
+
+
+def make_judge(style: str, num_steps: int) -> Callable[..., dict[str, Any]]:
+    """Return `(params, choice, inputs, labels) -> rehearsal and rules`, as one program.
+
+    Args:
+      style: of the network.
+      num_steps: of the rehearsal.
+    """
+    forward = make_forward(style)
+
+    @jax.jit
+    def look(params: Any, choice: Choice, inputs: Array, labels: Array) -> Any:
+        rehearsal = make_rehearsal(
+            lambda params, inputs, _: forward(params, inputs, choice),
+            mean_loss,
+            chosen_optimizer(choice.optimizer),
+            num_steps=num_steps,
+        )(params, inputs, labels, jax.random.key(0))
+        grads = jax.grad(lambda params: mean_loss(forward(params, inputs, choice), labels))(params)
+        return rehearsal, *_norms_and_zeros(grads)
+
+    def judge(params: Any, choice: Choice, inputs: Array, labels: Array) -> dict[str, Any]:
+        rehearsal, norms, zeros = jax.device_get(look(params, choice, inputs, labels))
+        fails = {name: rule(norms, float(zeros)) for name, rule in RULES.items()}
+        return {"rules": fails} | {
+            k: np.asarray(v).tolist() for k, v in rehearsal._asdict().items()
+        }
+
+    return judge
+
+
+def _norms_and_zeros(grads: Any) -> tuple[Array, Array]:
+    """Return the gradient norm of every kernel, and the share of zero entries."""
+    hidden = jnp.sqrt(jnp.sum(grads["hidden"] ** 2, axis=(1, 2)))
+    first, last = (jnp.linalg.norm(grads[name])[None] for name in ("first", "last"))
+    entries = jnp.concatenate([leaf.ravel() for leaf in grads.values()])
+    return jnp.concatenate([first, hidden, last]), jnp.mean(entries == 0)
+
+
+def score_of(row: dict[str, Any], *, num_steps: int, horizon: int) -> float:
+    """Return the verdict's score of a row's rehearsal, or of its first steps."""
+    loss, constant = (np.array(row[name][: num_steps + 1]) for name in Rehearsal._fields[:2])
+    return verdict.score(Rehearsal(loss, constant, np.array(row["zero_loss"])), horizon=horizon)
+
+
+def auc(scores: Float[np.ndarray, " network"], learned: np.ndarray) -> float:
+    """Return the chance that a network that learned scores above one that did not; ties half.
+
+    References:
+      Hanley and McNeil, "The Meaning and Use of the Area under a ROC Curve", 1982.
+    """
+    above = scores[learned][:, None] - scores[~learned]
+    return float(((above > 0) + 0.5 * (above == 0)).mean())

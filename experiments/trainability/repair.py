@@ -1,0 +1,72 @@
+"""A network that did not learn, changed and trained again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdnn.diagnosis import verdict
+from jaxdnn.diagnosis.diagnose import edited, make_rehearse
+from jaxdnn.diagnosis.examine import examine
+from jaxdnn.diagnosis.optimizers import make_optimizer
+from jaxdnn.diagnosis.prescribe import Tried, try_changes
+from jaxdnn.diagnosis.remedies import Change
+
+from .family import Member, another, choice_of, make_forward, make_model
+from .judge import mean_loss
+from .train import make_train
+from .trial import Task, start
+
+
+def make_repair(task: Task, num_steps: int) -> Callable[[Member], dict[str, Any]]:
+    """Return what repairs a member, by prescription and by chance, and trains it again."""
+
+    def learns(forward: Callable[..., Any], params: Any, member: Member, rate: float = 1.0) -> bool:
+        train = make_train(forward, num_steps)
+        key = jax.random.key(member.seed)
+        loss = train(params, choice_of(member), task.images, task.labels, key, rate)
+        return bool(loss < task.bound)
+
+    def repair(member: Member) -> dict[str, Any]:
+        jax.clear_caches()
+        began = time.monotonic()
+        forward, best = prescribed(member, task, num_steps)
+        words, score, repaired = "nothing", None, False
+        if best is not None:
+            words, score = best.change.words, best.score
+            repaired = learns(forward, best.change.params, member, best.change.rate)
+        changed = another(member, np.random.default_rng(member.seed))
+        by_chance = learns(make_forward(changed.style), start(changed, task), changed)
+        return {
+            "prescription": words,
+            "score": score,
+            "repaired": repaired,
+            "by_chance": by_chance,
+            "seconds": round(time.monotonic() - began, 1),
+        }
+
+    return repair
+
+
+def prescribed(
+    member: Member, task: Task, num_steps: int
+) -> tuple[Callable[..., Any], Tried | None]:
+    """Return the first prescription, if there is one, and the forward function that it gives."""
+    params, batch = start(member, task), task.first_batch
+    seen = examine((make_model(member), params), *batch, loss=mean_loss)
+    rehearse = make_rehearse(seen, make_optimizer(member.optimizer), *batch)
+
+    def attempt(change: Change) -> float:
+        rehearsed = rehearse(change.params, change.edits, change.rate)
+        return verdict.score(rehearsed, horizon=num_steps)
+
+    before = attempt(Change("nothing", "", params, {}))
+    best = next(iter(try_changes(seen, before, attempt)), None)
+    if best is None or not best.change.edits:
+        return make_forward(member.style), best
+    program = edited(seen, best.change.edits)
+    return lambda params, inputs, _: program(params, inputs, seen.key), best

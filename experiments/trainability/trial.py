@@ -1,0 +1,82 @@
+"""One network judged at its start and then trained."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdnn.config import Config, DataOptions
+from jaxdnn.data.pipeline import standardise
+from jaxdnn.propagation.race_table import LEARNED, guess_loss
+from jaxdnn.training.run import load_data
+
+from .family import Member, choice_of, draw_params, make_forward
+from .judge import make_judge
+from .train import BATCH_SIZE, make_train
+
+# Steps of the rehearsal that are kept, for a look at other lengths than the verdict's.
+NUM_REHEARSED = 60
+
+
+class Task(NamedTuple):
+    """The data, and what counts as learned.
+
+    Attributes:
+      images: (example, pixel), standardised.
+      labels: (example,).
+      num_classes: of the labels.
+      bound: of the final loss of a network that learned.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    num_classes: int
+    bound: float
+
+    @property
+    def first_batch(self) -> tuple[jax.Array, jax.Array]:
+        """Images and labels that a network is judged on."""
+        return self.images[:BATCH_SIZE], self.labels[:BATCH_SIZE]
+
+
+def load_task() -> Task:
+    """Load the silhouettes, all ten classes, flat and standardised."""
+    dataset = load_data(Config(data=DataOptions(positive=())), progress=False)
+    images = standardise(jnp.asarray(dataset.train.images), dataset.train.standard())
+    labels = dataset.train.labels
+    return Task(
+        images.reshape(len(labels), -1),
+        jnp.asarray(labels),
+        len(dataset.class_names),
+        LEARNED * guess_loss(np.asarray(labels)),
+    )
+
+
+def start(member: Member, task: Task) -> dict[str, jax.Array]:
+    """Return the parameters of a member before training."""
+    return draw_params(member, task.images.shape[1], task.num_classes)
+
+
+def make_trial(task: Task, num_steps: int) -> Callable[[Member], dict[str, Any]]:
+    """Return what judges a member at its start and then trains it."""
+
+    # The members come in the order of their programs.
+    @functools.lru_cache(maxsize=1)
+    def programs(program: tuple[int, str]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        jax.clear_caches()
+        style = program[1]
+        return make_judge(style, NUM_REHEARSED), make_train(make_forward(style), num_steps)
+
+    def trial(member: Member) -> dict[str, Any]:
+        judge, train = programs(member.program)
+        params, choice = start(member, task), choice_of(member)
+        said = judge(params, choice, *task.first_batch)
+        loss = train(params, choice, task.images, task.labels, jax.random.key(member.seed))
+        return said | {"final_loss": float(loss), "learned": bool(loss < task.bound)}
+
+    return trial

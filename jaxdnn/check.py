@@ -1,0 +1,141 @@
+"""Examine a network from a shell.
+
+    python -m jaxdnn.check my_module:make_model --input 64,32,32,3 --target int:10
+
+`make_model` is called without arguments and returns what `jaxdnn.diagnose` takes. Exit code: 0 it
+trains, 1 at risk, 2 it will not train, 3 it could not be examined.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from jaxdnn import command_line
+from jaxdnn.diagnosis.diagnose import diagnose
+from jaxdnn.diagnosis.result import Diagnosis
+from jaxdnn.errors import InputError
+
+EXIT_CODES = {"trains": 0, "at risk": 1, "will not train": 2}
+NOT_EXAMINED = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What to examine, and with what."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """module:function that returns the model; from this folder or the Python path."""
+    input: str = ""
+    """Shape of random inputs, the batch first, such as 64,32,32,3."""
+    target: str = "int:10"
+    """Random targets: int:CLASSES or float:OUTPUTS."""
+    data: Path | None = None
+    """An .npz file with real arrays `inputs` and `targets` instead."""
+    optimizer: str = "sgd:0.1"
+    """What will train it, such as sgd:0.1 or adam:0.001."""
+    seed: int = 0
+    """Of random data and dropout."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    out: Path | None = None
+    """Folder for report.html, diagnosis.json and diagnosis.md."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    try:
+        options = command_line.parse(
+            Arguments,
+            default=None,
+            args=sys.argv[1:] if args is None else args,
+            prog="python -m jaxdnn.check",
+            description=__doc__,
+        )
+        diagnosis = _diagnose(options)
+        if options.out is not None:
+            _write(diagnosis, options.out)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return NOT_EXAMINED
+    except Exception as error:  # the user's own code may raise anything
+        said = " ".join(str(error).split())[:300]
+        print(f"error: {type(error).__name__}: {said}", file=sys.stderr)
+        return NOT_EXAMINED
+    print(diagnosis.to_json() if options.json else diagnosis)
+    return EXIT_CODES[diagnosis.verdict]
+
+
+def _write(diagnosis: Diagnosis, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "diagnosis.json").write_text(diagnosis.to_json(), encoding="utf-8")
+        (folder / "diagnosis.md").write_text(diagnosis.to_markdown(), encoding="utf-8")
+        (folder / "report.html").write_text(diagnosis.to_html(), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--out {folder} cannot be written ({error.strerror})") from error
+
+
+def _diagnose(options: Arguments) -> Diagnosis:
+    model = _load(options.model)()
+    if options.data is not None:
+        inputs, targets = _read(options.data)
+    elif not options.input:
+        raise InputError("neither --input nor --data came; give --input 64,32,32,3 or --data FILE")
+    else:
+        inputs, targets = _random(options.input, options.target, options.seed)
+    return diagnose(model, inputs, targets, optimizer=options.optimizer, seed=options.seed)
+
+
+def _load(name: str) -> Any:
+    module_name, _, function = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise InputError(f"{name}: {error}; give module:function, importable from here") from None
+    if not function or function not in vars(module):
+        raise InputError(
+            f"{name}: {module_name} has no function {function!r}; give module:function"
+        )
+    return vars(module)[function]
+
+
+def _random(shape: str, target: str, seed: int) -> tuple[Any, Any]:
+    """Draw standard normal inputs, and uniform classes or standard normal targets."""
+    kind, _, size = target.partition(":")
+    try:
+        sizes, number = [int(part) for part in shape.split(",")], int(size)
+    except ValueError:
+        sizes, number = [], 0
+    if not sizes or min([*sizes, number]) < 1 or kind not in ("int", "float"):
+        raise InputError(
+            f"--input {shape} --target {target} came; give positive whole numbers such as"
+            " --input 64,32,32,3 --target int:10 (or float:1)"
+        )
+    input_key, target_key = jax.random.split(jax.random.key(seed))
+    inputs = jax.random.normal(input_key, sizes)
+    if kind == "int":
+        return inputs, jax.random.randint(target_key, (sizes[0],), 0, number)
+    return inputs, jax.random.normal(target_key, (sizes[0], number))
+
+
+def _read(path: Path) -> tuple[Any, Any]:
+    try:
+        with np.load(path) as arrays:
+            return jnp.asarray(arrays["inputs"]), jnp.asarray(arrays["targets"])
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: {error}; give an .npz file with inputs and targets") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""A diagnosis as one HTML file with everything in it, from what `Diagnosis.to_dict` holds."""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from jaxdnn.report.explanations import EXPLANATIONS, QUANTITIES
+from jaxdnn.report.style import BLUE, GREY, VERMILION, new_figure, tidy
+
+Content = Mapping[str, Any]
+_COLOURS = {"trains": "#009E73", "at risk": "#E69F00", "will not train": "#D55E00"}
+# Floats smaller than this are drawn as this; float32 holds nothing below.
+_LEAST = 1e-38
+
+
+def page(content: Content) -> str:
+    """Return the whole page; it needs nothing from elsewhere."""
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>{_text(content['verdict'])}</title><style>{_STYLE}</style></head>"
+        f"<body>{fragment(content)}</body></html>\n"
+    )
+
+
+def fragment(content: Content) -> str:
+    """Return what a notebook shows: the page without its frame."""
+    parts = [
+        _headline(content),
+        _svg(_draw_layers(content["layers"])),
+        *(_finding(cause, content["layers"]) for cause in content["causes"]),
+        _prescriptions(content["prescriptions"]),
+        _table(content["layers"]),
+    ]
+    return "<div class='jaxdnn'>" + "\n".join(parts) + "</div>"
+
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto;
+  padding: 0 1rem }
+svg { max-width: 100%; height: auto }
+table { border-collapse: collapse; font-size: 14px }
+td, th { padding: .15rem .6rem; text-align: right; border-bottom: 1px solid #ddd }
+td:first-child, th:first-child { text-align: left }
+code, .formula { font-family: ui-monospace, monospace }
+.formula { background: #f4f4f4; padding: .4rem .8rem; display: block; margin: .5rem 0 }
+.scroll { overflow-x: auto }
+.scroll td { white-space: nowrap }
+"""
+
+
+def _headline(content: Content) -> str:
+    colour = _COLOURS[content["verdict"]]
+    return (
+        f"<h1 style='color:{colour}'>{_text(content['verdict'])}</h1>"
+        f"<p>Score {content['score']:.2f} of 1 with {_text(content['optimizer'])}: "
+        f"{_text(content['reason'])}.</p>"
+    )
+
+
+def _finding(cause: Content, layers: Sequence[Content]) -> str:
+    explained = EXPLANATIONS[cause["cause"]]
+    recovery = cause["recovery"]
+    confirmed = (
+        ""
+        if recovery is None
+        else "<p>Counterfactual: with the Jacobian of this layer replaced by the identity, δ of "
+        f"the first layer is 10<sup>{recovery:+.1f}</sup> times as large.</p>"
+    )
+    return (
+        f"<h2><code>{_text(cause['path'])}</code>: {_text(cause['cause'])}</h2>"
+        f"<p>{_text(explained.words)}</p><span class='formula'>{_text(explained.formula)}</span>"
+        f"<p>Here: {_text(cause['evidence'])}.</p>{confirmed}"
+        + _svg(_draw_quantity(layers, explained.quantity, cause["path"]))
+    )
+
+
+def _prescriptions(prescriptions: Sequence[Content]) -> str:
+    if not prescriptions:
+        return ""
+    rows = "".join(
+        f"<tr><td>{_text(each['change'])}<br><code>{_text(each['code'])}</code></td>"
+        f"<td>{each['before']:.2f}</td><td>{each['after']:.2f}</td></tr>"
+        for each in prescriptions
+    )
+    return (
+        "<h2>What to change</h2><p>Each was tried on a copy and measured again.</p>"
+        f"<table><tr><th>change</th><th>score before</th><th>after</th></tr>{rows}</table>"
+    )
+
+
+def _table(layers: Sequence[Content]) -> str:
+    terms = [name for name in layers[0]["terms"] if _matters(name, layers)]
+    head = "".join(f"<th>{_text(name)}</th>" for name in ("layer", "δ RMS", "factor", *terms))
+    rows = "".join(
+        f"<tr><td><code>{_text(layer['path'])}</code></td><td>{_number(layer['delta_rms'], 'e')}"
+        f"</td><td>{_number(layer['factor'], 'g')}</td>"
+        + "".join(f"<td>{_number(layer['terms'][name], 'f')}</td>" for name in terms)
+        + "</tr>"
+        for layer in layers
+    )
+    return (
+        "<h2>Every layer</h2><p>The logarithm of a layer's factor is the sum of the terms to its "
+        f"right.</p><div class='scroll'><table><tr>{head}</tr>{rows}</table></div>"
+    )
+
+
+def _draw_layers(layers: Sequence[Content]) -> Figure:
+    """Draw delta over the layers, and below the terms that its factors are made of."""
+    figure = new_figure(9.0, 5.5)
+    above, below = figure.subplots(2, 1, sharex=True)
+    places = np.arange(len(layers))
+    delta = np.array([_finite(layer["delta_rms"]) for layer in layers])
+    above.plot(places, np.log10(np.maximum(delta, _LEAST)), "o-", color=BLUE, markersize=4)
+    tidy(above, title="Gradient by layer: log₁₀ RMS of δ = ∂L/∂z")
+    bottom = np.zeros((2, len(layers)))
+    for index, name in enumerate(layers[0]["terms"]):
+        if not _matters(name, layers):
+            continue
+        values = np.array([_finite(layer["terms"][name]) for layer in layers])
+        side = (values < 0).astype(int)
+        colour = _TERM_COLOURS[index % len(_TERM_COLOURS)]
+        below.bar(places, values, bottom=bottom[side, places], color=colour, label=name)
+        bottom[side, places] += values
+    below.axhline(0, color=GREY, linewidth=1)
+    below.legend(fontsize=10, frameon=False, ncols=4)
+    tidy(below, title="Why: log of the factor, term by term")
+    _name_layers(below, layers)
+    return figure
+
+
+def _matters(term: str, layers: Sequence[Content]) -> bool:
+    return max(abs(_finite(layer["terms"][term])) for layer in layers) >= 0.01
+
+
+_TERM_COLOURS = (BLUE, VERMILION, "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#F0E442", GREY)
+
+
+def _draw_quantity(layers: Sequence[Content], quantity: str, path: str) -> Figure:
+    """Draw one quantity over the layers, the layer in question in another colour."""
+    label, value_of = QUANTITIES[quantity]
+    figure = new_figure(9.0, 2.6)
+    axes = figure.subplots()
+    colours = [VERMILION if layer["path"] == path else BLUE for layer in layers]
+    heights = [_finite(value_of(layer)) for layer in layers]
+    axes.bar(range(len(layers)), heights, color=colours)
+    positive = [height for height in heights if height > 0]
+    if positive and max(positive) > 30 * min(positive):
+        axes.set_yscale("log")
+    tidy(axes, y=label)
+    _name_layers(axes, layers)
+    return figure
+
+
+def _name_layers(axes: Any, layers: Sequence[Content]) -> None:
+    step = math.ceil(len(layers) / 25)
+    places = range(0, len(layers), step)
+    names = [layers[place]["path"] for place in places]
+    axes.set_xticks(list(places), names, rotation=60, ha="right", fontsize=9)
+
+
+def _svg(figure: Figure) -> str:
+    """Return the figure as an SVG element."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", facecolor="white")
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _finite(value: float | None) -> float:
+    return 0.0 if value is None else value
+
+
+def _number(value: float | None, kind: str) -> str:
+    return "–" if value is None else f"{value:.3{kind}}"
+
+
+def _text(value: str) -> str:
+    return html.escape(str(value))

@@ -1,0 +1,67 @@
+"""One fault is planted in a network of eight layers; its layer and its kind are named first."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdnn.diagnosis.examine import examine
+from tests.diagnosis.zoo import normal
+
+DEPTH, WIDTH, BATCH = 8, 48, 24
+
+
+def make(fault=None, layer=3):
+    """The causes found in a ReLU network with layer norms, but for one fault."""
+    widths = [WIDTH] * DEPTH + [10]
+    if fault == "fan-out":
+        widths[layer + 1] = 6 * WIDTH
+    kernels = [
+        normal(i, a, b) * np.sqrt(2 / a) for i, (a, b) in enumerate(itertools.pairwise(widths))
+    ]
+    biases = [jnp.zeros(width) for width in widths[1:]]
+    kernels[layer] *= {"small": 0.1, "large": 10.0, "zero": 0.0}.get(str(fault), 1.0)
+    if fault == "fan-out":
+        kernels[layer] *= np.sqrt(1 / 6)
+    if fault == "dead":
+        biases[layer] -= 20.0
+
+    def apply(params, x, key):
+        for i, (kernel, bias) in enumerate(params[:-1]):
+            z = x @ kernel + bias
+            if not (fault == "norm" and i == layer) and fault != "dead":
+                z = (z - z.mean(-1, keepdims=True)) / jnp.sqrt(z.var(-1, keepdims=True) + 1e-6)
+            x = jnp.tanh(10 * z) if fault == "tanh" and i == layer else jax.nn.relu(z)
+            if fault == "dropout" and i == layer:
+                x = jnp.where(jax.random.bernoulli(key, 0.1, x.shape), x / 0.1, 0)
+        logits = x @ params[-1][0] + params[-1][1]
+        return jax.nn.softmax(logits) if fault == "softmax" else logits
+
+    params = list(zip(kernels, biases, strict=True))
+    seen = examine((apply, params), normal(99, BATCH, WIDTH), jnp.arange(BATCH) % 10)
+    return seen.causes
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause", "path"),
+    [
+        ("small", "weights too small", "3"),
+        ("large", "weights too large", "3"),
+        ("zero", "zero weights", "3"),
+        ("fan-out", "fan-out for fan-in", "3"),
+        ("dead", "dead units", "3"),
+        ("norm", "missing norm", "3"),
+        ("tanh", "saturating activation", "3"),
+        ("dropout", "dropout", "3"),
+        ("softmax", "softmax twice", "7"),
+    ],
+)
+def test_fault_is_named_first(fault, cause, path):
+    first = make(fault)[0]
+    assert (first.cause, first.path) == (cause, path)
+
+
+def test_healthy_network_has_no_cause():
+    assert make() == ()

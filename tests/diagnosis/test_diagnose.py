@@ -1,0 +1,149 @@
+"""Verdicts, prescriptions, results and the shell command."""
+
+import json
+import math
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxdnn import assert_trainable, check, diagnose
+from jaxdnn.diagnosis.counterfactual import bridged_change
+from jaxdnn.diagnosis.examine import examine
+from jaxdnn.diagnosis.rehearsal import Rehearsal
+from jaxdnn.diagnosis.verdict import score
+from jaxdnn.errors import InputError
+from tests.diagnosis import zoo
+
+DEPTH, WIDTH = 10, 32
+
+
+def deep(gain):
+    """A ReLU network with weights of variance gain / fan_in; 2 is He's."""
+    kernels = [zoo.normal(i, WIDTH, WIDTH) * np.sqrt(gain / WIDTH) for i in range(DEPTH)]
+
+    def apply(params, x):
+        for kernel in params[:-1]:
+            x = jax.nn.relu(x @ kernel)
+        return x @ params[-1]
+
+    return (apply, kernels), zoo.normal(50, 32, WIDTH), jnp.arange(32) % 4
+
+
+def test_healthy_network_trains():
+    diagnosis = diagnose(*deep(2.0), optimizer="adam:0.001")
+    assert diagnosis.verdict == "trains"
+    assert diagnosis.causes == ()
+    assert diagnosis.prescriptions == ()
+    assert_trainable(*deep(2.0), optimizer="adam:0.001", try_changes=False)
+
+
+def test_vanishing_network_does_not_and_critical_weights_help():
+    diagnosis = diagnose(*deep(0.1))
+    assert diagnosis.verdict == "will not train"
+    assert diagnosis.causes[0].cause == "gain too small everywhere"
+    best = diagnosis.prescriptions[0]
+    assert best.after > best.before + 0.1
+    assert any("critical" in p.change for p in diagnosis.prescriptions)
+    assert "will not train" in str(diagnosis)
+    assert "<svg" in diagnosis._repr_html_()
+    assert "| layer |" in diagnosis.to_markdown()
+    shown = json.loads(diagnosis.to_json())
+    assert {"verdict", "score", "layers", "causes", "prescriptions"} <= shown.keys()
+    assert {"path", "delta_rms", "factor", "terms"} <= shown["layers"][0].keys()
+    assert {"path", "cause", "evidence"} <= shown["causes"][0].keys()
+    assert {"change", "before", "after"} <= shown["prescriptions"][0].keys()
+    with pytest.raises(AssertionError, match="will not train"):
+        assert_trainable(*deep(0.1), try_changes=False)
+
+
+def test_bridge_takes_delta_past_a_small_layer():
+    (apply, kernels), inputs, targets = deep(2.0)
+    kernels[4] = 0.01 * kernels[4]
+    seen = examine((apply, kernels), inputs, targets)
+    at, beside = (bridged_change(seen, inputs, targets, cut) for cut in (4, 7))
+    assert at == pytest.approx(2, abs=0.5)
+    assert abs(beside) < 0.5
+
+
+def test_score_follows_what_is_learnt_and_not_the_constant():
+    steps = np.arange(31.0)
+
+    def rehearsed(loss, constant):
+        return Rehearsal(loss, constant, np.ones(()))
+
+    flat = np.ones(31)
+    assert score(rehearsed(1 - 0.01 * steps, 1 - 0.01 * steps)) == 0
+    assert score(rehearsed(flat * math.nan, flat)) == 0
+    assert score(rehearsed(flat + steps, flat)) == 0
+    slow, fast = (score(rehearsed(1 - rate * steps, flat)) for rate in (1e-4, 1e-2))
+    assert 0 < slow < 0.5 < fast < 1
+
+
+def not_scalar(logits, targets):
+    return logits * targets[:, None]
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "targets", "options", "says"),
+    [
+        (lambda: zoo.MLP(nnx.Rngs(0)), zoo.normal(0, 6, 5), zoo.TARGETS, {}, "does not take"),
+        (lambda: zoo.CNN(nnx.Rngs(0)), jnp.ones((6, 5), int), zoo.TARGETS, {}, "does not take"),
+        (lambda: (lambda p, x: (x @ p, x), jnp.eye(4)), zoo.VECTORS, zoo.TARGETS, {}, "tuple"),
+        (lambda: zoo.MLP(nnx.Rngs(0)), zoo.VECTORS, zoo.TARGETS, {"loss": not_scalar}, "scalar"),
+        (lambda: zoo.MLP(nnx.Rngs(0)), zoo.VECTORS * jnp.nan, zoo.TARGETS, {}, "NaN"),
+        (lambda: (lambda p, x: x, {}), zoo.VECTORS, zoo.TARGETS, {}, "no floating-point param"),
+        (lambda: (lambda p, x: x + p, jnp.ones(4)), zoo.VECTORS, zoo.TARGETS, {}, "no layer"),
+        (lambda: zoo.MLP(nnx.Rngs(0)), zoo.VECTORS, zoo.TARGETS[:5], {}, "examples"),
+        (lambda: zoo.MLP(nnx.Rngs(0)), zoo.VECTORS, zoo.TARGETS + 1, {}, "class indices"),
+        (lambda: zoo.MLP(nnx.Rngs(0)), zoo.VECTORS, zoo.TARGETS, {"optimizer": "x"}, "optimizer"),
+        (lambda: zoo.LinenMLP(), zoo.VECTORS, zoo.TARGETS, {}, "module.init"),
+        (lambda: 3, zoo.VECTORS, zoo.TARGETS, {}, "flax.nnx"),
+    ],
+)
+def test_bad_input_is_one_line_that_says_what_to_give(model, inputs, targets, options, says):
+    with pytest.raises(InputError, match=says) as caught:
+        diagnose(model(), inputs, targets, **options)
+    assert "\n" not in str(caught.value)
+
+
+MODULE = """
+import jax, jax.numpy as jnp
+
+def make(scale):
+    kernels = [scale * jax.random.normal(jax.random.key(i), (8, 8)) for i in range(4)]
+    def apply(params, x):
+        for kernel in params:
+            x = jnp.tanh(x @ kernel)
+        return x
+    return apply, kernels
+
+def good(): return make(0.5)
+def bad(): return make(1e-4)
+def broken(): raise RuntimeError("no data")
+"""
+
+
+def test_shell_command(tmp_path, monkeypatch, capsys):
+    (tmp_path / "some_networks.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    options = ["--input", "16,8", "--target", "int:3"]
+    good = ["some_networks:good", *options, "--optimizer", "adam:0.01", "--json", "--out", "out"]
+    assert check.main(good) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] == "trains"
+    assert (tmp_path / "out" / "diagnosis.json").is_file()
+    assert check.main(["some_networks:bad", *options]) == 2
+    for wrong in (
+        ["some_networks:broken", *options],
+        ["some_networks:good"],
+        ["some_networks:none", *options],
+        ["nowhere:good", *options],
+        ["some_networks:good", "--input", "16,x"],
+        ["some_networks:good", "--unknown"],
+    ):
+        assert check.main(wrong) == 3
+        assert capsys.readouterr().err.startswith("error: ")

@@ -1,0 +1,109 @@
+"""The parts of will_it_train.py: the family, the judge, the table, and going on after a stop."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import will_it_train
+from trainability import family, judge, table
+from trainability.train import make_train
+
+from jaxdnn import diagnose
+from jaxdnn.diagnosis import verdict
+from jaxdnn.errors import Interrupted
+
+MEMBER = family.Member("selu", "lecun_normal", 5, "layer", "adam:0.001", seed=3)
+INPUTS = np.asarray(jax.random.normal(jax.random.key(0), (32, 20)))
+LABELS = np.arange(32) % 4
+
+
+def test_score_of_a_row_is_that_of_diagnose():
+    params = family.draw_params(MEMBER, 20, 4)
+    said = judge.make_judge(MEMBER.style, verdict.NUM_STEPS)(
+        params, family.choice_of(MEMBER), INPUTS, jnp.asarray(LABELS)
+    )
+    ours = judge.score_of(said, num_steps=verdict.NUM_STEPS, horizon=300)
+    diagnosis = diagnose(
+        (family.make_model(MEMBER), params),
+        INPUTS,
+        LABELS,
+        optimizer=MEMBER.optimizer,
+        horizon=300,
+        try_changes=False,
+    )
+    assert 0.1 < ours < 0.9
+    assert ours == pytest.approx(diagnosis.score, rel=1e-4)
+
+
+def test_training_with_the_chosen_optimizer():
+    images, labels = jnp.asarray(INPUTS), jnp.asarray(LABELS)
+    train = make_train(lambda params, x, _: x @ params, 200)
+    choices = [
+        family.choice_of(dataclasses.replace(MEMBER, optimizer=name)) for name in family.OPTIMIZERS
+    ]
+    key = jax.random.key(0)
+    sgd, adam = (float(train(jnp.zeros((20, 4)), c, images, labels, key)) for c in choices)
+    still = float(train(jnp.zeros((20, 4)), choices[0], images, labels, key, 0.0))
+    assert still == pytest.approx(np.log(4), rel=1e-5)
+    assert sgd < adam < still
+
+
+def test_members_differ_and_so_does_another():
+    members = family.draw_members(200, 1)
+    assert len(set(members)) == 200
+    assert not {m.seed for m in members} & {m.seed for m in family.draw_members(200, 0)}
+    rng = np.random.default_rng(0)
+    for member in members[:20]:
+        one, two = dataclasses.asdict(member), dataclasses.asdict(family.another(member, rng))
+        assert [name for name in one if one[name] != two[name]] in (
+            ["activation"],
+            ["initializer"],
+            ["style"],
+        )
+
+
+def test_auc_is_the_chance_to_rank_a_pair_rightly():
+    learned = np.array([True, True, False, False])
+    assert judge.auc(np.array([4.0, 3.0, 2.0, 1.0]), learned) == 1
+    assert judge.auc(np.array([1.0, 1.0, 1.0, 1.0]), learned) == 0.5
+    assert judge.auc(np.array([4.0, 1.0, 2.0, 1.0]), learned) == 0.625
+    # Of a yes or no it is the balanced accuracy.
+    says, truth = np.array([1.0, 1, 0, 0, 1]), np.array([True, True, True, False, False])
+    assert judge.auc(says, truth) == pytest.approx((2 / 3 + 1 / 2) / 2)
+
+
+def test_goes_on_where_it_stopped(tmp_path):
+    members, path, worked = family.draw_members(6, 0), tmp_path / "rows.jsonl", []
+
+    def work(member):
+        worked.append(member)
+        return {"learned": member.depth > 5}
+
+    def go(stop_after):
+        return will_it_train.work_through(
+            members, work, path, lambda: len(worked) >= stop_after, progress=False
+        )
+
+    with pytest.raises(Interrupted):
+        go(2)
+    assert worked == members[:2]
+    rows = go(99)
+    assert worked == members
+    assert [will_it_train.member_of(row) for row in rows] == members
+    assert [json.loads(line) for line in path.read_text().splitlines()] == rows
+
+
+def test_table_counts_words_and_repairs():
+    flat = {"constant_loss": [1.0] * 61, "zero_loss": 1.0, "optimizer": "sgd:0.1"}
+    rules = dict.fromkeys(judge.RULES, False)
+    good = flat | {"loss": list(np.linspace(1, 0, 61)), "learned": True, "rules": rules}
+    bad = flat | {"loss": [1.0] * 61, "learned": False, "rules": rules}
+    repairs = [{"repaired": True, "by_chance": False}, {"repaired": True, "by_chance": True}]
+    text = table.markdown([good, good, bad], repairs, horizon=300)
+    assert "| score of the diagnosis | 1.000 | 1.000 | – |" in text
+    assert "| trains | 2 | 100% |" in text
+    assert "| will not train | 1 | 0% |" in text
+    assert "100%, after one random change 50%" in text
