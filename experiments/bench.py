@@ -3,9 +3,12 @@
 python experiments/bench.py                        all rows
 python experiments/bench.py --quick                the same with fewer and shorter turns
 python experiments/bench.py --only deep-mlp epoch  some of them
+python experiments/bench.py data --photos ZIP      reading photographs, instead of computing
 
 PyTorch takes part eager and under torch.compile. All work in float32 on all cores, with SGD and
-momentum. Ours is the code that a training run uses: the package's step, and its compiled epoch.
+momentum. Ours is the code that a training run uses: the package's step, its compiled
+epoch, its sweep. As in the sweep every core is a JAX device; the other rows use only the first,
+which computes on all cores all the same.
 PyTorch's step uses its fused SGD, its epoch a DataLoader over the same arrays with as many workers
 as prove faster, and, as the hardest rival, batches indexed by hand. Its augmentation is written for
 whole batches.
@@ -37,6 +40,7 @@ from typing import Any, Literal
 
 from jaxdnn import command_line
 from jaxdnn.errors import InputError
+from jaxdnn.xla import use_cores_as_devices
 
 PROG = "bench.py"
 HINT = (
@@ -53,18 +57,63 @@ class Arguments:
     out: Path = Path("runs/bench")
     """Folder for bench.json and bench.md; a table that is there is replaced."""
     only: tuple[
-        Literal["wide-mlp", "deep-mlp", "convnet", "gradient-flow", "epoch", "epoch-augmented"], ...
+        Literal[
+            "wide-mlp",
+            "deep-mlp",
+            "convnet",
+            "gradient-flow",
+            "epoch",
+            "epoch-augmented",
+            "watch",
+        ],
+        ...,
     ] = ()
     """Rows to measure; default all."""
     quick: bool = False
     """Fewer and shorter turns: rough figures, to see that everything runs."""
 
 
+@dataclasses.dataclass(frozen=True)
+class DataArguments:
+    """The command line of `data`."""
+
+    photos: Path
+    """A zip of JPEG photographs in class folders."""
+    out: Path = Path("runs/bench")
+    """Folder for data.json and data.md."""
+    num: int = 5000
+    """Photographs in an epoch: those of the zip, repeated."""
+    rounds: int = 3
+    """How often every contender takes its turn."""
+
+
+def measure_data(args: list[str]) -> int:
+    """Measure how fast photographs become batches."""
+    arguments = command_line.parse(
+        DataArguments, default=None, args=args, prog=f"{PROG} data", description=__doc__
+    )
+    if importlib.util.find_spec("torch") is None:
+        raise InputError(HINT)
+    make_folder(arguments.out)
+    from benchmarks import data
+
+    results = describe_machine() | data.measure(
+        arguments.photos, num=arguments.num, rounds=arguments.rounds
+    )
+    (arguments.out / "data.json").write_text(json.dumps(results, indent=2) + "\n")
+    (arguments.out / "data.md").write_text(data.report(results))
+    print(data.report(results))
+    return 0
+
+
 def main() -> int:
     """Run the command; return its exit code."""
+    if sys.argv[1:2] == ["data"]:
+        return measure_data(sys.argv[2:])
     arguments = command_line.parse(
         Arguments, default=None, args=sys.argv[1:], prog=PROG, description=__doc__
     )
+    use_cores_as_devices()
     if importlib.util.find_spec("torch") is None:
         raise InputError(HINT)
     make_folder(arguments.out)

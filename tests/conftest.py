@@ -25,3 +25,10 @@ def shared_data() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip("the development data is not on this machine")
     return SHARED
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """What one file compiled is of no use to the next, and adds up to gigabytes."""
+    yield
+    jax.clear_caches()

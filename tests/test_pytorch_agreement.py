@@ -19,7 +19,8 @@ import pytest
 
 from jaxdnn import optim
 from jaxdnn.activations import tanh
-from jaxdnn.data.pipeline import Standard, make_prepare, standardise
+from jaxdnn.data.pipeline import make_prepare, standardise
+from jaxdnn.data.standard import Standard
 from jaxdnn.layers import Norm, UnitOptions
 from jaxdnn.models import Model, make_mlp
 from jaxdnn.options import AugmentOptions, OptimizerOptions

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from jaxdnn.activations import make_activation
 from jaxdnn.initializers import make_initializer
-from jaxdnn.propagation.sweep import Architecture, make_sweep
+from jaxdnn.propagation.plain_network import Architecture
+from jaxdnn.propagation.sweep import make_sweep
 
 from .timing import Work
 
@@ -34,27 +35,32 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def make_sweep_work(architecture: Architecture, batch_size: int) -> Work:
-    """Return the work of all activations on the He networks of one seed, by the compiled sweep."""
+    """Return the work of all activations on the He networks of one seed, by the compiled sweep.
+
+    A call runs one seed on every device.
+    """
     sweep = make_sweep(
         [make_initializer("he_normal")],
         [make_activation(name) for name in ACTIVATIONS],
         architecture,
         batch_size=batch_size,
     )
-    indices = jnp.zeros(jax.device_count(), jnp.int32)
+    devices = jax.device_count()
+    indices, seeds = jnp.zeros(devices, jnp.int32), jnp.arange(devices)
 
-    def work(num_seeds: int) -> None:
-        for seed in range(num_seeds):
-            jax.block_until_ready(sweep(indices, indices + seed))
+    def work(num_calls: int) -> None:
+        for call in range(num_calls):
+            jax.block_until_ready(sweep(indices, seeds + call * devices))
 
     return work
 
 
 def make_hooks_work(architecture: Architecture, batch_size: int) -> Work:
     """Return the same work with PyTorch, eager, with hooks on every layer."""
+    devices = jax.device_count()
 
-    def work(num_seeds: int) -> None:
-        for seed in range(num_seeds):
+    def work(num_calls: int) -> None:
+        for seed in range(num_calls * devices):
             torch.manual_seed(seed)
             layers = _draw(architecture)
             inputs = torch.randn(batch_size, architecture.width)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,8 @@ from jaxdnn.config import Config
 from jaxdnn.data.dataset import Dataset
 from jaxdnn.models import Model
 from jaxdnn.options import OptimizerOptions
+from jaxdnn.run_folder import RunFolder
+from jaxdnn.training.recorder import Recorder
 from jaxdnn.training.setup import init_state, make_program, make_setup
 from jaxdnn.training.step import make_init, make_step
 
@@ -53,6 +57,23 @@ def make_epoch_work(config: Config, dataset: Dataset) -> Work:
         for _ in range(num_epochs):
             state = program.train(state, setup.steps_per_epoch)
         jax.block_until_ready(state)
+
+    return work
+
+
+def make_watched_epoch_work(config: Config, dataset: Dataset, folder: Path) -> Work:
+    """Return the work of `make_epoch_work` with `watch_gradients`, its files and warnings."""
+    setup = make_setup(config, dataset)
+    program, state = make_program(setup), init_state(setup)
+    watch = program.watch
+    assert watch is not None
+    recorder = Recorder(RunFolder(folder), num_steps=1, batch_size=1, start=0, progress=False)
+
+    def work(num_epochs: int) -> None:
+        nonlocal state
+        for _ in range(num_epochs):
+            state = watch.train(state, setup.steps_per_epoch)
+            watch.record(int(state.step), recorder)
 
     return work
 

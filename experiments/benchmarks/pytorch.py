@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from jaxdnn.data.pipeline import Standard
+from jaxdnn.data.standard import Standard
 from jaxdnn.options import AugmentOptions, OptimizerOptions
 
 from .timing import Work, num_cores, seconds_per_unit

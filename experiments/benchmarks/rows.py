@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import torch
 
 from jaxdnn.config import Config
 from jaxdnn.data.dataset import Dataset
-from jaxdnn.data.pipeline import measure_standard
 from jaxdnn.layers import UnitOptions
 from jaxdnn.models import make_convnet, make_mlp
 from jaxdnn.options import AugmentOptions, ModelOptions, OptimizerOptions
-from jaxdnn.propagation.sweep import Architecture
-from jaxdnn.recipes import DEEP
+from jaxdnn.propagation.plain_network import Architecture
+from jaxdnn.recipes import DEEP, RECIPES
 from jaxdnn.training.run import load_data
 
 from . import gradient_flow, ours, pytorch
@@ -24,6 +27,7 @@ from .timing import Work
 
 OURS = "jaxdnn"
 HOOKS = "PyTorch with hooks"
+WATCHED = "jaxdnn, watched"
 EAGER, COMPILED = "PyTorch eager", "torch.compile"
 BATCH_SIZE = 128
 OPTIMIZER = OptimizerOptions(learning_rate=1e-3, momentum=0.9, schedule="constant")
@@ -34,7 +38,7 @@ class Row(NamedTuple):
 
     Attributes:
       title: what it is, with everything that is the same for all contenders.
-      unit: of the times, `step` or `epoch`.
+      unit: of the times, `step`, `epoch` or `call`.
       contenders: by name; ours first.
       flops: of a unit, counted by formula.
       target: least ratio to ours that is asked of each of `rivals`.
@@ -114,21 +118,22 @@ def convnet_flops(side: int, widths: Sequence[int], stem: int) -> float:
 
 
 def gradient_flow_grid(depth: int, width: int) -> Row:
-    """Make the row of the sweep's grid, per initializer and seed: nine activations."""
+    """Make the row of the sweep's grid: nine activations of a seed for every device."""
+    num_seeds = jax.device_count()
     architecture = Architecture(depth=depth, width=width)
     num_activations = len(gradient_flow.ACTIVATIONS)
     products = (depth - 1) * width**2 + width * gradient_flow.NUM_CLASSES
     return Row(
         title=(
-            f"gradient flow, {num_activations} activations of one initializer and seed, {depth} "
-            f"layers of {width}, batch {BATCH_SIZE}, forward, backward, statistics of every layer"
+            f"gradient flow, {num_activations} activations of {num_seeds} seeds, {depth} layers of "
+            f"{width}, batch {BATCH_SIZE}, forward, backward, statistics of every layer"
         ),
-        unit="seed",
+        unit="call",
         contenders={
             OURS: gradient_flow.make_sweep_work(architecture, BATCH_SIZE),
             HOOKS: gradient_flow.make_hooks_work(architecture, BATCH_SIZE),
         },
-        flops=num_activations * BATCH_SIZE * (6.0 * products - 2.0 * width**2),
+        flops=num_seeds * num_activations * BATCH_SIZE * (6.0 * products - 2.0 * width**2),
         target=2.5,
         rivals=(HOOKS,),
     )
@@ -159,13 +164,36 @@ def epoch(augment: AugmentOptions, how: str) -> Row:
     )
 
 
+def watched_epoch(recipe: str, every: int) -> Row:
+    """Make the row of a recipe's epoch, watched and not; PyTorch takes no part."""
+    config = RECIPES[recipe]
+    watched = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, watch_gradients=every)
+    )
+    dataset = load_data(config, progress=False)
+    sizes = (dataset.train.images[0].size, *config.model.widths, len(dataset.class_names))
+    folder = Path(tempfile.mkdtemp())
+    return Row(
+        title=f"epoch of the recipe {recipe}, and the same with --watch-gradients {every}",
+        unit="epoch",
+        contenders={
+            OURS: ours.make_epoch_work(config, dataset),
+            WATCHED: ours.make_watched_epoch_work(watched, dataset, folder),
+        },
+        flops=(len(dataset.train.labels) // BATCH_SIZE) * mlp_flops(sizes, BATCH_SIZE),
+        target=0.0,
+        rivals=(),
+        notes=("asked of the watched epoch: at most 1.03 times the time",),
+    )
+
+
 def torch_epochs(
     config: Config, dataset: Dataset, sizes: Sequence[int]
 ) -> tuple[dict[str, Work], str]:
     """Make PyTorch's epochs: eager and compiled, from its DataLoader and indexed by hand."""
-    images = torch.from_numpy(dataset.train.images).permute(0, 3, 1, 2).contiguous()
+    images = torch.from_numpy(dataset.train.in_memory()).permute(0, 3, 1, 2).contiguous()
     labels = torch.from_numpy(dataset.train.labels).long()
-    standard = measure_standard(dataset.train.images)
+    standard = dataset.train.standard()
     prepare = (
         pytorch.make_standardise(standard)
         if config.augment == AugmentOptions()
@@ -199,5 +227,6 @@ ROWS: dict[str, Callable[[], Row]] = {
     "convnet": lambda: convnet_step(28, (32, 64, 128), stem=2),
     "gradient-flow": lambda: gradient_flow_grid(50, 256),
     "epoch": lambda: epoch(AugmentOptions(), "no augmentation"),
+    "watch": lambda: watched_epoch("deep", every=50),
     "epoch-augmented": lambda: epoch(DEEP.augment, "augmented as in the deep recipe"),
 }
