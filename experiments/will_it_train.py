@@ -17,15 +17,12 @@ where it stopped.
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from tqdm import tqdm
-from trainability.family import Member, draw_members
+from resume import item_of, work_through
+from trainability.family import Member, draw_groups
 from trainability.repair import make_repair
 from trainability.table import markdown
 from trainability.trial import load_task, make_trial
@@ -39,7 +36,7 @@ class Arguments:
     """How many networks, and for how long."""
 
     networks: int = 600
-    """How many networks are judged and trained; at most 960."""
+    """How many networks are judged and trained, five at a time; at most 960."""
     repair: int = 60
     """How many of those that failed are repaired."""
     steps: int = 300
@@ -63,11 +60,11 @@ def main() -> int:
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
     task = load_task()
-    members = draw_members(arguments.networks, arguments.seed)
+    groups = draw_groups(arguments.networks, arguments.seed)
     with command_line.StopSignal() as stopped:
         try:
             trained = work_through(
-                members,
+                groups,
                 make_trial(task, arguments.steps),
                 arguments.out / "networks.jsonl",
                 stopped,
@@ -76,7 +73,7 @@ def main() -> int:
             failed = [row for row in trained if not row["learned"]]
             picks = np.random.default_rng(arguments.seed).permutation(len(failed))
             repaired = work_through(
-                [member_of(failed[pick]) for pick in sorted(picks[: arguments.repair])],
+                [[item_of(Member, failed[pick])] for pick in sorted(picks[: arguments.repair])],
                 make_repair(task, arguments.steps),
                 arguments.out / "repairs.jsonl",
                 stopped,
@@ -89,33 +86,6 @@ def main() -> int:
     (arguments.out / "table.md").write_text(text)
     print(text)
     return 0
-
-
-def work_through(
-    members: Sequence[Member],
-    work: Callable[[Member], dict[str, Any]],
-    path: Path,
-    stopped: Callable[[], bool],
-    *,
-    progress: bool,
-) -> list[dict[str, Any]]:
-    """Append a row for each member that has none yet; return all, in the order of the members."""
-    kept = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    done = {member_of(row): row for row in kept}
-    missing = [member for member in members if member not in done]
-    with path.open("a") as file:
-        for member in tqdm(missing, desc=path.stem, unit=" networks", disable=not progress):
-            if stopped():
-                raise Interrupted
-            done[member] = dataclasses.asdict(member) | work(member)
-            file.write(json.dumps(done[member]) + "\n")
-            file.flush()
-    return [done[member] for member in members]
-
-
-def member_of(row: dict[str, Any]) -> Member:
-    """Return the member that a row is about."""
-    return Member(**{field.name: row[field.name] for field in dataclasses.fields(Member)})
 
 
 if __name__ == "__main__":

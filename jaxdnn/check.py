@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -107,7 +108,13 @@ def _load(name: str) -> Any:
         raise InputError(
             f"{name}: {module_name} has no function {function!r}; give module:function"
         )
-    return vars(module)[function]
+    made = vars(module)[function]
+    if not callable(made):
+        raise InputError(
+            f"{name} is of type {type(made).__name__}; give a function without arguments that"
+            " returns the model"
+        )
+    return made
 
 
 def _random(shape: str, target: str, seed: int) -> tuple[Any, Any]:
@@ -133,8 +140,13 @@ def _read(path: Path) -> tuple[Any, Any]:
     try:
         with np.load(path) as arrays:
             return jnp.asarray(arrays["inputs"]), jnp.asarray(arrays["targets"])
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: {error}; give an .npz file with inputs and targets") from None
+    except OSError as error:
+        raise InputError(f"--data {path} cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError) as error:
+        said = error.args[0] if isinstance(error, KeyError) else "no .npz archive"
+        raise InputError(
+            f"--data {path}: {said}; give an .npz file with arrays `inputs` and `targets`"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -55,12 +55,25 @@ class Member:
         return self.depth, self.style
 
 
-def draw_members(num: int, seed: int) -> list[Member]:
-    """Draw different members at random, in the order of their programs; each its own seed."""
-    kinds = list(itertools.product(ACTIVATIONS, INITIALIZERS, DEPTHS, STYLES, OPTIMIZERS))
-    picks = np.random.default_rng(seed).permutation(len(kinds))[:num]
-    members = [Member(*kinds[pick], seed=len(kinds) * seed + int(pick)) for pick in picks]
-    return sorted(members, key=lambda member: (member.program, member.seed))
+def draw_groups(num: int, seed: int) -> list[list[Member]]:
+    """Draw groups of members that differ in their initializer and seed alone, all of them.
+
+    Args:
+      num: members, rounded up to whole groups.
+      seed: of the draw; that of each member is its own.
+    """
+    kinds = list(itertools.product(ACTIVATIONS, DEPTHS, STYLES, OPTIMIZERS))
+    size = len(INITIALIZERS)
+    picks = np.random.default_rng(seed).permutation(len(kinds))[: -(-num // size)]
+    groups = [
+        [
+            Member(phi, initializer, depth, style, optimizer, size * (len(kinds) * seed + pick) + i)
+            for i, initializer in enumerate(INITIALIZERS)
+        ]
+        for pick in picks.tolist()
+        for phi, depth, style, optimizer in [kinds[pick]]
+    ]
+    return sorted(groups, key=lambda group: (group[0].program, group[0].seed))
 
 
 def another(member: Member, rng: np.random.Generator) -> Member:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +34,22 @@ def mean_loss(logits: Array, labels: Array) -> Array:
     return jnp.mean(cross_entropy(logits, labels))
 
 
-def make_judge(style: str, num_steps: int) -> Callable[..., dict[str, Any]]:
-    """Return `(params, choice, inputs, labels) -> rehearsal and rules`, as one program.
+class Judgement(NamedTuple):
+    """What is seen of a network before it is trained.
+
+    Attributes:
+      rehearsal: on the first batch.
+      norms: of every kernel's gradient.
+      zeros: share of the gradient's entries that are zero.
+    """
+
+    rehearsal: Rehearsal
+    norms: Array
+    zeros: Array
+
+
+def make_judge(style: str, num_steps: int) -> Callable[..., Judgement]:
+    """Return `(params, choice, inputs, labels) -> Judgement`.
 
     Args:
       style: of the network.
@@ -43,8 +57,7 @@ def make_judge(style: str, num_steps: int) -> Callable[..., dict[str, Any]]:
     """
     forward = make_forward(style)
 
-    @jax.jit
-    def look(params: Any, choice: Choice, inputs: Array, labels: Array) -> Any:
+    def judge(params: Any, choice: Choice, inputs: Array, labels: Array) -> Judgement:
         rehearsal = make_rehearsal(
             lambda params, inputs, _: forward(params, inputs, choice),
             mean_loss,
@@ -52,16 +65,16 @@ def make_judge(style: str, num_steps: int) -> Callable[..., dict[str, Any]]:
             num_steps=num_steps,
         )(params, inputs, labels, jax.random.key(0))
         grads = jax.grad(lambda params: mean_loss(forward(params, inputs, choice), labels))(params)
-        return rehearsal, *_norms_and_zeros(grads)
-
-    def judge(params: Any, choice: Choice, inputs: Array, labels: Array) -> dict[str, Any]:
-        rehearsal, norms, zeros = jax.device_get(look(params, choice, inputs, labels))
-        fails = {name: rule(norms, float(zeros)) for name, rule in RULES.items()}
-        return {"rules": fails} | {
-            k: np.asarray(v).tolist() for k, v in rehearsal._asdict().items()
-        }
+        return Judgement(rehearsal, *_norms_and_zeros(grads))
 
     return judge
+
+
+def report(judgement: Judgement) -> dict[str, Any]:
+    """Return a judgement on the host as plain numbers, with the word of every rule."""
+    fails = {name: rule(judgement.norms, float(judgement.zeros)) for name, rule in RULES.items()}
+    steps = judgement.rehearsal._asdict()
+    return {"rules": fails} | {name: np.asarray(x).tolist() for name, x in steps.items()}
 
 
 def _norms_and_zeros(grads: Any) -> tuple[Array, Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,9 @@ from .train import make_train
 from .trial import Task, start
 
 
-def make_repair(task: Task, num_steps: int) -> Callable[[Member], dict[str, Any]]:
+def make_repair(
+    task: Task, num_steps: int
+) -> Callable[[Sequence[Member]], Iterator[dict[str, Any]]]:
     """Return what repairs a member, by prescription and by chance, and trains it again."""
 
     def learns(forward: Callable[..., Any], params: Any, member: Member, rate: float = 1.0) -> bool:
@@ -37,7 +39,7 @@ def make_repair(task: Task, num_steps: int) -> Callable[[Member], dict[str, Any]
         forward, best = prescribed(member, task, num_steps)
         words, score, repaired = "nothing", None, False
         if best is not None:
-            words, score = best.change.words, best.score
+            words, score = best.change.words, float(best.score)
             repaired = learns(forward, best.change.params, member, best.change.rate)
         changed = another(member, np.random.default_rng(member.seed))
         by_chance = learns(make_forward(changed.style), start(changed, task), changed)
@@ -49,7 +51,7 @@ def make_repair(task: Task, num_steps: int) -> Callable[[Member], dict[str, Any]
             "seconds": round(time.monotonic() - began, 1),
         }
 
-    return repair
+    return lambda members: map(repair, members)
 
 
 def prescribed(

@@ -1,9 +1,9 @@
-"""One network judged at its start and then trained."""
+"""Networks judged at their start and then trained."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from jaxdnn.propagation.race_table import LEARNED, guess_loss
 from jaxdnn.training.run import load_data
 
 from .family import Member, choice_of, draw_params, make_forward
-from .judge import make_judge
+from .judge import make_judge, report
 from .train import BATCH_SIZE, make_train
 
 # Steps of the rehearsal that are kept, for a look at other lengths than the verdict's.
@@ -62,21 +62,34 @@ def start(member: Member, task: Task) -> dict[str, jax.Array]:
     return draw_params(member, task.images.shape[1], task.num_classes)
 
 
-def make_trial(task: Task, num_steps: int) -> Callable[[Member], dict[str, Any]]:
-    """Return what judges a member at its start and then trains it."""
+def make_trial(
+    task: Task, num_steps: int
+) -> Callable[[Sequence[Member]], Iterator[dict[str, Any]]]:
+    """Return what judges members at their start and then trains them, side by side.
 
-    # The members come in the order of their programs.
+    They have one program, activation and optimizer.
+    """
+
+    # The groups come in the order of their programs.
     @functools.lru_cache(maxsize=1)
     def programs(program: tuple[int, str]) -> tuple[Callable[..., Any], Callable[..., Any]]:
         jax.clear_caches()
-        style = program[1]
-        return make_judge(style, NUM_REHEARSED), make_train(make_forward(style), num_steps)
+        judge = make_judge(program[1], NUM_REHEARSED)
+        train = make_train(make_forward(program[1]), num_steps)
+        return (
+            jax.jit(jax.vmap(judge, in_axes=(0, None, None, None))),
+            jax.jit(jax.vmap(train, in_axes=(0, None, None, None, 0))),
+        )
 
-    def trial(member: Member) -> dict[str, Any]:
-        judge, train = programs(member.program)
-        params, choice = start(member, task), choice_of(member)
-        said = judge(params, choice, *task.first_batch)
-        loss = train(params, choice, task.images, task.labels, jax.random.key(member.seed))
-        return said | {"final_loss": float(loss), "learned": bool(loss < task.bound)}
+    def trial(members: Sequence[Member]) -> Iterator[dict[str, Any]]:
+        judge, train = programs(members[0].program)
+        choice = choice_of(members[0])
+        params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(start(m, task) for m in members))
+        said = jax.device_get(judge(params, choice, *task.first_batch))
+        keys = jax.vmap(jax.random.key)(jnp.array([member.seed for member in members]))
+        losses = train(params, choice, task.images, task.labels, keys)
+        for index, loss in enumerate(losses.tolist()):
+            own = jax.tree.map(lambda leaf, index=index: leaf[index], said)
+            yield report(own) | {"final_loss": loss, "learned": bool(loss < task.bound)}
 
     return trial

@@ -13,6 +13,7 @@ from collections import defaultdict
 
 import numpy as np
 
+from jaxdnn.diagnosis.gains import Gain
 from jaxdnn.diagnosis.graph import Graph
 from jaxdnn.diagnosis.measure import named_stations
 from jaxdnn.diagnosis.reduce import Measurement
@@ -32,13 +33,13 @@ CERTAIN = 100.0
 _STRUCTURAL = 20.0
 
 
-def find_causes(graph: Graph, measured: Measurement, gains: dict[str, float]) -> tuple[Cause, ...]:
+def find_causes(graph: Graph, measured: Measurement, gains: dict[str, Gain]) -> tuple[Cause, ...]:
     """Rank what is wrong, worst first.
 
     Args:
       graph: of the network.
       measured: of one pass.
-      gains: root mean square slope of each activation at standard normal values, by station.
+      gains: what each activation does at standard normal values, by station.
     """
     found = [
         *_weights(graph, measured),
@@ -116,9 +117,9 @@ def _dead(graph: Graph, measured: Measurement, index: int) -> float:
     return 0.0
 
 
-def _activations(graph: Graph, measured: Measurement, gains: dict[str, float]) -> list[Cause]:
+def _activations(graph: Graph, measured: Measurement, gains: dict[str, Gain]) -> list[Cause]:
     final = len(graph.layers)
-    hidden = {name: gain for name, gain in gains.items() if not name.startswith(f"{final}.")}
+    hidden = {name: gain.slope for name, gain in gains.items() if not name.startswith(f"{final}.")}
     if len(hidden) < 3:
         return []
     usual = float(np.median([log(gain) for gain in hidden.values()]))
@@ -138,15 +139,16 @@ def _activations(graph: Graph, measured: Measurement, gains: dict[str, float]) -
 
 
 def _missing_norms(graph: Graph) -> list[Cause]:
-    """Compare ways between layers that are alike but for a norm."""
+    """Compare ways between layers that are alike but for a norm.
+
+    Norms that open residual blocks do not count: the way out of the last block has none.
+    """
     alike: dict[tuple[str, ...], list[tuple[int, bool]]] = defaultdict(list)
-    for link in graph.links[:-1]:
+    for upper, link in enumerate(graph.links[:-1]):
         kinds = [station.kind for station in link.stations]
+        opens = "norm" in kinds and "residual" in kinds[: kinds.index("norm")]
         if link.below is not None:
-            rest = tuple(
-                kind for kind in kinds if kind not in ("norm", "shape", "pooling", "gain", "scale")
-            )
-            alike[rest].append((link.below, "norm" in kinds))
+            alike[_without_norm(kinds)].append((upper, "norm" in kinds and not opens))
     causes = []
     for ways in alike.values():
         having = sum(has for _, has in ways)
@@ -154,10 +156,14 @@ def _missing_norms(graph: Graph) -> list[Cause]:
             text = f"{having} of {len(ways)} layers like it are followed by a norm; it is not"
             causes += [
                 Cause(graph.layers[below].path, "missing norm", text, _STRUCTURAL)
-                for below, has in ways
-                if not has
+                for upper, has in ways
+                if not has and (below := graph.links[upper].below) is not None
             ]
     return causes
+
+
+def _without_norm(kinds: list[str]) -> tuple[str, ...]:
+    return tuple(k for k in kinds if k not in ("norm", "shape", "pooling", "gain", "scale"))
 
 
 def _dropouts(graph: Graph, measured: Measurement) -> list[Cause]:
@@ -195,7 +201,7 @@ def _softmax(graph: Graph) -> list[Cause]:
 
 
 def _everywhere(graph: Graph, measured: Measurement) -> list[Cause]:
-    """A factor that most layers share."""
+    """A factor that most layers share, and that adds up from the last layer to the first."""
     factors = [
         log_factor(graph, measured, i)
         for i in range(len(graph.layers))
@@ -204,7 +210,9 @@ def _everywhere(graph: Graph, measured: Measurement) -> list[Cause]:
     if len(factors) < 3 or not np.isfinite(factors).all():
         return []
     typical = float(np.median(factors))
+    first, last = (log(measured.delta[graph.layers[i].z]) for i in (0, -1))
+    total = math.copysign(first - last, (first - last) * typical)
     name = "gain too small everywhere" if typical < 0 else "gain too large everywhere"
     text = f"the gradient changes by {math.exp(typical):.3g} in a typical layer"
-    strength = abs(typical) * len(factors) / FACTOR_SPREAD
+    strength = min(abs(typical) * len(factors), max(total, 0.0)) / FACTOR_SPREAD
     return [Cause(graph.layers[0].path, name, text, strength)]

@@ -95,9 +95,13 @@ def make_rehearse(
         return make_rehearsal(forward, seen.loss, optimizer, num_steps=verdict.NUM_STEPS)
 
     plain = make({})
+    # Changes that share their edits share a program. Kept with it, an id stays theirs.
+    made: dict[int, tuple[Mapping[int, Edit], Callable[..., Rehearsal]]] = {}
 
     def rehearse(params: Any, edits: Mapping[int, Edit], rate: float) -> Rehearsal:
-        run_it = make(edits) if edits else plain
+        if edits and id(edits) not in made:
+            made[id(edits)] = edits, make(edits)
+        run_it = made[id(edits)][1] if edits else plain
         return jax.device_get(run_it(params, inputs, targets, seen.key, rate))
 
     return rehearse

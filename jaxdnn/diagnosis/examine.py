@@ -11,7 +11,7 @@ from jax import Array
 from jaxdnn.diagnosis.adapters import Network, leaf_names, make_network
 from jaxdnn.diagnosis.causes import find_causes
 from jaxdnn.diagnosis.checks import check_inputs, default_loss, logits_shape, mean_loss
-from jaxdnn.diagnosis.gains import activation_gains
+from jaxdnn.diagnosis.gains import Gain, activation_gains
 from jaxdnn.diagnosis.graph import Graph, make_graph
 from jaxdnn.diagnosis.measure import Loss, make_pass
 from jaxdnn.diagnosis.reduce import Measurement, reduce
@@ -29,7 +29,7 @@ class Examination(NamedTuple):
       loss: `(logits, targets) -> scalar`.
       key: of dropout.
       measured: at the start.
-      gains: slope of each activation at standard normal values, by station.
+      gains: what each activation does at standard normal values, by station.
       causes: worst first.
     """
 
@@ -38,7 +38,7 @@ class Examination(NamedTuple):
     loss: Loss
     key: Array
     measured: Measurement
-    gains: dict[str, float]
+    gains: dict[str, Gain]
     causes: tuple[Cause, ...]
 
     @property

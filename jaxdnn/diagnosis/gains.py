@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,28 @@ from jax import Array
 
 from jaxdnn.diagnosis.graph import Graph
 from jaxdnn.diagnosis.measure import named_stations, slope_function
-from jaxdnn.diagnosis.probe import Environment
+from jaxdnn.diagnosis.probe import Environment, replay
 from jaxdnn.diagnosis.program import Dependence, Program
 from jaxdnn.diagnosis.reduce import host_rms
 from jaxdnn.diagnosis.stations import Station
 
 
-def activation_gains(graph: Graph, params: Any) -> dict[str, float]:
-    """Return the root mean square slope at standard normal values, by station.
+class Gain(NamedTuple):
+    """What an activation does at standard normal values.
+
+    Attributes:
+      slope: root mean square of phi'.
+      value: root mean square of phi.
+      mean: of phi.
+    """
+
+    slope: float
+    value: float
+    mean: float
+
+
+def activation_gains(graph: Graph, params: Any) -> dict[str, Gain]:
+    """Return what each activation does at standard normal values, by station.
 
     Args:
       graph: of the network.
@@ -26,7 +40,7 @@ def activation_gains(graph: Graph, params: Any) -> dict[str, float]:
     """
     environment = _without_inputs(graph.program, params)
     drawn: dict[tuple[int, ...], Array] = {}
-    known: dict[Any, float] = {}
+    known: dict[Any, Gain] = {}
     gains = {}
     for name, station in named_stations(graph, "activation").items():
         if not _is_closed(station, environment):
@@ -37,10 +51,17 @@ def activation_gains(graph: Graph, params: Any) -> dict[str, float]:
             drawn[value.shape] = jnp.asarray(normal, value.dtype)
         signature = (value.shape, *(step.signature for step in station.steps))
         if signature not in known or any(len(step.inputs) > 1 for step in station.steps):
-            slope = jax.jit(slope_function(station, environment))
-            known[signature] = host_rms(slope(drawn[value.shape]))
+            known[signature] = _gain(station, environment, drawn[value.shape])
         gains[name] = known[signature]
     return gains
+
+
+def _gain(station: Station, environment: Environment, z: Array) -> Gain:
+    function = replay(station.steps, environment, station.start, station.end)
+    slope = slope_function(station, environment)
+    slopes, values = jax.jit(lambda z: (slope(z), function(z)))(z)
+    mean = float(np.mean(np.asarray(values, np.float64)))
+    return Gain(host_rms(slopes), host_rms(values), mean)
 
 
 def _without_inputs(program: Program, params: Any) -> Environment:

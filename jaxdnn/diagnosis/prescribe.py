@@ -2,11 +2,12 @@
 
 A change is new parameters, edits of the forward pass, or both. The rehearsal says how good it is:
 new parameters run through the program that is compiled already, edits compile another, which takes
-most of the time: so both go side by side, and edits only until one makes the network train.
+most of the time: so both go side by side, and edits only until one makes the network train well.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -15,11 +16,12 @@ from jaxdnn.diagnosis.changes import candidates
 from jaxdnn.diagnosis.examine import Examination
 from jaxdnn.diagnosis.remedies import Change
 from jaxdnn.diagnosis.result import Prescription
-from jaxdnn.diagnosis.verdict import TRAINS
 
-# Changes that are shown, and changes that compile a program of their own.
+# Changes that are shown, and programs that are compiled.
 MOST_SHOWN = 5
-MOST_EDITS = 4
+MOST_EDITS = 6
+# Nothing better is looked for.
+_GOOD = 0.6
 # A score must rise by this share of what is missing to 1.
 _HELPS = 0.1
 Try = Callable[[Change], float]
@@ -54,19 +56,21 @@ def prescribe(seen: Examination, before: float, attempt: Try) -> tuple[Prescript
 def try_changes(seen: Examination, before: float, attempt: Try) -> list[Tried]:
     """Return the changes that help, best first; arguments as in `prescribe`."""
     changes = list(candidates(seen.graph, seen.measured, seen.params, seen.causes, seen.gains))
-    edited = [change for change in changes if change.edits]
+    by_edits = itertools.groupby(changes, key=lambda change: id(change.edits))
+    groups = [list(group) for _, group in by_edits]
+    edited = [group for group in groups if group[0].edits]
     with ThreadPoolExecutor(1) as beside:
-        by_edits = beside.submit(_try_until_it_trains, edited[:MOST_EDITS], attempt)
+        later = beside.submit(_try_until_it_trains, edited[:MOST_EDITS], attempt)
         tried = [Tried(each, attempt(each)) for each in changes if not each.edits]
-        tried += by_edits.result()
+        tried += later.result()
     helped = [each for each in tried if each.score - before > _HELPS * (1 - before)]
     return sorted(helped, key=lambda each: -each.score)
 
 
-def _try_until_it_trains(changes: Sequence[Change], attempt: Try) -> list[Tried]:
+def _try_until_it_trains(groups: Sequence[Sequence[Change]], attempt: Try) -> list[Tried]:
     tried: list[Tried] = []
-    for change in changes:
-        tried.append(Tried(change, attempt(change)))
-        if tried[-1].score >= TRAINS:
+    for group in groups:
+        tried += [Tried(change, attempt(change)) for change in group]
+        if max(each.score for each in tried) >= _GOOD:
             break
     return tried

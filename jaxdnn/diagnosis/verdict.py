@@ -2,7 +2,8 @@
 
     best  = loss of the best answer that does not look at the inputs, at each step
     T     = steps until all is learnt = steps x best / (best - loss at the end)      if loss < best
-          = steps until the loss is down at the best, at the pace of its logarithm   otherwise
+          = steps until the loss is down at the best, at the pace of its logarithm   otherwise;
+            infinite where it has long been there
     score = horizon / (horizon + T (1 + log(loss at the start / best) / 4))
 
 The score is 1/2 where the network would just come all the way within the horizon, 1/3 where it
@@ -31,6 +32,8 @@ TRAINS = 1 / 3
 AT_RISK = 0.1
 # A loss that starts so many times above the best constant may first have to come down.
 _FAR = 2.0
+# A loss of so many times the best constant's is down at it.
+_THERE = 1.05
 _START_WEIGHT = 0.25
 
 
@@ -57,7 +60,8 @@ def _steps_down(ratio: Float[np.ndarray, " step"], late: int) -> float:
     """Return the steps until a loss of `ratio` times the best constant's is down there."""
     height = np.log(np.maximum(ratio, 1e-12))
     pace = (height[:late].mean() - height[-late:].mean()) / (len(height) - late)
-    if ratio[0] < _FAR or pace <= 0:
+    arrived = bool((ratio[len(ratio) // 2 :] < _THERE).all())
+    if ratio[0] < _FAR or pace <= 0 or arrived:
         return np.inf
     return len(height) - 1 + max(float(height[-late:].mean()), 0.0) / pace
 

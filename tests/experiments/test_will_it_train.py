@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import will_it_train
+from resume import item_of, work_through
 from trainability import family, judge, table
 from trainability.train import make_train
+from trainability.trial import Task, make_trial, start
 
 from jaxdnn import diagnose
 from jaxdnn.diagnosis import verdict
@@ -25,7 +26,7 @@ def test_score_of_a_row_is_that_of_diagnose():
     said = judge.make_judge(MEMBER.style, verdict.NUM_STEPS)(
         params, family.choice_of(MEMBER), INPUTS, jnp.asarray(LABELS)
     )
-    ours = judge.score_of(said, num_steps=verdict.NUM_STEPS, horizon=300)
+    ours = judge.score_of(judge.report(said), num_steps=verdict.NUM_STEPS, horizon=300)
     diagnosis = diagnose(
         (family.make_model(MEMBER), params),
         INPUTS,
@@ -51,10 +52,24 @@ def test_training_with_the_chosen_optimizer():
     assert sgd < adam < still
 
 
+def test_networks_side_by_side_are_those_one_by_one():
+    task = Task(jnp.asarray(INPUTS), jnp.asarray(LABELS), 4, bound=1.0)
+    group = next(g for g in family.draw_groups(960, 0) if g[0].program == (5, "batch"))
+    together = list(make_trial(task, 3)(group))
+    for member, row in zip(group, together, strict=True):
+        train = make_train(family.make_forward(member.style), 3)
+        key = jax.random.key(member.seed)
+        choice = family.choice_of(member)
+        loss = float(train(start(member, task), choice, task.images, task.labels, key))
+        assert row["final_loss"] == pytest.approx(loss, rel=1e-4)
+        assert row["learned"] == (row["final_loss"] < 1.0)
+
+
 def test_members_differ_and_so_does_another():
-    members = family.draw_members(200, 1)
+    members = [member for group in family.draw_groups(200, 1) for member in group]
     assert len(set(members)) == 200
-    assert not {m.seed for m in members} & {m.seed for m in family.draw_members(200, 0)}
+    others = [member for group in family.draw_groups(200, 0) for member in group]
+    assert not {m.seed for m in members} & {m.seed for m in others}
     rng = np.random.default_rng(0)
     for member in members[:20]:
         one, two = dataclasses.asdict(member), dataclasses.asdict(family.another(member, rng))
@@ -76,23 +91,21 @@ def test_auc_is_the_chance_to_rank_a_pair_rightly():
 
 
 def test_goes_on_where_it_stopped(tmp_path):
-    members, path, worked = family.draw_members(6, 0), tmp_path / "rows.jsonl", []
+    groups, path, worked = family.draw_groups(15, 0), tmp_path / "rows.jsonl", []
 
-    def work(member):
-        worked.append(member)
-        return {"learned": member.depth > 5}
+    def work(members):
+        worked.append(members)
+        return [{"learned": member.seed % 2 == 0} for member in members]
 
     def go(stop_after):
-        return will_it_train.work_through(
-            members, work, path, lambda: len(worked) >= stop_after, progress=False
-        )
+        return work_through(groups, work, path, lambda: len(worked) >= stop_after, progress=False)
 
     with pytest.raises(Interrupted):
         go(2)
-    assert worked == members[:2]
+    assert worked == groups[:2]
     rows = go(99)
-    assert worked == members
-    assert [will_it_train.member_of(row) for row in rows] == members
+    assert worked == groups
+    assert [item_of(family.Member, row) for row in rows] == [m for g in groups for m in g]
     assert [json.loads(line) for line in path.read_text().splitlines()] == rows
 
 

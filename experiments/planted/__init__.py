@@ -1,0 +1,1 @@
+"""Random networks with one planted fault each."""
