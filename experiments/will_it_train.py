@@ -70,10 +70,10 @@ def main() -> int:
                 stopped,
                 progress=arguments.progress,
             )
-            failed = [row for row in trained if not row["learned"]]
-            picks = np.random.default_rng(arguments.seed).permutation(len(failed))
+            order = np.random.default_rng(arguments.seed).permutation(len(trained))
+            failed = [trained[place] for place in order if not trained[place]["learned"]]
             repaired = work_through(
-                [[item_of(Member, failed[pick])] for pick in sorted(picks[: arguments.repair])],
+                [[item_of(Member, row)] for row in failed[: arguments.repair]],
                 make_repair(task, arguments.steps),
                 arguments.out / "repairs.jsonl",
                 stopped,

@@ -24,10 +24,10 @@ def draw_gradients(folder: RunFolder, path: Path) -> None:
     figure = new_figure(max(6.5, min(13, 3 + 0.12 * len(looks))), 2.2 + 0.32 * min(len(layers), 30))
     axes = figure.subplots()
     axes.set_facecolor(GREY)
+    # No step comes before the first.
+    steps = np.maximum(_edges([look["step"] for look in looks]), 0)
     # cividis: the same to people with and without red-green blindness.
-    mesh = axes.pcolormesh(
-        _edges([look["step"] for look in looks]), _edges(range(len(layers))), logs, cmap="cividis"
-    )
+    mesh = axes.pcolormesh(steps, _edges(range(len(layers))), logs, cmap="cividis")
     figure.colorbar(mesh, ax=axes, label="log10 of delta's RMS")
     every = -(-len(layers) // 30)
     axes.set_yticks(range(0, len(layers), every), layers[::every])

@@ -65,3 +65,18 @@ def test_fault_is_named_first(fault, cause, path):
 
 def test_healthy_network_has_no_cause():
     assert make() == ()
+
+
+def test_block_opened_by_a_norm_misses_none_at_its_end():
+    """Pre-norm blocks, each with a norm of its own, and none after the last."""
+    kernels = [normal(i, WIDTH, WIDTH) / np.sqrt(WIDTH) for i in range(DEPTH)]
+
+    def apply(params, x):
+        x = x @ params[0]
+        for kernel in params[1:-1]:
+            h = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-6)
+            x = x + jax.nn.gelu(h @ kernel)
+        return x @ params[-1]
+
+    seen = examine((apply, kernels), normal(99, BATCH, WIDTH), jnp.arange(BATCH) % 10)
+    assert "missing norm" not in {cause.cause for cause in seen.causes}

@@ -124,6 +124,7 @@ def make(scale):
 def good(): return make(0.5)
 def bad(): return make(1e-4)
 def broken(): raise RuntimeError("no data")
+number = 3
 """
 
 
@@ -144,6 +145,9 @@ def test_shell_command(tmp_path, monkeypatch, capsys):
         ["nowhere:good", *options],
         ["some_networks:good", "--input", "16,x"],
         ["some_networks:good", "--unknown"],
+        ["some_networks:number", *options],
+        ["some_networks:good", "--data", "some_networks.py"],
+        ["some_networks:good", "--data", "nowhere.npz"],
     ):
         assert check.main(wrong) == 3
         assert capsys.readouterr().err.startswith("error: ")

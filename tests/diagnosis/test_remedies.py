@@ -6,10 +6,13 @@ import numpy as np
 import optax
 import pytest
 
+from jaxdnn.diagnosis.critical import critical
 from jaxdnn.diagnosis.diagnose import edited
 from jaxdnn.diagnosis.examine import examine
+from jaxdnn.diagnosis.rectify import rectifiers
 from jaxdnn.diagnosis.rehearsal import Rehearsal, make_rehearsal
-from jaxdnn.diagnosis.remedies import shortcuts
+from jaxdnn.diagnosis.remedies import batch_norms, shortcuts
+from jaxdnn.diagnosis.terms import log_factor
 from jaxdnn.diagnosis.verdict import score
 from tests.diagnosis import zoo
 
@@ -31,14 +34,86 @@ def network(skip, scale):
     return apply
 
 
+def logits_of(seen, change):
+    return edited(seen, change.edits)(change.params, INPUTS, seen.key)
+
+
 @pytest.mark.parametrize(("skip", "words"), [(0, "shortcuts past 4"), (1, "residual branches")])
 def test_every_block_then_adds_over_the_root_of_their_number(skip, words):
     seen = examine((network(skip, 1.0), KERNELS), INPUTS, TARGETS)
     (change,) = shortcuts(seen.graph, seen.params, seen.gains)
     assert change.words.startswith(words)
-    logits = edited(seen, change.edits)(change.params, INPUTS, seen.key)
     expected = network(1, 1 / np.sqrt(HIDDEN))(KERNELS, INPUTS)
-    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(logits_of(seen, change), expected, rtol=1e-5, atol=1e-5)
+
+
+def plain(phi, norm=lambda z: z):
+    """Layers of norm and activation alone."""
+
+    def apply(params, x):
+        for kernel in params[:-1]:
+            x = phi(norm(x @ kernel))
+        return x @ params[-1]
+
+    return apply
+
+
+def test_what_has_a_mean_is_added_over_the_number_of_blocks():
+    seen = examine((plain(jax.nn.relu), KERNELS), INPUTS, TARGETS)
+    (change,) = shortcuts(seen.graph, seen.params, seen.gains)
+    h = jax.nn.relu(INPUTS @ KERNELS[0])
+    for kernel in KERNELS[1:-1]:
+        h = h + jax.nn.relu(h @ kernel) / HIDDEN
+    np.testing.assert_allclose(logits_of(seen, change), h @ KERNELS[-1], rtol=1e-5, atol=1e-5)
+
+
+def test_relu_replaces_the_activations_with_hes_weights():
+    seen = examine((plain(jax.nn.sigmoid), KERNELS), INPUTS, TARGETS)
+    change = next(rectifiers(seen.graph, seen.measured, seen.params, seen.gains))
+    sigmas = [np.sqrt(np.mean(k**2) * len(k)) for k in change.params]
+    np.testing.assert_allclose(sigmas, [1.0, *[np.sqrt(2)] * (HIDDEN + 1)], rtol=1e-5)
+    expected = plain(jax.nn.relu)(change.params, INPUTS)
+    np.testing.assert_allclose(logits_of(seen, change), expected, rtol=1e-5, atol=1e-5)
+    rectified = examine((plain(jax.nn.relu), KERNELS), INPUTS, TARGETS)
+    assert not list(rectifiers(rectified.graph, rectified.measured, KERNELS, rectified.gains))
+
+
+def normalised(axis):
+    def norm(z):
+        centred = z - z.mean(axis, keepdims=True)
+        return centred * jax.lax.rsqrt(z.var(axis, keepdims=True) + 1e-5)
+
+    return norm
+
+
+def test_batch_norm_stands_in_for_layer_norm():
+    seen = examine((plain(jnp.tanh, normalised(-1)), KERNELS), INPUTS, TARGETS)
+    (change,) = batch_norms(seen.graph, seen.params)
+    expected = plain(jnp.tanh, normalised(0))(KERNELS, INPUTS)
+    np.testing.assert_allclose(logits_of(seen, change), expected, rtol=1e-4, atol=1e-4)
+    over_batch = examine((plain(jnp.tanh, normalised(0)), KERNELS), INPUTS, TARGETS)
+    assert not list(batch_norms(over_batch.graph, KERNELS))
+
+
+def test_critical_weights_and_biases_keep_a_wide_network_at_one():
+    """sigma_w² E phi'² = 1 and sigma_w² E phi² + sigma_b² = 1 for tanh; width 500, so 5 %."""
+    width = 500
+    params = [{"kernel": zoo.normal(i, width, width), "bias": jnp.zeros(width)} for i in range(6)]
+
+    def apply(params, x):
+        for layer in params[:-1]:
+            x = jnp.tanh(x @ layer["kernel"] + layer["bias"])
+        return x @ params[-1]["kernel"]
+
+    inputs = zoo.normal(9, 32, width)
+    seen = examine((apply, params), inputs, jnp.arange(32))
+    change = critical(seen.graph, seen.measured, params, seen.gains)
+    after = examine((apply, change.params), inputs, jnp.arange(32))
+    for layer in range(1, 5):
+        assert after.measured.forward[layer].rms == pytest.approx(1, rel=0.05)
+        factor = log_factor(after.graph, after.measured, layer - 1)
+        assert factor == pytest.approx(0, abs=0.05)
+    assert "sigma_b" in change.words
 
 
 def test_rate_of_a_rehearsal_is_a_factor_on_the_learning_rate():
@@ -67,3 +142,6 @@ def test_loss_that_comes_down_from_far_scores_by_when_it_is_down():
     late = (60 + 20 / 0.1 - 53) * (1 + 20 / 4)
     assert down(0.1) == pytest.approx(300 / (300 + late), rel=1e-6)
     assert down(0.1) < down(0.2)
+    # Down there for long, and nothing learnt: it is dead.
+    stuck = np.maximum(np.exp(20 - 2 * steps), 1.0)
+    assert score(Rehearsal(stuck, constant, np.ones(())), horizon=300) == 0
