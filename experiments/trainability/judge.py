@@ -72,7 +72,8 @@ def make_judge(style: str, num_steps: int) -> Callable[..., Judgement]:
 
 def report(judgement: Judgement) -> dict[str, Any]:
     """Return a judgement on the host as plain numbers, with the word of every rule."""
-    fails = {name: rule(judgement.norms, float(judgement.zeros)) for name, rule in RULES.items()}
+    norms, zeros = np.asarray(judgement.norms), float(judgement.zeros)
+    fails = {name: rule(norms, zeros) for name, rule in RULES.items()}
     steps = judgement.rehearsal._asdict()
     return {"rules": fails} | {name: np.asarray(x).tolist() for name, x in steps.items()}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -162,7 +163,7 @@ def _missing_norms(graph: Graph) -> list[Cause]:
     return causes
 
 
-def _without_norm(kinds: list[str]) -> tuple[str, ...]:
+def _without_norm(kinds: Sequence[str]) -> tuple[str, ...]:
     return tuple(k for k in kinds if k not in ("norm", "shape", "pooling", "gain", "scale"))
 
 
