@@ -16,15 +16,18 @@ def folder_beside(source: Source) -> Path | None:
     """Return a folder for what is known about a source's images; None where there is none.
 
     It is `.jaxdnn` in a folder of images, `.NAME.jaxdnn` beside a zip; where that cannot be
-    written, a folder in $XDG_CACHE_HOME or ~/.cache.
+    written, or is not on this machine, a folder in $XDG_CACHE_HOME or ~/.cache.
     """
     if source.home is None:
         return None
-    home = source.home.absolute()
-    own = home / ".jaxdnn" if home.is_dir() else home.with_name(f".{home.name}.jaxdnn")
+    own = []
+    home = source.home
+    if isinstance(home, Path):
+        home = home.absolute()
+        own = [home / ".jaxdnn" if home.is_dir() else home.with_name(f".{home.name}.jaxdnn")]
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     name = hashlib.sha256(os.fsencode(home)).hexdigest()[:16]
-    for folder in (own, caches / "jaxdnn" / name):
+    for folder in (*own, caches / "jaxdnn" / name):
         if _can_write(folder):
             return folder
     return None

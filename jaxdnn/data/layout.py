@@ -21,7 +21,7 @@ SPLIT_SPELLINGS = {
 _EXPECTED = "expected {class}/… or {split}/{class}/… with splits train, validation, test"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Labelled:
     """One file in its place: its index in the listing, its class and its split ('' if none)."""
 
@@ -44,9 +44,10 @@ def split_of(name: str) -> str:
 
 
 def printable(name: str) -> str:
-    """Return a file's name as text that any stream can encode, in Unicode's composed form."""
+    """Return a file's name as text of one line for any stream, in Unicode's composed form."""
     text = os.fsencode(name).decode("utf-8", "replace")
-    return unicodedata.normalize("NFC", text)
+    shown = "".join("\ufffd" if unicodedata.category(c) == "Cc" else c for c in text)
+    return unicodedata.normalize("NFC", shown)
 
 
 def class_layout(names: tuple[str, ...], *, origin: str) -> Layout:

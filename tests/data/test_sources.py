@@ -15,10 +15,11 @@ import pytest
 from PIL import Image
 
 from jaxdnn.data.decode import UnreadableImage, decode
-from jaxdnn.data.files import folder_files, read_file, zip_files
+from jaxdnn.data.folders import folder_files, read_file
 from jaxdnn.data.layout import class_layout
 from jaxdnn.data.source import Source
 from jaxdnn.data.sources import image_folder, image_zip, open_source, silhouettes, tfds
+from jaxdnn.data.zips import zip_files
 from jaxdnn.errors import InputError
 
 
@@ -125,6 +126,29 @@ def test_a_train_is_a_class_beside_other_vehicles():
     assert {(file.split, file.class_name) for file in layout.files} == {("", "bus"), ("", "train")}
 
 
+def test_a_name_is_one_line(tmp_path):
+    source = image_folder(write_folder(tmp_path / "photos", ["dog/a\nb\t.png", "cat/1.png"]))
+    assert source.item_names[1] == "dog/a\ufffdb\ufffd.png"
+    assert source.read(1) == png(0)
+
+
+def test_a_folder_that_cannot_be_listed_is_set_aside(tmp_path, monkeypatch):
+    root = write_folder(tmp_path / "photos", ["dog/1.png", "cat/1.png", "closed/1.png"])
+    scandir = os.scandir
+
+    def refuse(folder: str):  # Rights do not bind an administrator, who may run the tests.
+        if folder.endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    source = image_folder(root)
+    assert list(source.item_names) == ["cat/1.png", "dog/1.png"]
+    assert source.set_aside == (("closed/", "a folder that cannot be listed: Permission denied"),)
+    with pytest.raises(InputError, match=r"cannot list folder .*closed': Permission denied"):
+        image_folder(root / "closed")
+
+
 @both
 def test_names_in_any_script(tmp_path, kind):
     decomposed = "cafe\u0301/犬.png"
@@ -187,11 +211,10 @@ def test_a_file_has_a_largest_size(tmp_path):
 @pytest.mark.parametrize(
     "name", ["../x.png", "dog/../../x.png", "/etc/x.png", "C:/x.png", "dog\\..\\x.png", "../x.txt"]
 )
-def test_a_zip_that_points_outside_is_refused(tmp_path, name):
-    path = write_zip(tmp_path / "photos.zip", ["dog/1.png", "cat/1.png", name])
-    with pytest.raises(InputError, match=r"unsafe path .*expected paths inside") as caught:
-        open_source(str(path))
-    assert repr(name) in str(caught.value)
+def test_a_zip_member_that_points_outside_is_set_aside(tmp_path, name):
+    source = open_source(str(write_zip(tmp_path / "photos.zip", ["dog/1.png", "cat/1.png", name])))
+    assert list(source.item_names) == ["cat/1.png", "dog/1.png"]
+    assert source.set_aside == ((name, "its path points outside the archive"),)
 
 
 def test_an_encrypted_zip_is_refused(tmp_path):
@@ -204,13 +227,10 @@ def test_an_encrypted_zip_is_refused(tmp_path):
         image_zip(path)
 
 
-def test_a_zip_cut_short_or_no_zip_is_refused(tmp_path):
-    path = write_zip(tmp_path / "photos.zip", ["dog/1.png", "cat/1.png"])
-    path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(InputError, match=r"cannot read zip .*complete zip"):
-        open_source(str(path))
-    (tmp_path / "a.txt").write_text("no zip")
-    with pytest.raises(InputError, match=r"cannot read zip"):
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK", b"PK\x03\x04 but no more"])
+def test_what_is_no_zip_is_refused(tmp_path, content):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(InputError, match=r"cannot read zip .*expected a zip archive"):
         open_source(str(tmp_path / "a.txt"))
 
 
