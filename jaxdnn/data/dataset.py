@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
 from jaxdnn.data.combined import combine, with_splits
-from jaxdnn.data.leakage import check_leakage
+from jaxdnn.data.inventory import Inventory
+from jaxdnn.data.leakage import leakage_of
 from jaxdnn.data.materialise import (
     Decoded,
     Progress,
@@ -23,6 +24,7 @@ from jaxdnn.data.sources import open_source
 from jaxdnn.data.splits import train_validation_test
 from jaxdnn.data.standard import Standard, measure_standard
 from jaxdnn.data.stream import Stream, StreamedImages, open_stream
+from jaxdnn.data.told import told
 from jaxdnn.errors import InputError
 
 MEMORY_SHARE = 0.25
@@ -70,6 +72,8 @@ class Dataset:
       train, validation, test: without a common item.
       skipped: images left out, with the reason.
       origin: where the images come from, for people.
+      inventory: sizes and modes, as stored.
+      leakage: what is among the test images and among the others; '' for nothing.
     """
 
     class_names: tuple[str, ...]
@@ -78,23 +82,12 @@ class Dataset:
     test: Split
     skipped: tuple[Skipped, ...]
     origin: str
+    inventory: Inventory = field(default_factory=Inventory)
+    leakage: str = ""
 
     def told(self) -> str:
-        """Return one line on what was found, with the first images that were skipped."""
-        sides = " x ".join(map(str, self.train.images.shape[1:]))
-        streamed = ", streamed" if isinstance(self.train.images, StreamedImages) else ""
-        counts = ", ".join(
-            f"{len(part.labels):,} {name}"
-            for name, part in (
-                ("to train", self.train),
-                ("to validate", self.validation),
-                ("to test", self.test),
-            )
-        )
-        first = "; ".join(f"{name}: {reason}" for name, reason in self.skipped[:_SHOWN])
-        more = "; …" if len(self.skipped) > _SHOWN else ""
-        skipped = f"; {len(self.skipped):,} skipped ({first}{more})" if self.skipped else ""
-        return f"{self.origin}: {counts}, {sides}{streamed}{skipped}"
+        """Return what was found, in a few lines."""
+        return told(self)
 
 
 def load(
@@ -146,14 +139,17 @@ def load(
     Raises:
       InputError: anything in the data or in these arguments that the user can put right.
     """
-    source = open_source(data, data_dir if other is None or data.startswith("tfds:") else None)
+    bar = progress is True
+    own_dir = data_dir if other is None or data.startswith("tfds:") else None
+    source = open_source(data, own_dir, progress=bar)
     if other is not None:
         drawn = {
             "validation_fraction": validation_fraction,
             "test_fraction": test_fraction,
             "seed": seed,
         }
-        others = open_source(other, data_dir if other.startswith("tfds:") else None)
+        others_dir = data_dir if other.startswith("tfds:") else None
+        others = open_source(other, others_dir, progress=bar)
         source = combine([with_splits(each, **drawn) for each in (source, others)])
     chosen = source.default_positive if positive is None else positive
     labels, class_names = positive_task(source.labels, source.class_names, chosen)
@@ -175,21 +171,26 @@ def load(
                 max_workers=max_workers,
                 on_done=on_done,
             )
-        found = [_streamed(stream, part) for part in parts]
+        found, inventory = [_streamed(stream, part) for part in parts], stream.survey.inventory
     else:
         found = _decode_parts(source, parts, size, depth, max_workers, progress)
+        inventory = sum((part.inventory for part in found), Inventory())
     unreadable = [skipped for part in found for skipped in part.skipped]
     _check_unreadable(unreadable, len(source.labels), max_unreadable_fraction, source.name)
     train, validation, test = (
         _split(source, part, indices, labels) for part, indices in zip(found, parts, strict=True)
     )
     _check_classes(train, validation, test, class_names, source.name)
-    if not allow_duplicates:
-        check_leakage(source, parts, [part.digests for part in found])
+    leakage = leakage_of(source, parts, [part.digests for part in found])
+    if leakage and not allow_duplicates:
+        raise InputError(
+            f"{leakage}; expected none, or the test says too much; remove them, or allow them with "
+            "--allow-duplicates"
+        )
     outside = [Skipped(name, "outside every class folder") for name in source.outside]
     set_aside = [Skipped(*found) for found in source.set_aside]
-    skipped = (*outside, *set_aside, *unreadable)
-    return Dataset(class_names, train, validation, test, skipped, source.name)
+    skipped = (*set_aside, *outside, *unreadable)
+    return Dataset(class_names, train, validation, test, skipped, source.name, inventory, leakage)
 
 
 def _decode_parts(

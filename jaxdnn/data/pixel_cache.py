@@ -55,6 +55,10 @@ class PixelCache:
         """Number of images that need not be decoded."""
         return int(self._filled.sum())
 
+    def holds(self, index: int) -> bool:
+        """Whether an image need not be decoded."""
+        return bool(self._filled[index])
+
     def read(self, index: int, row: UInt8[np.ndarray, "height width channel"]) -> bool:
         """Copy an image into `row`, contiguous; False where it is not there."""
         if not self._filled[index]:

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int32
 
-Stored = bytes | UInt8[np.ndarray, "height width channel"]
-"""One item as its source keeps it: encoded, or decoded already."""
+from jaxdnn.data.decode import Stored, UnreadableImage
 
 
 @dataclass(frozen=True)
@@ -48,3 +47,12 @@ class Source:
     home: Path | str | None = None
     fingerprint: Callable[[], str] = lambda: ""
     read_many: Callable[[Sequence[int]], Sequence[Stored]] | None = None
+
+    def reading(self, items: Sequence[int]) -> Callable[[int], Stored]:
+        """Return `read` for these items; what is faster read together is read now. Thread-safe."""
+        if self.read_many is None or not len(items):
+            return self.read
+        try:
+            return dict(zip(items, self.read_many(items), strict=True)).__getitem__
+        except UnreadableImage:  # Which one it is, is found one by one.
+            return self.read

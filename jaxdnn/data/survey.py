@@ -3,6 +3,8 @@
 Its results are kept beside the data under a fingerprint, so that it is done once.
 """
 
+import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -11,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int, Int64, UInt64
 
-from jaxdnn.data.decode import UnreadableImage
+from jaxdnn.data.decode import Header, Stored, UnreadableImage, look
+from jaxdnn.data.inventory import Inventory
 from jaxdnn.data.parallel import chunks_of, map_in_order
 from jaxdnn.data.reader import Reader
 from jaxdnn.data.standard import NUM_VALUES, count_values
@@ -24,16 +27,18 @@ class Survey:
 
     Attributes:
       is_readable: whether it could be decoded.
-      digests: 64-bit hash of what is stored; 0 where nothing could be read.
+      digests: 64-bit hash of what is stored; 0 where it could not be read.
       reasons: why an item is unreadable, by index.
+      inventory: sizes and modes of the others.
     """
 
     is_readable: Bool[np.ndarray, " num_items"]
     digests: UInt64[np.ndarray, " num_items"]
     reasons: dict[int, str]
+    inventory: Inventory
 
 
-def digest_of(stored: bytes | np.ndarray) -> int:
+def digest_of(stored: Stored) -> int:
     """Return a 64-bit hash: two different images among 10 million share one 3 times in 10^6."""
     data = stored if isinstance(stored, bytes) else stored.tobytes()
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
@@ -58,27 +63,31 @@ def take_survey(
     digests = np.zeros(num_items, np.uint64)
     reasons: dict[int, str] = {}
 
-    def look(items: range) -> np.ndarray:
-        images = np.empty((len(items), *reader.image_shape), np.uint8)
+    def look_at(items: range) -> tuple[np.ndarray, list[Header]]:
+        images, headers = np.empty((len(items), *reader.image_shape), np.uint8), []
+        read = reader.source.reading(items)
         for row, item in zip(images, items, strict=True):
             try:
-                stored = reader.source.read(item)
+                stored = read(item)
+                header = reader.read_into(row, item, {item: stored}.__getitem__)
+                headers.append(header or look(stored))
                 digests[item] = digest_of(stored)
-                reader.read_into(row, item, stored)
             except UnreadableImage as error:
                 reasons[item] = str(error)
         counted = [is_counted[item] and item not in reasons for item in items]
-        return count_values(images[counted])
+        return count_values(images[counted]), headers
 
     total = np.zeros((reader.image_shape[-1], NUM_VALUES), np.int64)
     chunks = chunks_of(num_items)
-    results = map_in_order(look, chunks, max_workers=reader.max_workers)
-    for chunk, counts in zip(chunks, results, strict=True):
+    inventory = Inventory()
+    results = map_in_order(look_at, chunks, max_workers=reader.max_workers)
+    for chunk, (counts, headers) in zip(chunks, results, strict=True):
         total += counts
+        inventory.add(headers)
         on_done(len(chunk))
     is_readable = np.ones(num_items, bool)
     is_readable[list(reasons)] = False
-    return Survey(is_readable, digests, dict(sorted(reasons.items()))), total
+    return Survey(is_readable, digests, dict(sorted(reasons.items())), inventory), total
 
 
 def count_items(
@@ -101,6 +110,7 @@ def save_survey(survey: Survey, path: Path) -> None:
             digests=survey.digests,
             unreadable=np.array(list(survey.reasons), np.int64),
             reasons=np.array(list(survey.reasons.values()), np.str_),
+            inventory=np.array(json.dumps(vars(survey.inventory))),
         )
 
 
@@ -110,10 +120,12 @@ def load_survey(path: Path, num_items: int) -> Survey | None:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             digests, unreadable = arrays["digests"], arrays["unreadable"]
             reasons = dict(zip(unreadable.tolist(), arrays["reasons"].tolist(), strict=True))
+            counts = json.loads(str(arrays["inventory"]))
+            inventory = Inventory(Counter(counts["sizes"]), Counter(counts["modes"]))
     except Exception:  # Missing or damaged, in any of the ways of zip and npy: taken again.
         return None
     if len(digests) != num_items:
         return None
     is_readable = np.ones(num_items, bool)
     is_readable[unreadable] = False
-    return Survey(is_readable, digests, reasons)
+    return Survey(is_readable, digests, reasons, inventory)

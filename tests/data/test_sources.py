@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxdnn.data import records
 from jaxdnn.data.decode import UnreadableImage, decode
 from jaxdnn.data.folders import folder_files, read_file
 from jaxdnn.data.layout import class_layout
@@ -335,7 +336,7 @@ class TwoColours(tfds.core.GeneratorBasedBuilder):
             Image.new("RGB", (3 + i, 2), ("red", "blue")[i % 2]).save(stream, "PNG")
             yield i, {"picture": stream.getvalue(), "kind": i % 2 if i != 5 else -1}
 
-TwoColours(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
+TwoColours(data_dir=sys.argv[1], file_format=sys.argv[3]).download_and_prepare()
 """
 
 
@@ -343,14 +344,19 @@ TwoColours(data_dir=sys.argv[1], file_format="array_record").download_and_prepar
 def two_colours(tmp_path_factory) -> str:
     root = tmp_path_factory.mktemp("prepared")
     (root / "two_colours.py").write_text(PREPARE)
-    for version in ("1.9.0", "1.10.0"):
-        command = [sys.executable, "-W", "ignore", root / "two_colours.py", root, version]
+    for version, kind in (
+        ("1.8.0", "parquet"),
+        ("1.9.0", "array_record"),
+        ("1.10.0", "array_record"),
+    ):
+        command = [sys.executable, "-W", "ignore", root / "two_colours.py", root, version, kind]
         subprocess.run(command, check=True, capture_output=True)
     return str(root)
 
 
-def test_a_prepared_tfds_set_gives_encoded_images_labels_and_splits(two_colours):
-    source = tfds("two_colours", two_colours)
+@pytest.mark.parametrize("version", ["1.8.0", "1.9.0", "1.10.0"])  # The first is Parquet.
+def test_a_prepared_tfds_set_gives_encoded_images_labels_and_splits(two_colours, version):
+    source = tfds(f"two_colours:{version}", two_colours)
     assert source.class_names == ("red", "blue")
     assert source.item_shape == (None, None, 3)
     for index, label in enumerate(source.labels):
@@ -365,7 +371,7 @@ def test_a_prepared_tfds_set_gives_encoded_images_labels_and_splits(two_colours)
 def test_the_newest_tfds_version_is_taken_unless_one_is_named(two_colours):
     assert tfds("two_colours", two_colours).name == "tfds:two_colours:1.10.0"
     assert tfds("two_colours:1.9.0", two_colours).name == "tfds:two_colours:1.9.0"
-    with pytest.raises(InputError, match=r"there: two_colours:1.9.0, two_colours:1.10.0"):
+    with pytest.raises(InputError, match=r"there: two_colours:1.8.0, two_colours:1.9.0, two"):
         tfds("two_colors", two_colours)
 
 
@@ -380,6 +386,42 @@ def test_a_damaged_tfds_set_is_one_clear_line(two_colours, tmp_path, damage):
         file.write_bytes({"cut": data[: len(data) // 2], "zeros": zeros, "empty": b""}[damage])
     with pytest.raises(InputError, match=r"'two_colours' in .* is damaged: .*prepare it again"):
         tfds("two_colours", str(tmp_path))
+
+
+def test_a_set_that_lacks_records_is_one_clear_line(two_colours, tmp_path):
+    shutil.copytree(Path(two_colours) / "two_colours/1.8.0", tmp_path / "two_colours/1.8.0")
+    file = tmp_path / "two_colours/1.8.0/dataset_info.json"
+    text = file.read_text()
+    assert text.count('"6"') == 1
+    file.write_text(text.replace('"6"', '"7"'))
+    with pytest.raises(InputError, match=r"holds 6 of the 7 records of its split train; .*prepare"):
+        tfds("two_colours", str(tmp_path))
+
+
+@pytest.mark.parametrize("version", ["1.8.0", "1.10.0"])
+def test_large_sets_are_read_by_place_and_keep_their_labels(
+    two_colours, tmp_path, version, monkeypatch
+):
+    folder = tmp_path / "two_colours" / version
+    shutil.copytree(Path(two_colours) / "two_colours" / version, folder)
+    name = f"two_colours:{version}"
+    small = tfds(name, str(tmp_path))
+    monkeypatch.setattr(records, "KEPT_BYTES", 0)
+    large = tfds(name, str(tmp_path))
+    load = records.Records.load
+    monkeypatch.delattr(records.Records, "load")
+    again = tfds(name, str(tmp_path))  # From the labels beside the data.
+    for source in (large, again):
+        np.testing.assert_array_equal(source.labels, small.labels)
+        assert list(source.item_names) == list(small.item_names)
+        order = [8, 0, 3, 7, 1]
+        assert source.read_many is not None
+        assert source.read_many(order) == [small.read(item) for item in order]
+        assert source.reading(order)(7) == source.read(7) == small.read(7)
+    (kept,) = folder.glob(".jaxdnn/labels-*.npy")
+    kept.write_bytes(kept.read_bytes()[:-3])
+    monkeypatch.setattr(records.Records, "load", load, raising=False)
+    np.testing.assert_array_equal(tfds(name, str(tmp_path)).labels, small.labels)
 
 
 @pytest.mark.shared_data

@@ -39,9 +39,11 @@ def decoded_names(monkeypatch) -> list[bytes]:
     seen: list[bytes] = []
     import jaxdnn.data.reader as reader
 
-    decode = reader.decode
+    decode = reader.decode_and_look
     monkeypatch.setattr(
-        reader, "decode", lambda data, **options: (seen.append(data), decode(data, **options))[1]
+        reader,
+        "decode_and_look",
+        lambda data, **options: (seen.append(data), decode(data, **options))[1],
     )
     return seen
 
@@ -184,9 +186,19 @@ def test_training_images_among_the_test_images_are_an_error_unless_allowed(tmp_p
 
 
 def test_unreadable_files_are_no_duplicates_of_each_other(tmp_path):
+    for split in ("train", "val", "test"):
+        photos(tmp_path, prefix=split, each=3)
+        write(tmp_path / split / "dog/empty.png", b"")
+    for streaming in (False, True):
+        dataset = loaded(tmp_path, streaming=streaming, max_unreadable_fraction=0.2)
+        assert len(dataset.skipped) == 3
+        assert not dataset.leakage
+
+
+def test_an_image_that_cannot_be_read_is_named():
     def refuse(item: int) -> bytes:
         raise UnreadableImage("damaged")
 
     source = Source("x", ("a",), ["0"], np.zeros(1, np.int32), np.array([""]), refuse)
-    with pytest.raises(InputError, match="cannot be read any more"):
+    with pytest.raises(InputError, match=r"0 in x cannot be read any more \(damaged\)"):
         next(Reader(source, (2, 2, 1)).batches([np.arange(1)]))
