@@ -1,7 +1,9 @@
 """Where what is known about images is kept: beside them, or in the user's cache folder."""
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,21 @@ def _can_write(folder: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def draft_beside(path: Path) -> Iterator[Path]:
+    """Give a path to write to, then move it: several processes may find out the same at once.
+
+    Raises:
+      OSError: as on a full disk; nothing is left of the draft.
+    """
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def key_of(*parts: object) -> str:

@@ -1,5 +1,6 @@
 """The records of a prepared data set: every label at once, images when they are asked for."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,6 @@ from tqdm import tqdm
 from jaxdnn.data import beside
 from jaxdnn.data.decode import UnreadableImage
 from jaxdnn.data.source import Source
-from jaxdnn.run_folder import draft_of
 
 KEPT_BYTES = 64 * 2**20
 """A data set whose files are smaller is kept in memory, encoded: read from there several times as
@@ -125,8 +125,9 @@ def _load(parts: Sequence[Records], path: Path) -> bool:
 
 
 def _save(parts: Sequence[Records], path: Path) -> None:
-    try:
-        with draft_of(path) as draft, draft.open("wb") as file:
-            np.save(file, np.concatenate([part.labels for part in parts]))
-    except OSError:  # A full disk: they will be read again.
-        path.with_name(path.name + ".part").unlink(missing_ok=True)
+    with (
+        contextlib.suppress(OSError),  # A full disk: they will be read again.
+        beside.draft_beside(path) as draft,
+        draft.open("wb") as file,
+    ):
+        np.save(file, np.concatenate([part.labels for part in parts]))

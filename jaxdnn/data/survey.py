@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int, Int64, UInt64
 
+from jaxdnn.data.beside import draft_beside
 from jaxdnn.data.decode import Header, Stored, UnreadableImage, look
 from jaxdnn.data.inventory import Inventory
 from jaxdnn.data.parallel import chunks_of, map_in_order
 from jaxdnn.data.reader import Reader
 from jaxdnn.data.standard import NUM_VALUES, count_values
-from jaxdnn.run_folder import draft_of
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def count_items(
 
 def save_survey(survey: Survey, path: Path) -> None:
     """Write a survey in one piece. Raises OSError."""
-    with draft_of(path) as draft, draft.open("wb") as file:
+    with draft_beside(path) as draft, draft.open("wb") as file:
         np.savez_compressed(
             file,
             digests=survey.digests,
