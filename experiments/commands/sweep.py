@@ -101,6 +101,7 @@ def _compare(
         key: sweep_theory.compare(
             expected[key],
             layers["delta_rms"],
+            layers["pre_activation_rms"],
             activation=phis[key.activation],
             norm=key.norm,
             batch_size=batch_size,

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy import stats
 
 from jaxdnn import run_folder
@@ -125,6 +125,7 @@ def _variances(initializer: Initializer, num_inputs: int, width: int) -> tuple[f
 def compare(
     expected: Expected,
     delta_rms: Float[np.ndarray, "seed layer"],
+    pre_activation_rms: Float[np.ndarray, "seed layer"],
     *,
     activation: Activation,
     norm: str,
@@ -135,6 +136,7 @@ def compare(
     Args:
       expected: of the hidden layers.
       delta_rms: measured, of all layers, the output last.
+      pre_activation_rms: likewise.
       activation: of the hidden layers.
       norm: of the hidden layers.
       batch_size: what the measurement averaged over; batch norm's theory is of a large one.
@@ -150,17 +152,25 @@ def compare(
         return Comparison(*theory, None, outside)
     # Batch norm's theory is of a large batch: to first order it is off by as much as 2/B.
     least = 2 / batch_size if norm == "batch" else 0.0
-    return Comparison(*theory, *_agreement(logs, delta_rms[:, :-1], least))
+    held = _held(delta_rms[:, :-1]) & _held(pre_activation_rms[:, :-1])
+    return Comparison(*theory, *_agreement(logs, delta_rms[:, :-1], held, least))
+
+
+def _held(rms: Float[np.ndarray, "seed layer"]) -> Bool[np.ndarray, " layer"]:
+    """Tell the layers in which float32 holds all but a few entries, of all seeds."""
+    return np.all(np.isfinite(rms) & (rms > _LEAST), axis=0)
 
 
 def _agreement(
-    expected: Float[np.ndarray, " pair"], hidden: Float[np.ndarray, "seed layer"], allowed: float
+    expected: Float[np.ndarray, " pair"],
+    hidden: Float[np.ndarray, "seed layer"],
+    known: Bool[np.ndarray, " layer"],
+    allowed: float,
 ) -> tuple[bool | None, str]:
     """Return whether the logs of neighbouring layers' ratios agree, and why not."""
-    known = np.all(np.isfinite(hidden) & (hidden > _LEAST), axis=0)
     usable = known[:-1] & known[1:] & np.isfinite(expected)
     if not usable.any():
-        return None, "no two neighbouring layers have a delta that float32 holds"
+        return None, "no two neighbouring layers have a signal and a delta that float32 holds"
     if len(hidden) < 2:
         return None, "one seed does not tell its spread"
     logs = np.log(np.where(known, hidden, 1.0))

@@ -46,7 +46,8 @@ def comparison(expected, table, key, factor=1.0):
     delta = table[key]["delta_rms"]
     changed = delta * factor ** np.arange(delta.shape[1])[::-1]
     phi = make_activation(key.activation)
-    return compare(expected[key], changed, activation=phi, norm=key.norm, batch_size=64)
+    signal = table[key]["pre_activation_rms"]
+    return compare(expected[key], changed, signal, activation=phi, norm=key.norm, batch_size=64)
 
 
 def test_wide_networks_of_every_kind_are_as_theory_says(expected, table):
@@ -95,11 +96,17 @@ def test_first_kernel_has_its_own_variance(wide):
 
 def test_what_cannot_be_told_is_not_flagged(expected, table):
     key = next(iter(table))
-    dead = np.zeros_like(table[key]["delta_rms"])
-    one = table[key]["delta_rms"][:1]
+    delta, signal = (table[key][name] for name in ("delta_rms", "pre_activation_rms"))
     phi = make_activation(key.activation)
-    for delta, reason in ((dead, "no two"), (one, "one seed")):
-        found = compare(expected[key], delta, activation=phi, norm=key.norm, batch_size=64)
+    cases = (
+        (0 * delta, signal, "no two"),
+        (delta, 0 * signal, "no two"),
+        (delta[:1], signal[:1], "one seed"),
+    )
+    for deltas, signals, reason in cases:
+        found = compare(
+            expected[key], deltas, signals, activation=phi, norm=key.norm, batch_size=64
+        )
         assert found.agrees is None
         assert reason in found.note
 
