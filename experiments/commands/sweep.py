@@ -104,6 +104,7 @@ def _compare(
             layers["pre_activation_rms"],
             activation=phis[key.activation],
             norm=key.norm,
+            width=key.width,
             batch_size=batch_size,
         )
         for key, layers in table.items()

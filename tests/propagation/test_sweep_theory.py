@@ -47,7 +47,8 @@ def comparison(expected, table, key, factor=1.0):
     changed = delta * factor ** np.arange(delta.shape[1])[::-1]
     phi = make_activation(key.activation)
     signal = table[key]["pre_activation_rms"]
-    return compare(expected[key], changed, signal, activation=phi, norm=key.norm, batch_size=64)
+    settings = {"norm": key.norm, "width": key.width, "batch_size": 64}
+    return compare(expected[key], changed, signal, activation=phi, **settings)
 
 
 def test_wide_networks_of_every_kind_are_as_theory_says(expected, table):
@@ -104,11 +105,29 @@ def test_what_cannot_be_told_is_not_flagged(expected, table):
         (delta[:1], signal[:1], "one seed"),
     )
     for deltas, signals, reason in cases:
-        found = compare(
-            expected[key], deltas, signals, activation=phi, norm=key.norm, batch_size=64
-        )
+        settings = {"norm": key.norm, "width": key.width, "batch_size": 64}
+        found = compare(expected[key], deltas, signals, activation=phi, **settings)
         assert found.agrees is None
         assert reason in found.note
+
+
+def test_layers_that_the_part_along_the_signal_reaches_are_outside():
+    """A share that doubles per layer from 1/1024 on passes 1 % in the fourth layer."""
+    factor, along = np.full(10, 0.5), np.full(10, 0.5 * np.sqrt(2))
+    factor[-1] = along[-1] = np.nan
+    expected = sweep_theory.Expected(np.ones(10), factor, along)
+    spread = np.exp(1e-3 * np.random.default_rng(0).standard_normal((5, 11)))
+    deltas = 0.5 ** np.arange(10, -1, -1.0) * spread
+    settings = {"norm": "none", "width": 1024, "batch_size": 64}
+    phi = make_activation("relu")
+    # What the lower layers do is not asked.
+    for change in (1.0, 2.0):
+        deltas[:, :6] *= change
+        found = compare(expected, deltas, np.ones((5, 11)), activation=phi, **settings)
+        assert found.agrees is True
+        assert found.note.startswith("outside theory up to layer 6")
+    deltas[:, :8] *= 2
+    assert compare(expected, deltas, np.ones((5, 11)), activation=phi, **settings).agrees is False
 
 
 def test_table_is_read_as_written(expected, tmp_path):
@@ -119,3 +138,4 @@ def test_table_is_read_as_written(expected, tmp_path):
     for key, each in found.items():
         np.testing.assert_array_equal(each.pre_activation_rms, expected[key].pre_activation_rms)
         np.testing.assert_array_equal(each.factor, expected[key].factor)
+        np.testing.assert_array_equal(each.along, expected[key].along)
