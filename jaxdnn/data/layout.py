@@ -46,8 +46,9 @@ def split_of(name: str) -> str:
 def printable(name: str) -> str:
     """Return a file's name as text of one line for any stream, in Unicode's composed form."""
     text = os.fsencode(name).decode("utf-8", "replace")
-    shown = "".join("\ufffd" if unicodedata.category(c) == "Cc" else c for c in text)
-    return unicodedata.normalize("NFC", shown)
+    if not text.isprintable():
+        text = "".join("\ufffd" if unicodedata.category(c) == "Cc" else c for c in text)
+    return unicodedata.normalize("NFC", text)
 
 
 def class_layout(names: tuple[str, ...], *, origin: str) -> Layout:
