@@ -50,7 +50,8 @@ def test_whoever_stops_taking_closes_what_is_behind():
         finally:
             closed.set()
 
-    found = one_ahead(items())
+    behind = items()
+    found = one_ahead(behind)
     next(found)
     found.close()
     assert closed.is_set()

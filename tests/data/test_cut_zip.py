@@ -14,7 +14,9 @@ from jaxdnn.data.zips import zip_files
 from .test_dataset import loaded, photos
 from .test_sources import png
 
-CONTENTS = {f"{kind}/{number}.png": png(number) for kind in ("cat", "dog") for number in range(3)}
+# The first looks as if its end were in the middle.
+CONTENTS = {"cat/0.png": png(0) + b"PK\x07\x08" + bytes(12) + png(0)}
+CONTENTS |= {f"{kind}/{number}.png": png(number) for kind in ("cat", "dog") for number in (1, 2, 3)}
 
 
 class Pipe(io.RawIOBase):
@@ -65,7 +67,7 @@ def test_wherever_it_is_cut_the_members_before_are_read(tmp_path, method, stream
         assert f"the {len(whole)} members" in files.set_aside[0][1]
     path.write_bytes(data[:last])
     files = zip_files(path)
-    assert [files.read(index) for index in range(6)] == [CONTENTS[name] for name in files.names]
+    assert [files.read(index) for index in range(7)] == [CONTENTS[name] for name in files.names]
 
 
 def test_a_damaged_member_of_a_cut_zip_is_unreadable(tmp_path):
