@@ -13,12 +13,15 @@ from benchmarks import machine
 from jaxdnn import command_line
 from jaxdnn.errors import InputError
 
-DESCRIPTION = """Measure how photographs become batches.
+DESCRIPTION = """Measure how photographs become batches, in four parts.
 
-decode    images per second against other readers, with two workers each, in turns
-train     an MLP 51529-512-128-2 trained from the stream: how long does the device wait?
-memory    the same with ten times the photographs: does it take more memory?
-small     28x28 and 32x32 images from array_record files"""
+decode: images per second against other readers, with two workers each, in turns.
+
+train: an MLP 51529-512-128-2 trained from the stream: how long does the device wait?
+
+memory: the same with ten times the photographs: does it take more memory?
+
+small: 28x28 and 32x32 images from array_record files."""
 
 PARTS = ("decode", "train", "memory", "small")
 

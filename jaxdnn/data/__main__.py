@@ -22,6 +22,13 @@ from jaxdnn.data.sources import open_source
 from jaxdnn.errors import InputError
 
 PROG = "python -m jaxdnn.data"
+LOOK = """Say what is there: images by class and split, sizes, modes, the same image twice, what cannot
+be read and why; and draw a contact sheet for each class."""
+PREPARE = """Turn a folder or a zip into a TFDS data set of array_record files, which is read faster
+and by any number of machines: --data tfds:NAME --data-dir OUT.
+
+What cannot be read is left out and named. Interrupted, or out of disk, the same command goes on where
+it was."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Look:
 def look(args: Sequence[str]) -> int:
     """Report what a source holds."""
     options = command_line.parse(
-        Look, default=None, args=args, prog=f"{PROG} look", description=__doc__
+        Look, default=None, args=args, prog=f"{PROG} look", description=LOOK
     )
     source = open_source(options.data, options.data_dir, progress=options.progress)
     with reporting(len(source.labels), options.progress) as on_done:
@@ -84,7 +91,7 @@ class Prepare:
 def prepare_command(args: Sequence[str]) -> int:
     """Write a TFDS data set, and say what was skipped."""
     options = command_line.parse(
-        Prepare, default=None, args=args, prog=f"{PROG} prepare", description=__doc__
+        Prepare, default=None, args=args, prog=f"{PROG} prepare", description=PREPARE
     )
     source = open_source(options.data, options.data_dir, progress=options.progress)
     stem = Path(options.data.partition(":")[2] or options.data).stem.lower()
