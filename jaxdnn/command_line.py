@@ -74,9 +74,10 @@ def run(main: Callable[[], int]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED_EXIT_CODE
-    except BrokenPipeError:  # As of `| head`; what is left to say must not be tried again at exit.
+    except BrokenPipeError:
+        # Who read the output has seen enough (`| head`); what is still to be flushed goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        code = 1
     sys.exit(code)
 
 

@@ -22,13 +22,13 @@ from jaxdnn.data.sources import open_source
 from jaxdnn.errors import InputError
 
 PROG = "python -m jaxdnn.data"
-LOOK = """Say what is there: images by class and split, sizes, modes, the same image twice, what cannot
-be read and why; and draw a contact sheet for each class."""
+LOOK = """Say what is there: images by class and split, sizes, modes, the same image twice, what
+cannot be read and why; and draw a contact sheet for each class."""
 PREPARE = """Turn a folder or a zip into a TFDS data set of array_record files, which is read faster
 and by any number of machines: --data tfds:NAME --data-dir OUT.
 
-What cannot be read is left out and named. Interrupted, or out of disk, the same command goes on where
-it was."""
+What cannot be read is left out and named. Interrupted, or out of disk, the same command goes on
+where it was."""
 
 
 @dataclasses.dataclass(frozen=True)

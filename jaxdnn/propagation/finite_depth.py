@@ -39,6 +39,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -116,23 +117,11 @@ def predict(
         mean = kept * average + size * moments.m1
         return (after, mean), (q, scale, d2)
 
-    def layer(signal: tuple[Array, Array], first: Array) -> tuple[tuple[Array, Array], Any]:
-        second, average = signal
-        # What happens if all signals are longer by the same share.
-        (after, mean), longer, found = jax.jvp(
-            lambda second, average: step(second, average, first),
-            (second, average),
-            (second, average / 2),
-            has_aux=True,
-        )
-        along = longer[0] / after * jnp.sqrt(after / second)
-        return (after, mean), (*found, along)
-
     sigma_w2, alpha = jnp.asarray(sigma_w2), jnp.asarray(alpha)
     start = (jnp.asarray(input_moment), jnp.zeros_like(jnp.asarray(input_moment)))
     # One layer more gives the factor of the last.
     first = jnp.arange(depth + 1, dtype=jnp.int32) == 0
-    _, (q, scale, d2, along) = jax.lax.scan(layer, start, first)
+    _, (q, scale, d2, along) = jax.lax.scan(_also_along(step), start, first)
     gain = sigma_w2 * fan_ratio / scale[1:]
     if residual:
         # The first layer has no shortcut, so its branch has no alpha.
@@ -145,6 +134,24 @@ def predict(
         squared = gain * d2[:-1]
         along = along[:-1]
     return Prediction(q[:-1], scale[:-1], jnp.sqrt(squared), along)
+
+
+def _also_along(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a step, from E x² and E x to the next and what is found, also find the factor `along`."""
+
+    def layer(signal: tuple[Array, Array], first: Array) -> tuple[tuple[Array, Array], Any]:
+        second, average = signal
+        # What happens if all signals are longer by the same share.
+        (after, mean), longer, found = jax.jvp(
+            lambda second, average: step(second, average, first),
+            (second, average),
+            (second, average / 2),
+            has_aux=True,
+        )
+        along = longer[0] / after * jnp.sqrt(after / second)
+        return (after, mean), (*found, along)
+
+    return layer
 
 
 @in_float64
