@@ -3,9 +3,11 @@
 Its results are kept beside the data under a fingerprint, so that it is done once.
 """
 
+import contextlib
 import json
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha1
 from pathlib import Path
@@ -17,8 +19,11 @@ from jaxdnn.data.beside import draft_beside
 from jaxdnn.data.decode import Header, Stored, UnreadableImage, look
 from jaxdnn.data.inventory import Inventory
 from jaxdnn.data.parallel import chunks_of, map_in_order
+from jaxdnn.data.pixel_cache import PixelCache
 from jaxdnn.data.reader import Reader
 from jaxdnn.data.standard import NUM_VALUES, count_values
+
+_FLUSH_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -81,13 +86,33 @@ def take_survey(
     chunks = chunks_of(num_items)
     inventory = Inventory()
     results = map_in_order(look_at, chunks, max_workers=reader.max_workers)
-    for chunk, (counts, headers) in zip(chunks, results, strict=True):
-        total += counts
-        inventory.add(headers)
-        on_done(len(chunk))
+    with _kept(reader.cache) as keep, contextlib.closing(results):
+        for chunk, (counts, headers) in zip(chunks, results, strict=True):
+            total += counts
+            inventory.add(headers)
+            on_done(len(chunk))
+            keep()
     is_readable = np.ones(num_items, bool)
     is_readable[list(reasons)] = False
     return Survey(is_readable, digests, dict(sorted(reasons.items())), inventory), total
+
+
+@contextlib.contextmanager
+def _kept(cache: PixelCache | None) -> Iterator[Callable[[], None]]:
+    """Flush a cache now and then and at the end, however it comes: it may take hours to fill."""
+    flushed_at = time.monotonic()
+
+    def keep() -> None:
+        nonlocal flushed_at
+        if cache is not None and time.monotonic() - flushed_at > _FLUSH_SECONDS:
+            cache.flush()
+            flushed_at = time.monotonic()
+
+    try:
+        yield keep
+    finally:
+        if cache is not None:
+            cache.flush()
 
 
 def count_items(

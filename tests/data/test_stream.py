@@ -93,6 +93,22 @@ def test_with_a_cache_nothing_is_decoded_twice_until_it_changes(folder, decoded_
     assert sum(int((image == 230).all()) for part in changed for image in part) == 1
 
 
+def test_a_first_look_that_is_interrupted_keeps_what_it_has_decoded(folder, decoded_names):
+    def stop(done: int, total: int) -> None:
+        if done >= 32:
+            raise KeyboardInterrupt
+
+    whole = loaded(folder)
+    with pytest.raises(KeyboardInterrupt):
+        streamed(folder, cache_bytes=1e9, progress=stop, max_workers=1)
+    num = len(decoded_names)
+    assert num >= 32
+    dataset = streamed(folder, cache_bytes=1e9)
+    assert len(decoded_names) == len(set(decoded_names)) == 60
+    assert dataset.inventory == whole.inventory
+    assert dataset.train.standard() == whole.train.standard()
+
+
 def test_a_cache_keeps_to_its_bound_and_old_ones_go(folder, decoded_names):
     streamed(folder, cache_bytes=16 * 25)
     del decoded_names[:]
