@@ -17,6 +17,7 @@ from jaxdnn.data.reader import Reader
 from jaxdnn.data.sources import image_folder, open_source
 
 BATCH_SIZE, WORKERS = 128, 2
+STEPS = 8  # Training takes the batches of so many steps, or more, at once.
 IN_MEMORY, BY_PLACE = "encoded in memory", "read by place"
 
 
@@ -57,7 +58,8 @@ def _readers(name: str, out: Path, shape: tuple[int, int, int]) -> Iterator[tupl
 def _rate(reader: Reader) -> float:
     num = len(reader.source.labels)
     order = np.random.default_rng(0).permutation(num)
-    batches = [order[start : start + BATCH_SIZE] for start in range(0, num, BATCH_SIZE)]
+    size = STEPS * BATCH_SIZE
+    batches = [order[start : start + size] for start in range(0, num, size)]
     start = time.perf_counter()
     seen = sum(len(batch) for batch in reader.batches(batches))
     return seen / (time.perf_counter() - start)
@@ -65,7 +67,10 @@ def _rate(reader: Reader) -> float:
 
 def report(rates: dict[str, list[float]]) -> str:
     """Return the rates as a Markdown table."""
-    lines = ["| from array_record, batches of 128 | images/s | range |", "|---|---:|---:|"]
+    lines = [
+        f"| from array_record, batches of {BATCH_SIZE}, {STEPS} at a time | images/s | range |",
+        "|---|---:|---:|",
+    ]
     for name, found in rates.items():
         median = np.median(found)
         lines.append(f"| {name} | {median:,.0f} | {min(found):,.0f} to {max(found):,.0f} |")

@@ -14,7 +14,7 @@ from jaxdnn.errors import InputError
 
 # Images that a thread takes at a time: few enough for all threads to be busy with one batch, and of
 # small ones enough to be read from records at once.
-_LEAST_PORTION, _MOST_PORTION, _PORTION_BYTES = 16, 128, 2**20
+_LEAST_PORTION, _MOST_PORTION, _PORTION_BYTES = 16, 512, 2**20
 
 
 @dataclass(frozen=True)
