@@ -63,5 +63,5 @@ def report_training(results: dict[str, Any], num: int, cores: int) -> str:
 def report_memory(peaks: dict[str, float]) -> str:
     """Return peak resident memory as a line."""
     told = [f"{int(num):,} photographs {peak / 2**20:,.0f} MiB" for num, peak in peaks.items()]
-    least, most = min(peaks.values()), max(peaks.values())
-    return f"Peak resident memory: {', '.join(told)}: {(most - least) / 1e6:+.0f} MB\n"
+    fewer, more = peaks.values()
+    return f"Peak resident memory: {', '.join(told)}: {(more - fewer) / 1e6:+.0f} MB\n"
