@@ -3,10 +3,12 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
+from jaxdnn.data.acceptance import check_classes, check_leakage, check_unreadable
 from jaxdnn.data.combined import combine, with_splits
 from jaxdnn.data.inventory import Inventory
 from jaxdnn.data.leakage import leakage_of
@@ -32,7 +34,6 @@ MEMORY_SHARE = 0.25
 
 _ASSUMED_MEMORY_BYTES = 8 * 2**30
 _PREFETCHED = 512  # Two batches of evaluation.
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -139,23 +140,15 @@ def load(
     Raises:
       InputError: anything in the data or in these arguments that the user can put right.
     """
-    bar = progress is True
-    own_dir = data_dir if other is None or data.startswith("tfds:") else None
-    source = open_source(data, own_dir, progress=bar)
-    if other is not None:
-        drawn = {
-            "validation_fraction": validation_fraction,
-            "test_fraction": test_fraction,
-            "seed": seed,
-        }
-        others_dir = data_dir if other.startswith("tfds:") else None
-        others = open_source(other, others_dir, progress=bar)
-        source = combine([with_splits(each, **drawn) for each in (source, others)])
+    drawn = {
+        "validation_fraction": validation_fraction,
+        "test_fraction": test_fraction,
+        "seed": seed,
+    }
+    source = _open(data, other, data_dir, drawn, progress is True)
     chosen = source.default_positive if positive is None else positive
     labels, class_names = positive_task(source.labels, source.class_names, chosen)
-    parts = train_validation_test(
-        source, validation_fraction=validation_fraction, test_fraction=test_fraction, seed=seed
-    )
+    parts = train_validation_test(source, **drawn)
     size, depth = choose_shape(
         source, image_size=image_size, channels=channels, max_workers=max_workers
     )
@@ -176,21 +169,36 @@ def load(
         found = _decode_parts(source, parts, size, depth, max_workers, progress)
         inventory = sum((part.inventory for part in found), Inventory())
     unreadable = [skipped for part in found for skipped in part.skipped]
-    _check_unreadable(unreadable, len(source.labels), max_unreadable_fraction, source.name)
+    check_unreadable(unreadable, len(source.labels), max_unreadable_fraction, source.name)
     train, validation, test = (
         _split(source, part, indices, labels) for part, indices in zip(found, parts, strict=True)
     )
-    _check_classes(train, validation, test, class_names, source.name)
+    check_classes([part.labels for part in (train, validation, test)], class_names, source.name)
     leakage = leakage_of(source, parts, [part.digests for part in found])
-    if leakage and not allow_duplicates:
-        raise InputError(
-            f"{leakage}; expected none, or the test says too much; remove them, or allow them with "
-            "--allow-duplicates"
-        )
+    check_leakage(leakage, allowed=allow_duplicates)
     outside = [Skipped(name, "outside every class folder") for name in source.outside]
     set_aside = [Skipped(*found) for found in source.set_aside]
     skipped = (*set_aside, *outside, *unreadable)
     return Dataset(class_names, train, validation, test, skipped, source.name, inventory, leakage)
+
+
+def _open(
+    data: str, other: str | None, data_dir: str | None, drawn: dict[str, Any], progress: bool
+) -> Source:
+    """Open one source, or two as one, each with its own validation and test images."""
+    if other is None:
+        return open_source(data, data_dir, progress=progress)
+    return combine(
+        [
+            with_splits(
+                open_source(
+                    name, data_dir if name.startswith("tfds:") else None, progress=progress
+                ),
+                **drawn,
+            )
+            for name in (data, other)
+        ]
+    )
 
 
 def _decode_parts(
@@ -251,32 +259,3 @@ def _memory_bytes() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # Not every system says.
         return _ASSUMED_MEMORY_BYTES
-
-
-def _check_unreadable(
-    unreadable: Sequence[Skipped], num_items: int, max_fraction: float, origin: str
-) -> None:
-    if len(unreadable) <= max_fraction * num_items:
-        return
-    first = "; ".join(f"{name}: {reason}" for name, reason in unreadable[:_SHOWN])
-    share = len(unreadable) / num_items
-    raise InputError(
-        f"{len(unreadable)} of {num_items} images ({share:.1%}) in {origin} are unreadable "
-        f"({first}); expected at most {max_fraction:.1%}; "
-        "mend or remove them, or allow more with --max-unreadable FRACTION"
-    )
-
-
-def _check_classes(
-    train: Split, validation: Split, test: Split, class_names: Sequence[str], origin: str
-) -> None:
-    for name, split in (("training", train), ("validation", validation), ("test", test)):
-        if not len(split.labels):
-            raise InputError(f"no {name} images in {origin}; expected at least one; add images")
-    counts = np.bincount(train.labels, minlength=len(class_names))
-    if (counts == 0).any():
-        missing = class_names[int(counts.argmin())]
-        raise InputError(
-            f"no training images of class {missing!r} in {origin}; expected some of every class; "
-            "add images or remove the class"
-        )
