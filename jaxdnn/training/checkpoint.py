@@ -7,10 +7,12 @@ the disk has changed since, by a single bit, is not taken for what was saved.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,20 +114,27 @@ class Checkpoints:
         raise InputError("; ".join(damages))
 
     def _read(self, kind: str, step: int, like: Flat | None) -> Flat:
+        with _abandoned_readers_silent():
+            loaded, damage = self._load(kind, step, like)
+        if damage:
+            raise _Damaged(damage)
+        digest = loaded.pop(DIGEST, None)
+        if digest is None or not np.array_equal(np.asarray(digest), _digest(loaded)):
+            raise _Damaged("its content is not what was saved")
+        return loaded
+
+    def _load(self, kind: str, step: int, like: Flat | None) -> tuple[Any, str]:
+        """Return what was loaded, and why it could not be, in one line."""
         checkpointer = self._checkpointers[kind]
         try:
             saved: Any = checkpointer.metadata(step).metadata
             if like is not None:
                 _check_shapes(like, {name: saved[name] for name in saved if name != DIGEST})
-            loaded: Any = checkpointer.load(step, jax.tree.map(_abstract, saved))
+            return checkpointer.load(step, jax.tree.map(_abstract, saved)), ""
         except InputError:
             raise
         except Exception as error:  # TensorStore reports damage by many types, at great length.
-            raise _Damaged(f"{type(error).__name__}: {str(error).splitlines()[0][:120]}") from error
-        digest = loaded.pop(DIGEST, None)
-        if digest is None or not np.array_equal(np.asarray(digest), _digest(loaded)):
-            raise _Damaged("its content is not what was saved")
-        return loaded
+            return None, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
 
     def close(self) -> None:
         """Wait for what is being written."""
@@ -149,6 +158,20 @@ def read_best(folder: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{folder} holds no best checkpoint: the run has not been evaluated yet")
     with Checkpoints(folder) as checkpoints:
         return jax.tree.map(np.asarray, checkpoints.restore_flat("best"))
+
+
+@contextlib.contextmanager
+def _abandoned_readers_silent() -> Iterator[None]:
+    """Drop what Orbax's readers complain of when they are collected unfinished.
+
+    One damaged file ends the loading; the readers of the others then write tracebacks to stderr.
+    """
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    finally:
+        gc.collect()
+        sys.unraisablehook = hook
 
 
 class _Damaged(Exception):
