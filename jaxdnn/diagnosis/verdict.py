@@ -10,8 +10,9 @@ The score is 1/2 where the network would just come all the way within the horizo
 would come half the way. What it learns by heart of one batch counts, for that is what a gradient
 that arrives can do; what it gains over its own start does not, for large random logits come down
 without anything being learnt, and the batch is then learnt by heart with the help of large weights:
-hence the last factor. It and the two bounds were set on 96 networks of
-experiments/will_it_train.py --seed 1; factors from 1/4 to 1 rank as well. A network
+hence the last factor. It and the two bounds were set on 96 networks like those of
+experiments/will_it_train.py, none of them among those it reports; factors from 1/4 to 1 rank as
+well. A network
 whose gradient vanishes stays at the best constant, and one whose gradient explodes turns non-finite
 or moves away: both score 0. The optimizer's own scaling, its epsilon and the precision enter as
 they do in training.
