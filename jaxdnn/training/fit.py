@@ -39,7 +39,7 @@ class Program:
       evaluate_every: steps between evaluations.
       checkpoint_seconds: least time between checkpoints.
       monitor: name of the metric that chooses the best.
-      learning_rate: `step -> learning rate`.
+      learning_rate: `(step, number of skipped steps) -> learning rate`.
       waited_seconds: how long the device has had to wait for images so far.
       watch: what looks into the layers, and trains as `train` does; None if nothing does.
     """
@@ -51,7 +51,7 @@ class Program:
     evaluate_every: int
     checkpoint_seconds: float
     monitor: str
-    learning_rate: Callable[[int], Any]
+    learning_rate: Callable[[int, int], Any]
     waited_seconds: Callable[[], float] = lambda: 0.0
     watch: Watch | None = None
 
@@ -152,7 +152,7 @@ def _evaluate(progress: Progress, program: Program, recorder: Recorder) -> Progr
             "train/loss": loss,
             "train/accuracy": accuracy,
             **metrics,
-            "learning_rate": float(program.learning_rate(step)),
+            "learning_rate": float(program.learning_rate(step, int(state.skipped.num))),
         }
     )
     # In float32, as checkpoints keep it: a resumed run must compare the same numbers.
