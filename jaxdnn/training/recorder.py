@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from jaxdnn.run_folder import RunFolder, append_metrics, keep_metrics_until
+from jaxdnn.run_folder import RunFolder, append_metrics, keep_metrics_until, sync_file
 
 
 class Recorder:
@@ -77,8 +77,50 @@ class Recorder:
         assert file_writer is not None
         file_writer.add_summary(values[0], metrics["step"])
 
+    def tell_skipped(self, num: int, in_a_row: int, last: int) -> None:
+        """Say that steps were left out: the first time, and whenever their number has doubled."""
+        if num:
+            self._notes["skipped"] = str(num)
+            self.warn(
+                f"{num.bit_length()} bits of skipped steps",
+                f"step {last}: the loss or a gradient was not finite, or the loss far beyond that "
+                f"of guessing; its update was left out ({num:,} so far, {in_a_row} in a row)",
+            )
+
+    def sync(self) -> None:
+        """Bring the metrics to the disk: no checkpoint may be newer than they are."""
+        sync_file(self._folder.metrics)
+
     def warn(self, kind: str, text: str) -> None:
         """Print a line above the bar, the first time for its kind."""
         if kind not in self._warned:
             self._warned.add(kind)
             tqdm.write(f"warning: {text}", file=sys.stderr)
+
+
+class SilentRecorder(Recorder):
+    """Records nothing: for all processes of a run but the first."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def advance(self, step: int, loss: float, accuracy: float) -> None:
+        """Do nothing."""
+
+    def record(self, metrics: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def record_look(self, metrics: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def tell_skipped(self, num: int, in_a_row: int, last: int) -> None:
+        """Do nothing."""
+
+    def sync(self) -> None:
+        """Do nothing."""
+
+    def warn(self, kind: str, text: str) -> None:
+        """Do nothing."""
