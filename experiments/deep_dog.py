@@ -34,8 +34,6 @@ from jaxdnn.errors import InputError, Interrupted
 from jaxdnn.names import resolve
 from jaxdnn.options import DeviceOptions
 from jaxdnn.recipes import RECIPES
-from jaxdnn.report.augmentations import draw_augmentations
-from jaxdnn.report.training import draw_all
 from jaxdnn.run_folder import RunFolder
 from jaxdnn.training import processes
 from jaxdnn.training.run import load_data, train
@@ -166,6 +164,9 @@ def _train(arguments: Arguments, folder: RunFolder, path: Path) -> int:
 
 
 def _report(summary: dict[str, Any], folder: RunFolder, path: Path) -> int:
+    # Only now: to load what draws takes longer than to load what trains.
+    from jaxdnn.report.training import draw_all
+
     if processes.is_first():
         if not folder.chart("mistakes").exists():
             draw_all(folder)
@@ -174,6 +175,8 @@ def _report(summary: dict[str, Any], folder: RunFolder, path: Path) -> int:
 
 
 def _show_augmentations(arguments: Arguments, folder: RunFolder) -> int:
+    from jaxdnn.report.augmentations import draw_augmentations
+
     config = arguments.config
     dataset = load_data(config, progress=arguments.progress)
     picks = np.linspace(0, len(dataset.train.labels) - 1, 8).astype(int)

@@ -85,6 +85,8 @@ class Checkpoints:
         Raises:
           InputError: the disk is full, or cannot be written; perhaps by what was begun before.
         """
+        if any(pending == kind for pending, *_ in self._pending):
+            self.wait()
         if self.step(kind) == step:
             return
         # A copy, because the training step reuses (donates) the state's memory.

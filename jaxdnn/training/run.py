@@ -95,7 +95,11 @@ def train(
         print(dataset.told(), file=sys.stderr)
     setup = make_setup(config, dataset, devices)
     on_first(lambda: _keep_settings(folder, setup))
-    about = {"config": dataclasses.asdict(config), "versions": versions()}
+    about = {
+        "config": dataclasses.asdict(config),
+        "versions": versions(),
+        "num_devices": setup.layout.num_devices,
+    }
     with Checkpoints(folder.checkpoints, about=about, tidy=True) as checkpoints:
         start = _start(setup, checkpoints)
         with _make_recorder(setup, folder, start, progress) as recorder:
@@ -155,8 +159,22 @@ def _start(setup: Setup, checkpoints: Checkpoints) -> Progress:
     fresh = Progress(init_state(setup), stopping)
     found = find_progress(fresh, checkpoints)
     if found is not None:
+        _tell_devices(setup, checkpoints)
         return found
     return dataclasses.replace(fresh, state=_pretrained(setup, fresh.state))
+
+
+def _tell_devices(setup: Setup, checkpoints: Checkpoints) -> None:
+    """Say where a run goes on with other sums, in another order."""
+    step = checkpoints.step("latest")
+    assert step is not None
+    before, now = checkpoints.about("latest", step).get("num_devices"), setup.layout.num_devices
+    if before != now and is_first():
+        print(
+            f"step {step} was reached on {before} devices, now there are {now}: the same run, up "
+            "to rounding",
+            file=sys.stderr,
+        )
 
 
 def _pretrained(setup: Setup, state: TrainState) -> TrainState:

@@ -179,16 +179,14 @@ def make_indices(
     return functools.lru_cache(maxsize=1)(lambda epoch: layout.cut(drawn(epoch), axis))
 
 
-def make_train(step: Step, indices_of: Indices, *, key: Array, steps_per_epoch: int) -> Train:
-    """Return `(state, images, labels, num_steps) -> state`, compiled, its state donated.
+def make_loop(step: Step, *, key: Array, steps_per_epoch: int) -> Callable[..., TrainState]:
+    """Return `(state, images, labels, indices of the epoch, num_steps) -> state`.
 
     It takes up to `num_steps` steps, not beyond the current epoch, and stops at the first that
-    diverged, with `state.step` after it. One program serves any number of steps. All images, uint8,
-    and labels are on every device.
+    diverged, with `state.step` after it.
 
     Args:
       step: takes one step.
-      indices_of: `epoch -> (steps, batch)` indices of its images.
       key: of the run.
       steps_per_epoch: rows of the indices.
     """
@@ -210,7 +208,22 @@ def make_train(step: Step, indices_of: Indices, *, key: Array, steps_per_epoch: 
             state,
         )
 
-    compiled = jax.jit(loop, donate_argnums=0)
+    return loop
+
+
+def make_train(step: Step, indices_of: Indices, *, key: Array, steps_per_epoch: int) -> Train:
+    """Return `(state, images, labels, num_steps) -> state`, compiled, its state donated.
+
+    See `make_loop` for what it does. One program serves any number of steps. All images, uint8, and
+    labels are on every device.
+
+    Args:
+      step: takes one step.
+      indices_of: `epoch -> (steps, batch)` indices of its images.
+      key: of the run.
+      steps_per_epoch: rows of the indices.
+    """
+    compiled = jax.jit(make_loop(step, key=key, steps_per_epoch=steps_per_epoch), donate_argnums=0)
 
     def train(state: TrainState, images: Array, labels: Array, num_steps: int) -> TrainState:
         indices = indices_of(int(state.step) // steps_per_epoch)

@@ -81,7 +81,7 @@ def test_interrupted_run_resumes_to_the_same_end(finished, photos, call, tmp_pat
     assert code == 75
     assert f"--resume {out}" in said
     assert not RunFolder(out).summary.exists()
-    assert call(deep_dog, "--resume", out, "--no-progress")[0] == 0
+    assert call(deep_dog, "--resume", out, "--no-progress", "--devices", 1)[0] == 0
     assert summary_of(out)["params_sha256"] == summary_of(finished.path)["params_sha256"]
     assert (out / "metrics.jsonl").read_text() == finished.metrics.read_text()
 
