@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdnn import command_line, run_folder, xla
+from jaxdnn import command_line, processes, run_folder, xla
 from jaxdnn.config import Config, differences, load_config
 from jaxdnn.data.augment import make_augment
 from jaxdnn.errors import InputError, Interrupted
@@ -35,7 +35,6 @@ from jaxdnn.names import resolve
 from jaxdnn.options import DeviceOptions
 from jaxdnn.recipes import RECIPES
 from jaxdnn.run_folder import RunFolder
-from jaxdnn.training import processes
 from jaxdnn.training.run import load_data, train
 
 PROG = "deep_dog.py"

@@ -7,7 +7,7 @@ field is its documentation, and its help on the command line.
 from jaxdnn.options.augment import AugmentOptions
 from jaxdnn.options.checks import check
 from jaxdnn.options.data import DataOptions
-from jaxdnn.options.devices import DeviceOptions
+from jaxdnn.options.devices import DeviceOptions, ProcessOptions
 from jaxdnn.options.model import ModelOptions
 from jaxdnn.options.optimizer import OptimizerOptions
 from jaxdnn.options.train import TrainOptions
@@ -18,6 +18,7 @@ __all__ = [
     "DeviceOptions",
     "ModelOptions",
     "OptimizerOptions",
+    "ProcessOptions",
     "TrainOptions",
     "check",
 ]

@@ -8,13 +8,9 @@ from jaxdnn.options.checks import check, check_range
 
 
 @dataclasses.dataclass(frozen=True)
-class DeviceOptions:
-    """On which devices and hosts; may differ when a run is resumed."""
+class ProcessOptions:
+    """Of which processes, on one host or many."""
 
-    devices: int | None = None
-    """Devices to use at most; default all. The batch is cut over as many as divide it."""
-    fsdp: bool = False
-    """Cut parameters and optimizer state over the devices too, where they are too large for one."""
     distributed: bool = False
     """Run as one of several processes, each started with the same command; who they are is found by
     itself on SLURM, GKE, Open MPI and Cloud TPU, and otherwise told by the next three options."""
@@ -26,7 +22,7 @@ class DeviceOptions:
     """Which of them this one is, from 0."""
 
     def __post_init__(self) -> None:
-        for name, low in (("devices", 1), ("num_processes", 1), ("process_index", 0)):
+        for name, low in (("num_processes", 1), ("process_index", 0)):
             check_range(self, name, low)
         by_hand = {
             "--coordinator": self.coordinator,
@@ -52,3 +48,17 @@ class DeviceOptions:
                 bool(host) and port.isdigit(),
                 f"--coordinator is {self.coordinator}; give HOST:PORT, such as node0:8476",
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceOptions(ProcessOptions):
+    """On which devices and hosts; may differ when a run is resumed."""
+
+    devices: int | None = None
+    """Devices to use at most; default all. The batch is cut over as many as divide it."""
+    fsdp: bool = False
+    """Cut parameters and optimizer state over the devices too, where they are too large for one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "devices", 1)

@@ -23,8 +23,8 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from jaxdnn.errors import InputError
+from jaxdnn.processes import of_any
 from jaxdnn.training.fingerprint import fingerprint
-from jaxdnn.training.processes import of_any
 
 # Orbax reports every save at the level of a warning.
 logging.getLogger("absl").setLevel(logging.ERROR)

@@ -1,10 +1,10 @@
 """A fingerprint of arrays that says whether they are still what was saved.
 
-    sum over i of bits_i * weight(i)   modulo 2^32,   the weights odd and different
+    sum over i of scramble(bits_i xor mask_i)   modulo 2^32
 
-twice, with other weights. Whatever happens to a single number changes the sum for certain, because
-an odd weight has an inverse; more changes cancel by chance once in 2^64. Sums of whole numbers do
-not depend on their order: the devices compute them, each of its part, however the array is cut.
+twice, with other masks. To scramble is one-to-one, so that whatever happens to a single number
+changes both sums for certain; several changes cancel by chance once in 2^64. Sums of whole numbers
+do not depend on their order: the devices compute them, each of its part, however an array is cut.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def _sums(arrays: list[Array], codes: Array) -> Array:
 
 
 def _sums_of(array: Array) -> Array:
-    bits, weight = _bits(array), _scramble(_places(array.shape))
-    other = _scramble(weight + jnp.uint32(0x9E3779B9))
-    return jnp.stack([jnp.sum(bits * (w | 1), dtype=jnp.uint32) for w in (weight, other)])
+    bits, mask = _bits(array), _scramble(_places(array.shape))
+    other = _scramble(mask + jnp.uint32(0x9E3779B9))
+    return jnp.stack([jnp.sum(_scramble(bits ^ m), dtype=jnp.uint32) for m in (mask, other)])
 
 
 def _bits(array: Array) -> Array:

@@ -16,11 +16,10 @@ from jax import Array
 from jaxdnn.clock import seconds_since_start
 from jaxdnn.errors import InputError, Interrupted
 from jaxdnn.models import BatchStats, Params
+from jaxdnn.processes import of_any, of_first, put
 from jaxdnn.training.checkpoint import Checkpoints, all_finite
 from jaxdnn.training.early_stopping import EarlyStopping
-from jaxdnn.training.processes import of_any, of_first
 from jaxdnn.training.recorder import Recorder
-from jaxdnn.training.sharding import put
 from jaxdnn.training.step import TrainState
 from jaxdnn.training.watch import Watch
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 
 from jaxdnn.errors import InputError
+from jaxdnn.processes import is_first
 from jaxdnn.training.checkpoint import Checkpoints, Damaged, Mismatch, flatten, unflatten
 from jaxdnn.training.fit import Progress
-from jaxdnn.training.processes import is_first
 
 
 def find_progress(fresh: Progress, checkpoints: Checkpoints) -> Progress | None:

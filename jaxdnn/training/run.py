@@ -24,13 +24,13 @@ from jaxdnn.losses import probabilities
 from jaxdnn.models import Params
 from jaxdnn.options import DeviceOptions
 from jaxdnn.pretrained import match, read_weights
+from jaxdnn.processes import fetch, is_first, on_first
 from jaxdnn.run_folder import RunFolder, draft_of, write_json
 from jaxdnn.training.checkpoint import Checkpoints, flatten
 from jaxdnn.training.early_stopping import EarlyStopping
 from jaxdnn.training.evaluate import make_predict, on_device
 from jaxdnn.training.fit import Progress, fit
 from jaxdnn.training.metrics import classification_metrics, confusion_matrix
-from jaxdnn.training.processes import is_first, on_first
 from jaxdnn.training.recorder import Recorder, SilentRecorder
 from jaxdnn.training.resume import find_progress
 from jaxdnn.training.setup import Setup, init_state, make_program, make_setup
@@ -278,7 +278,7 @@ def _test(setup: Setup, end: Progress, folder: RunFolder) -> dict[str, Any]:
         "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "num_skipped": len(dataset.skipped),
         "seed": setup.config.seed,
-        "params_sha256": params_sha256(setup.layout.fetch(params)),
+        "params_sha256": params_sha256(fetch(params)),
         "jax_version": jax.__version__,
     }
 

@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdnn.errors import InputError
+from jaxdnn.processes import put
 
 AXIS = "batch"
 SMALLEST_CUT = 2**14
@@ -100,13 +101,6 @@ class Layout:
             return state
         return jax.tree.map(put, state, self.state_shardings(state))
 
-    def fetch(self, tree: Any) -> Any:
-        """Bring arrays, cut or not, to the host of every process."""
-        if jax.process_count() == 1:
-            return jax.device_get(tree)
-        whole = jax.jit(lambda tree: tree, out_shardings=self.whole)
-        return jax.tree.map(lambda leaf: np.asarray(whole(leaf)), tree)
-
     def cut(self, array: jax.Array, axis: int = 0) -> jax.Array:
         """Cut an array over the devices of this process."""
         return array if self.is_single else jax.device_put(array, self.along(axis))
@@ -116,15 +110,6 @@ class Layout:
         if self.is_single:
             return jnp.asarray(part)
         return jax.make_array_from_process_local_data(self.along(axis), part)
-
-
-def put(array: Any, sharding: Sharding) -> jax.Array:
-    """Put an array that every process has where it belongs."""
-    if sharding.is_fully_addressable:
-        return jax.device_put(array, sharding)
-    # Unlike device_put it does not compare the processes' arrays, of which NaN is never the same.
-    on_host = np.asarray(array)
-    return jax.make_array_from_callback(on_host.shape, sharding, lambda index: on_host[index])
 
 
 def make_layout(devices: list[jax.Device], *, fsdp: bool = False) -> Layout:

@@ -15,12 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Sharding
 
 from jaxdnn.errors import InputError
-from jaxdnn.options import DeviceOptions
+from jaxdnn.options import ProcessOptions
 
 
-def join(options: DeviceOptions) -> None:
+def join(options: ProcessOptions) -> None:
     """Join the other processes, where the options say that there are any; before JAX is used.
 
     Raises:
@@ -86,6 +87,22 @@ def of_first(values: Sequence[int]) -> list[int]:
 def of_any(*flags: bool) -> list[bool]:
     """Return which flags at least one process has set."""
     return np.any(_gather([int(flag) for flag in flags]), axis=0).tolist()
+
+
+def put(array: Any, sharding: Sharding) -> jax.Array:
+    """Put an array that every process has where it belongs."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    # Unlike device_put it does not compare the processes' arrays, of which NaN is never the same.
+    on_host = np.asarray(array)
+    return jax.make_array_from_callback(on_host.shape, sharding, lambda index: on_host[index])
+
+
+def fetch(tree: Any) -> Any:
+    """Bring arrays, wherever their parts are, to the host of every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return jax.tree.map(lambda leaf: multihost_utils.process_allgather(leaf, tiled=True), tree)
 
 
 def _gather(values: Sequence[int]) -> np.ndarray:
