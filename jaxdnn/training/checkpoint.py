@@ -10,7 +10,10 @@ the machine stops, a latest and the best that it knows of are whole.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,8 +29,8 @@ from jaxdnn.errors import InputError
 from jaxdnn.processes import of_any
 from jaxdnn.training.fingerprint import fingerprint
 
-# Orbax reports every save at the level of a warning.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax reports every save at the level of a warning, and what `wait` explains at that of an error.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 Flat = dict[str, Array]
 
@@ -70,6 +73,7 @@ class Checkpoints:
         self._about = dict(about or {})
         self._checkpointers = {kind: _open(folder / kind, tidy) for kind in KINDS}
         self._pending: list[Any] = []
+        self._excepthook, threading.excepthook = threading.excepthook, self._on_exception
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -193,13 +197,21 @@ class Checkpoints:
             with _Explained(self, kind, step):
                 saving.result()
 
+    def _on_exception(self, raised: threading.ExceptHookArgs) -> None:
+        """Keep Orbax's threads from printing tracebacks of what `wait` explains."""
+        frames = traceback.extract_tb(raised.exc_traceback)
+        if not any("orbax" in frame.filename for frame in frames):
+            self._excepthook(raised)
+
     def close(self) -> None:
         """Wait for what is being written, and end."""
         try:
             self.wait()
         finally:
             for checkpointer in self._checkpointers.values():
-                checkpointer.close()
+                with contextlib.suppress(Exception):  # It raises again what `wait` has explained.
+                    checkpointer.close()
+            threading.excepthook = self._excepthook
 
 
 def read_best(folder: Path) -> dict[str, np.ndarray]:
@@ -236,6 +248,8 @@ class _Explained:
 def _reason(error: BaseException) -> str:
     """Return what the system said, from among what TensorStore and Orbax said about it."""
     said = str(error)
+    if isinstance(error, TimeoutError):  # Orbax waits by the wall clock.
+        return "it took too long, or the clock jumped"
     for known in ("No space left on device", "File too large", "Read-only file system"):
         if known in said:
             return known
@@ -248,7 +262,9 @@ def _reason(error: BaseException) -> str:
 def _open(folder: Path, tidy: bool) -> ocp.training.Checkpointer:
     newest: Any = ocp.training.preservation_policies.LatestN(_NUM_KEPT)
     return ocp.training.Checkpointer(
-        str(folder.absolute()), preservation_policy=newest, cleanup_tmp_directories=tidy
+        str(folder.absolute()),
+        preservation_policy=newest,
+        cleanup_tmp_directories=tidy,
     )
 
 

@@ -122,7 +122,9 @@ def compiled(config: Config, **devices):
     indices = make_indices(make_order_of(setup), key=key, layout=setup.layout)(0)
     data = setup.layout.place((DATASET.train.images, DATASET.train.labels))
     lowered = jax.jit(loop, donate_argnums=0).lower(init_state(setup), *data, indices, 1)
-    return setup, lowered.compile().as_text()
+    text = lowered.compile().as_text()
+    assert text is not None
+    return setup, text
 
 
 COLLECTIVE = re.compile(
