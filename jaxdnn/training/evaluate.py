@@ -55,7 +55,8 @@ def make_predict(
     @jax.jit
     def logits_of(params: Params, batch_stats: BatchStats, images: Array, indices: Array) -> Array:
         batch = standardise(images[indices], standard)
-        return layout.keep_whole(model.apply(layout.gather(params), batch_stats, batch).logits)
+        gathered = layout.gather(params, len(batch))
+        return layout.keep_whole(model.apply(gathered, batch_stats, batch).logits)
 
     def predict(params: Params, batch_stats: BatchStats, images: Images) -> np.ndarray:
         num, size = len(images), min(batch_size, len(images))
@@ -93,7 +94,8 @@ def make_estimate_batch_stats(
         params: Params, batch_stats: BatchStats, images: Array, indices: Array
     ) -> BatchStats:
         batch = standardise(images[indices], standard)
-        output = model.apply(layout.gather(params), batch_stats, batch, training=True)
+        gathered = layout.gather(params, len(batch))
+        output = model.apply(gathered, batch_stats, batch, training=True)
         return layout.keep_whole(output.batch_stats)
 
     def estimate(params: Params, batch_stats: BatchStats, images: Images) -> BatchStats:

@@ -96,7 +96,8 @@ def make_gradient(
         batch = prepare(prepare_key, images)
 
         def of_params(params: Params) -> tuple[Array, Output]:
-            return loss_of(layout.gather(params), batch_stats, apply_key, batch, labels)
+            gathered = layout.gather(params, len(labels))
+            return loss_of(gathered, batch_stats, apply_key, batch, labels)
 
         (loss, output), grads = jax.value_and_grad(of_params, has_aux=True)(params)
         num_correct = jnp.sum(predictions(output.logits) == labels)

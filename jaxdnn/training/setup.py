@@ -192,7 +192,7 @@ def _make_watch(
     @jax.jit
     def look_at(state: TrainState, images: Array, labels: Array) -> Look:
         prepare_key, apply_key = step_keys(steps_key, state.step)
-        state = state._replace(params=layout.gather(state.params))
+        state = state._replace(params=layout.gather(state.params, len(labels)))
         return layout.keep_whole(look(state, apply_key, prepare(prepare_key, images), labels))
 
     @jax.jit

@@ -6,7 +6,8 @@ The compiler divides the step among the devices by itself: each takes its part o
 over the batch (loss, batch norm) are of the whole batch, and the gradients are summed over devices.
 Under `fsdp` (Rajbhandari, Rasley, Ruwase and He, "ZeRO: Memory Optimizations Toward Training
 Trillion Parameter Models", 2020) every large array of the state is cut over the devices as well;
-a step gathers the parameters before it uses them, and keeps its own part of the summed gradients.
+a step gathers the parameters before it uses them, or where that is less, brings the batch to the
+parts of a kernel; each device keeps its own part of the summed gradients.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from jaxdnn.processes import put
 AXIS = "batch"
 SMALLEST_CUT = 2**14
 """Entries; an array with fewer is kept whole on every device, since moving it would cost more."""
+MUCH_LARGER = 4
+"""A dense kernel so many times larger than what goes in and out of it is not gathered."""
 
 Tree = TypeVar("Tree")
 
@@ -85,9 +88,20 @@ class Layout:
         """Bring a result to every device; inside jit."""
         return tree if self.is_single else lax.with_sharding_constraint(tree, self.whole)
 
-    def gather(self, params: Tree) -> Tree:
-        """Bring all of the parameters to every device; inside jit."""
-        return lax.with_sharding_constraint(params, self.whole) if self.fsdp else params
+    def gather(self, params: Tree, batch_size: int) -> Tree:
+        """Bring parameters to every device before so many examples use them; inside jit.
+
+        A dense kernel that is much larger than all that goes in and out of it stays cut: the
+        compiler then moves the batch to the parts of the kernel, which is less.
+        """
+        if not self.fsdp:
+            return params
+
+        def of(leaf: Any) -> Any:
+            stays = leaf.ndim == 2 and leaf.size > MUCH_LARGER * batch_size * sum(leaf.shape)
+            return leaf if stays else lax.with_sharding_constraint(leaf, self.whole)
+
+        return jax.tree.map(of, params)
 
     def place(self, tree: Any) -> Any:
         """Put arrays that every process has whole on every device."""

@@ -43,7 +43,8 @@ def run_together(num: int, program, *args) -> list[str]:
     said = [process.communicate(timeout=400) for process in processes]
     for process, (_, errors) in zip(processes, said, strict=True):
         assert process.returncode == 0, errors[-2000:]
-    return [out for out, _ in said]
+    lines = [out.splitlines() for out, _ in said]
+    return ["\n".join(line for line in own if not line.startswith("[Gloo]")) for own in lines]
 
 
 @pytest.fixture(scope="module")
