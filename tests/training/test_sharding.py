@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scaling.made_up import make_up
 
 from jaxdnn.config import Config
 from jaxdnn.data.dataset import Dataset
@@ -19,7 +20,14 @@ from jaxdnn.options import (
     TrainOptions,
 )
 from jaxdnn.training.keys import seed_keys
-from jaxdnn.training.setup import init_state, make_order_of, make_program, make_setup, make_step_of
+from jaxdnn.training.setup import (
+    Setup,
+    init_state,
+    make_order_of,
+    make_program,
+    make_setup,
+    make_step_of,
+)
 from jaxdnn.training.sharding import choose_devices
 from jaxdnn.training.step import make_indices, make_loop
 
@@ -114,17 +122,16 @@ def test_bfloat16_is_only_the_arithmetic():
     assert np.abs(losses / exact[0] - 1).max() > 1e-5
 
 
-def compiled(config: Config, **devices):
-    """Compile the training loop for these devices; return its setup and its HLO."""
-    setup = make_setup(config, DATASET, DeviceOptions(**devices))
-    key = seed_keys(0)[1]
+def compiled(setup: Setup) -> str:
+    """Compile the training loop; return its HLO."""
+    key, images = seed_keys(0)[1], setup.dataset.train.in_memory()
     loop = make_loop(make_step_of(setup), key=key, steps_per_epoch=setup.steps_per_epoch)
     indices = make_indices(make_order_of(setup), key=key, layout=setup.layout)(0)
-    data = setup.layout.place((DATASET.train.images, DATASET.train.labels))
+    data = setup.layout.place((images, setup.dataset.train.labels))
     lowered = jax.jit(loop, donate_argnums=0).lower(init_state(setup), *data, indices, 1)
     text = lowered.compile().as_text()
     assert text is not None
-    return setup, text
+    return text
 
 
 COLLECTIVE = re.compile(
@@ -149,8 +156,8 @@ def sizes_of(params) -> list[int]:
 
 
 def test_a_step_moves_its_gradient_and_nothing_else():
-    setup, hlo = compiled(with_model(CONFIG, norm="layer"))
-    found = collectives(hlo)
+    setup = make_setup(with_model(CONFIG, norm="layer"), DATASET, DeviceOptions())
+    found = collectives(compiled(setup))
     assert found.keys() == {"all-reduce"}
     # Every gradient once; beside them only the sums of losses and of correct answers.
     moved = sorted(found["all-reduce"])
@@ -160,8 +167,8 @@ def test_a_step_moves_its_gradient_and_nothing_else():
 
 
 def test_batch_norm_adds_sums_over_the_batch_and_nothing_else():
-    setup, hlo = compiled(CONFIG)
-    found = collectives(hlo)
+    setup = make_setup(CONFIG, DATASET, DeviceOptions())
+    found = collectives(compiled(setup))
     assert found.keys() == {"all-reduce"}
     params = sizes_of(init_state(setup).params)
     moved = sorted(found["all-reduce"])
@@ -169,27 +176,30 @@ def test_batch_norm_adds_sums_over_the_batch_and_nothing_else():
     assert [size for size in moved if size > 128] == [size for size in params if size > 128]
 
 
-def moved_under_fsdp(width: int) -> dict[str, list[int]]:
-    """Return what a step of 16 images moves under fsdp, without what is as small as a bias."""
-    hlo = compiled(with_model(CONFIG, norm="layer", widths=(width, width)), fsdp=True)[1]
+def moved_under_fsdp(setup: Setup, more_than: int) -> dict[str, list[int]]:
+    """Return what a step moves, without what is small."""
+    hlo = compiled(setup)
     found = collectives(hlo)
     # XLA:CPU has no reduce-scatter: it sums, and every device slices its part out of the sum.
     assert found.keys() in ({"all-reduce", "all-gather"}, {"all-gather", "reduce-scatter"})
     assert re.search(r"dynamic-slice\(|reduce-scatter\(", hlo)
     return {
-        kind: sorted(size for size in sizes if size > 4 * width) for kind, sizes in found.items()
+        kind: sorted(size for size in sizes if size > more_than) for kind, sizes in found.items()
     }
 
 
 def test_fsdp_gathers_a_kernel_and_scatters_its_gradient():
-    moved = moved_under_fsdp(128)
+    setup = make_setup(with_model(CONFIG, norm="layer"), DATASET, DeviceOptions(fsdp=True))
+    moved = moved_under_fsdp(setup, 512)
     assert moved == {"all-gather": [128 * 128], "all-reduce": [128 * 128]}
 
 
-def test_fsdp_leaves_a_kernel_cut_that_is_much_larger_than_the_batch():
-    # 512 * 512 > 4 * 16 * (512 + 512): the layer's input goes there, the gradient of it back.
-    moved = moved_under_fsdp(512)
-    assert moved == {"all-gather": [16 * 512], "all-reduce": [16 * 512]}
+@pytest.mark.parametrize("norm", ["none", "batch", "layer"])
+def test_fsdp_leaves_a_kernel_cut_that_is_much_larger_than_the_batch(norm):
+    # 256 * 512 > 4 * 16 * (256 + 512): 16 inputs go to each layer, a gradient comes back.
+    config = with_model(CONFIG, norm=norm, widths=(512, 512))
+    moved = moved_under_fsdp(make_up(config, 64, (16, 16, 1), DeviceOptions(fsdp=True)), 1024)
+    assert moved == {"all-gather": [16 * 256, 16 * 512], "all-reduce": [16 * 512]}
 
 
 def test_fsdp_with_kernels_that_stay_cut_trains_as_one_device_does():
