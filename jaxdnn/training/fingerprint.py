@@ -1,10 +1,12 @@
 """A fingerprint of arrays that says whether they are still what was saved.
 
-    sum over i of scramble(bits_i xor mask_i)   modulo 2^32
+    sum over i of s_i   and   sum over i of (2 i + 1) s_i   modulo 2^32,
+    s_i = scramble(bits_i xor c i)
 
-twice, with other masks. To scramble is one-to-one, so that whatever happens to a single number
-changes both sums for certain; several changes cancel by chance once in 2^64. Sums of whole numbers
-do not depend on their order: the devices compute them, each of its part, however an array is cut.
+To scramble is one-to-one, and an odd number has an inverse, so that whatever happens to a single
+number changes both sums for certain; several changes cancel by chance once in 2^64. Sums of whole
+numbers do not depend on their order: the devices compute them, each of its part, however an array
+is cut.
 """
 
 from __future__ import annotations
@@ -33,9 +35,10 @@ def _sums(arrays: list[Array], codes: Array) -> Array:
 
 
 def _sums_of(array: Array) -> Array:
-    bits, mask = _bits(array), _scramble(_places(array.shape))
-    other = _scramble(mask + jnp.uint32(0x9E3779B9))
-    return jnp.stack([jnp.sum(_scramble(bits ^ m), dtype=jnp.uint32) for m in (mask, other)])
+    places = _places(array.shape)
+    scrambled = _scramble(_bits(array) ^ (places * jnp.uint32(0x9E3779B1)))
+    weighed = scrambled * (2 * places + 1)
+    return jnp.stack([jnp.sum(each, dtype=jnp.uint32) for each in (scrambled, weighed)])
 
 
 def _bits(array: Array) -> Array:
