@@ -94,7 +94,7 @@ class Checkpoints:
         if self.step(kind) == step:
             return
         # A copy, because the training step reuses (donates) the state's memory.
-        copy = jax.tree.map(jnp.copy, flatten(tree))
+        copy = copy_of(flatten(tree))
         with _Explained(self, kind, step):
             saving = self._checkpointers[kind].save_async(
                 step, copy | {FINGERPRINT: fingerprint(copy)}, custom_metadata=self._about
@@ -285,6 +285,9 @@ def _check_shapes(expected: Flat, saved: dict[str, Any]) -> None:
                 f"checkpoint and network differ at {name}: {theirs} saved, {ours} expected"
             )
 
+
+copy_of: Callable[[Any], Any] = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+"""Copies a tree of arrays, all in one program."""
 
 all_finite: Callable[[Any], Array] = jax.jit(
     lambda tree: jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

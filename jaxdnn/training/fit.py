@@ -17,7 +17,7 @@ from jaxdnn.clock import seconds_since_start
 from jaxdnn.errors import InputError, Interrupted
 from jaxdnn.models import BatchStats, Params
 from jaxdnn.processes import of_any, of_first, put
-from jaxdnn.training.checkpoint import Checkpoints, all_finite
+from jaxdnn.training.checkpoint import Checkpoints, all_finite, copy_of
 from jaxdnn.training.early_stopping import EarlyStopping
 from jaxdnn.training.recorder import Recorder
 from jaxdnn.training.step import TrainState
@@ -190,7 +190,7 @@ def _evaluate(progress: Progress, program: Program, recorder: Recorder) -> Progr
     stopping = progress.stopping.update(float(np.float32(metrics[program.monitor])), step)
     best = progress.best
     if stopping.best_step == step:
-        best = jax.tree.map(jnp.copy, (state.params, batch_stats))
+        best = copy_of((state.params, batch_stats))
     return dataclasses.replace(progress, stopping=stopping, best=best)
 
 
