@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from jaxdnn import command_line, run_folder
-from jaxdnn.activations import Activation, make_activation
+from jaxdnn.activations import Activation
 from jaxdnn.errors import InputError
 from jaxdnn.propagation import lecture_chain, lecture_table
+from jaxdnn.propagation.find_activation import find_activation
 from jaxdnn.propagation.lecture_chain import Iteration, Params
 from jaxdnn.propagation.lecture_network import train_network
 from jaxdnn.propagation.lecture_walks import TILES_PER_UNIT, Walk, walks
@@ -42,7 +43,8 @@ class Options:
     depth: int = 5
     """Neurons in the row, and so weights; 1 or more."""
     activation: str = "sigmoid"
-    """Of all neurons but the last, which is a sigmoid; any that deep_dog.py takes."""
+    """Of all neurons but the last, which is a sigmoid; any that deep_dog.py takes, or
+    my_module:my_function from this folder."""
     weight: float = 1.0
     """Every weight at the start."""
     bias: float = 1.0
@@ -159,7 +161,7 @@ def main(argv: Sequence[str]) -> int:
     options = command_line.parse(
         Options, default=Options(), args=argv, prog=PROG, description=__doc__
     )
-    phi = make_activation(options.activation)
+    phi = find_activation(options.activation)
     options = dataclasses.replace(options, activation=phi.name)
     x, y, num_samples = _samples(options)
     start = lecture_chain.start(x.shape[1], options.depth, weight=options.weight, bias=options.bias)

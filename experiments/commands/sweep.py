@@ -115,8 +115,10 @@ def _compare(
         key: sweep_theory.compare(
             expected[key],
             layers["delta_rms"],
+            layers["pre_activation_rms"],
             activation=phis[key.activation],
             norm=key.norm,
+            width=key.width,
             batch_size=batch_size,
         )
         for key, layers in table.items()

@@ -10,13 +10,14 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdnn import activations, initializers
+from jaxdnn import initializers
 from jaxdnn.config import Config
 from jaxdnn.data.pipeline import standardise
 from jaxdnn.layers import Norm
 from jaxdnn.names import resolve
 from jaxdnn.options import DataOptions, ProcessOptions
 from jaxdnn.processes import is_first
+from jaxdnn.propagation.find_activation import find_activation
 from jaxdnn.propagation.grid import Grid
 from jaxdnn.propagation.plain_network import Architecture, Batch, Precision
 from jaxdnn.training.run import load_data
@@ -51,7 +52,7 @@ class Options:
         "silu",
         "softplus",
     )
-    """Any that deep_dog.py takes."""
+    """Any that deep_dog.py takes, or my_module:my_function from this folder."""
     norm: tuple[Norm, ...] = ("none",)
     """Normalisation of the pre-activations: none, batch, layer."""
     depth: tuple[int, ...] = (50,)
@@ -93,7 +94,7 @@ class Options:
 def make_grid(options: Options) -> Grid:
     """Turn options into a grid; data are loaded here."""
     schemes = [_initializer(name, options) for name in options.initializers]
-    phis = [activations.make_activation(name) for name in options.activations]
+    phis = [find_activation(name) for name in options.activations]
     batch, num_outputs = _batch(options)
     architectures = [
         Architecture(

@@ -5,26 +5,38 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from jaxdnn.propagation.architectures import OUTSIDE
 from jaxdnn.propagation.grid import Program
 from jaxdnn.propagation.sweep_theory import Comparison
 from jaxdnn.propagation.table import Combination
 from jaxdnn.propagation.verdict import Flow
 
+MARKS = {
+    "!": "differs from theory by more than the seeds allow",
+    "~": "outside theory, in all layers or some",
+}
 HEADER = f"{'':30}{'norm':>6}{'depth':>7}{'factor':>9}{'5-95 %':>15}{'theory':>9}{'total':>10}"
 
 
 def table(flows: Mapping[Combination, Flow], comparisons: Mapping[Combination, Comparison]) -> str:
-    """Return a line for each combination, and below why some differ from theory."""
+    """Return a line for each combination, and below why some differ from theory or are outside."""
     lines = [HEADER, *(_line(key, flow, comparisons[key]) for key, flow in flows.items())]
-    notes = {
-        f"{key.activation} with {key.initializer}, norm {key.norm}, depth {key.depth}": each.note
-        for key, each in comparisons.items()
-        if each.agrees is False
-    }
-    if notes:
-        lines.append("!  differs from theory by more than the seeds allow:")
-        lines += [f"   {kind}: {note}" for kind, note in notes.items()]
+    for mark, meaning in MARKS.items():
+        notes = {key: each.note for key, each in comparisons.items() if _mark(each) == mark}
+        if notes:
+            lines.append(f"{mark}  {meaning}:")
+            lines += [
+                f"   {key.activation} with {key.initializer}, norm {key.norm}, depth {key.depth}: "
+                f"{note}"
+                for key, note in notes.items()
+            ]
     return "\n".join(lines)
+
+
+def _mark(comparison: Comparison) -> str:
+    if comparison.agrees is False:
+        return "!"
+    return "~" if comparison.note.startswith(OUTSIDE) else " "
 
 
 def _line(key: Combination, flow: Flow, comparison: Comparison) -> str:
@@ -34,10 +46,9 @@ def _line(key: Combination, flow: Flow, comparison: Comparison) -> str:
     band = f"{flow.factor_low:.3f}-{flow.factor_high:.3f}" if known else ""
     theory = comparison.factor_theory
     expected = "" if math.isnan(theory) else f"{theory:.4f}"
-    mark = "!" if comparison.agrees is False else " "
     return (
         f"{key.initializer:16}{key.activation:14}{key.norm:>6}{key.depth:>7}{factor:>9}{band:>15}"
-        f"{expected:>9}{mark}{total:>9}  {flow.verdict}"
+        f"{expected:>9}{_mark(comparison)}{total:>9}  {flow.verdict}"
     )
 
 

@@ -17,6 +17,16 @@ RMS factor
     √(sigma_w² fan_ratio E phi'(z^l)² / s^(l+1)),    s = 1, or the variance that the norm divided
     by.
 
+One part of the gradient goes another way: that along the signal, which tells what a longer signal
+does to the loss. By the chain rule it follows p = E x², whatever the weights are, and its RMS takes
+the factor
+
+    (d ln p^(l+1) / d ln p^l) √(p^(l+1) / p^l).
+
+At the output it is a share of about 1/width, so that it counts for nothing at infinite width. But
+where its factor is the greater one it takes over after some log(width) layers: softplus under He,
+and residual branches without norm whose phi has a mean, for the signals then grow along it.
+
 With residual branches the gradient of x obeys G^(l-1) = G^l (1 + alpha² sigma_w² fan_ratio
 E phi'(z^l)² / s^l), and E (delta^l)² = alpha² E phi'(z^l)² G^l.
 
@@ -29,7 +39,8 @@ References:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,11 +65,13 @@ class Prediction(NamedTuple):
       scale: variance that the norm divides by; 1 without one, (layer,).
       factor: RMS of delta in this layer over that in the next, (layer,). The last one is what a
         further layer of the same kind would give, not the output layer.
+      along: the same for the part of delta along the signal alone, (layer,).
     """
 
     q: Float[Array, " layer"]
     scale: Float[Array, " layer"]
     factor: Float[Array, " layer"]
+    along: Float[Array, " layer"]
 
 
 @in_float64
@@ -90,8 +103,7 @@ def predict(
       dropout: share of the units dropped, in [0, 1).
     """
 
-    def layer(signal: tuple[Array, Array], first: Array) -> tuple[tuple[Array, Array], Prediction]:
-        second, average = signal
+    def step(second: Array, average: Array, first: Array) -> tuple[tuple[Array, Array], Any]:
         h = sigma_w2 * second + sigma_b2
         # Over the batch a unit varies by what inputs do not share: not by bias and mean.
         spread = sigma_w2 * (second - average**2) if norm == "batch" else h
@@ -103,22 +115,43 @@ def predict(
         size = jnp.where(kept == 1, alpha, 1.0)
         after = kept * (second + 2 * size * moments.m1 * average) + size**2 * m2
         mean = kept * average + size * moments.m1
-        return (after, mean), Prediction(q, scale, d2)
+        return (after, mean), (q, scale, d2)
 
     sigma_w2, alpha = jnp.asarray(sigma_w2), jnp.asarray(alpha)
     start = (jnp.asarray(input_moment), jnp.zeros_like(jnp.asarray(input_moment)))
     # One layer more gives the factor of the last.
     first = jnp.arange(depth + 1, dtype=jnp.int32) == 0
-    _, (q, scale, d2) = jax.lax.scan(layer, start, first)
+    _, (q, scale, d2, along) = jax.lax.scan(_also_along(step), start, first)
     gain = sigma_w2 * fan_ratio / scale[1:]
     if residual:
         # The first layer has no shortcut, so its branch has no alpha.
         size = jnp.where(first, 1.0, alpha)
         factor = d2[:-1] * size[:-1] ** 2 / (d2[1:] * size[1:] ** 2)
         squared = jnp.where(d2[1:] > 0, factor * (1 + gain * alpha**2 * d2[1:]), 0.0)
+        # Here delta follows the gradient of x, from one block to the next.
+        along = along[1:]
     else:
         squared = gain * d2[:-1]
-    return Prediction(q[:-1], scale[:-1], jnp.sqrt(squared))
+        along = along[:-1]
+    return Prediction(q[:-1], scale[:-1], jnp.sqrt(squared), along)
+
+
+def _also_along(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a step, from E x² and E x to the next and what is found, also find the factor `along`."""
+
+    def layer(signal: tuple[Array, Array], first: Array) -> tuple[tuple[Array, Array], Any]:
+        second, average = signal
+        # What happens if all signals are longer by the same share.
+        (after, mean), longer, found = jax.jvp(
+            lambda second, average: step(second, average, first),
+            (second, average),
+            (second, average / 2),
+            has_aux=True,
+        )
+        along = longer[0] / after * jnp.sqrt(after / second)
+        return (after, mean), (*found, along)
+
+    return layer
 
 
 @in_float64

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 from jax import Array
 
-from jaxdnn.activations import Activation, make_activation
+from jaxdnn.activations import Activation
 from jaxdnn.initializers import Initializer, make_initializer
-from jaxdnn.propagation.moments import Moments
+from jaxdnn.propagation.find_activation import as_activation, find_activation
+from jaxdnn.propagation.moments import Moments, Phi
 from jaxdnn.propagation.plain_network import Architecture, Batch, draw_kernels, flow, gaussian_batch
 
 
@@ -19,7 +20,7 @@ def gradient_flow(
     labels: Array | None = None,
     *,
     initializer: str | Initializer = "he_normal",
-    activation: str | Activation = "relu",
+    activation: str | Activation | Phi = "relu",
     depth: int = 20,
     width: int = 512,
     batch_size: int = 128,
@@ -36,7 +37,7 @@ def gradient_flow(
       inputs: (batch, input) floats; by default standard normal, as wide as the hidden layers.
       labels: (batch,) class indices; by default uniform.
       initializer: a name, or an `Initializer`.
-      activation: a name, or an `Activation`.
+      activation: a name, an `Activation`, or an elementwise function of jax.numpy.
       depth: kernels, the output's included; at least 2.
       width: units of each hidden layer.
       batch_size: of the default inputs.
@@ -59,6 +60,9 @@ def gradient_flow(
     )
     if isinstance(initializer, str):
         initializer = make_initializer(initializer)
-    phi = make_activation(activation) if isinstance(activation, str) else activation
+    if isinstance(activation, str):
+        phi = find_activation(activation)
+    else:
+        phi = as_activation(activation, getattr(activation, "__name__", "activation"))
     kernels = draw_kernels(initializer, kernel_key, num_inputs, shape)
     return flow(kernels, batch, phi, max(map(abs, phi.derivative_range)), shape)

@@ -176,14 +176,21 @@ def _reduce(z: Array, slope: Array, delta: Array, kernel_grad: Array) -> Statist
 def rms(x: Array, axis: int | tuple[int, ...] | None = None) -> Array:
     """Root mean square in float32, of anything that float32 holds.
 
-    Squares leave float32 below 1e-19 and above 1e19: there x is scaled by a power of two first.
+    Squares leave float32 below 1e-19 and above 1e19: only there x is scaled by a power of two,
+    which takes two more passes.
     """
     x = x.astype(jnp.float32)
+    plain = _scaled_rms(x, axis, 1.0)
 
-    plain, small, large = (
-        jnp.sqrt(jnp.mean((x * scale) ** 2, axis)) / scale for scale in (1.0, _SCALE, 1 / _SCALE)
-    )
-    return jnp.where(plain < 1e-15, small, jnp.where(plain > 1e15, large, plain))
+    def rescaled() -> Array:
+        small, large = (_scaled_rms(x, axis, scale) for scale in (_SCALE, 1 / _SCALE))
+        return jnp.where(plain < 1e-15, small, jnp.where(plain > 1e15, large, plain))
+
+    return lax.cond(jnp.all((plain >= 1e-15) & (plain <= 1e15)), lambda: plain, rescaled)
+
+
+def _scaled_rms(x: Array, axis: int | tuple[int, ...] | None, scale: float) -> Array:
+    return jnp.sqrt(jnp.mean((x * scale) ** 2, axis)) / scale
 
 
 def kernel_rms(kernels: Kernels) -> Float[Array, " layer"]:

@@ -5,11 +5,9 @@ Theory is that of infinite width, layer by layer from the batch's own second mom
 delta's mean square is multiplied by a random S_l with E S_l = 1, and where ln S_l is about normal,
 E ln S_l = -Var(ln S_l) / 2. For the RMS, m = ln(S) / 2, that is E m = -Var m, which the seeds tell.
 
-One thing theory leaves out grows with depth/log(width): the part of delta along the signal itself,
-a share of about 1/width at the output. It tells what a change of the signal's size does, and its
-RMS takes the factor (q V'(q) / V(q)) |h_(l+1)| / |h_l| per layer, which may be nearer 1 than that
-of all other parts. Deep networks of softplus under He are flagged for it: inputs become alike, most
-of delta dies, and what is left is this.
+One thing theory leaves out: the part of delta along the signal, a share of about 1/width at the
+output, which may grow where all others fade (see `finite_depth`). Layers that it reaches are said
+to be outside theory, and only those above are compared.
 
 References:
   Hanin, "Which Neural Net Architectures Give Rise to Exploding and Vanishing Gradients?", 2018.
@@ -26,13 +24,13 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy import stats
 
 from jaxdnn import run_folder
 from jaxdnn.activations import Activation
 from jaxdnn.initializers import Initializer
-from jaxdnn.propagation.architectures import batch_norm_rate
+from jaxdnn.propagation.architectures import OUTSIDE, batch_norm_rate
 from jaxdnn.propagation.finite_depth import predict
 from jaxdnn.propagation.grid import Grid
 from jaxdnn.propagation.plain_network import Architecture
@@ -42,7 +40,9 @@ from jaxdnn.propagation.table import Combination
 _FALSE_ALARM = 1e-4
 # Below this RMS some entries are too small for float32.
 _LEAST = 1e-32
-COLUMNS = (*Combination._fields, "layer", "pre_activation_rms", "factor")
+# Greatest share of delta's mean square along the signal that goes unnoticed.
+_ALONG = 0.01
+COLUMNS = (*Combination._fields, "layer", "pre_activation_rms", "factor", "along")
 
 
 class Expected(NamedTuple):
@@ -51,10 +51,12 @@ class Expected(NamedTuple):
     Attributes:
       pre_activation_rms: root mean square of the pre-activation, (hidden,).
       factor: RMS of delta in a layer over that in the next hidden one, (hidden,); NaN in the last.
+      along: the same for the part of delta along the signal alone.
     """
 
     pre_activation_rms: Float[np.ndarray, " hidden"]
     factor: Float[np.ndarray, " hidden"]
+    along: Float[np.ndarray, " hidden"]
 
 
 class Comparison(NamedTuple):
@@ -66,7 +68,8 @@ class Comparison(NamedTuple):
       log10_total_theory: expected log10 of delta's RMS in the first hidden layer over the last's.
       agrees: whether the seeds' mean log factor is as expected, up to what the seeds and the
         finite width allow; None where that cannot be told.
-      note: why it cannot be told, or by how much it differs; else empty.
+      note: why it cannot be told, by how much it differs, which layers are outside theory; else
+        empty.
     """
 
     factor_theory: float
@@ -109,10 +112,11 @@ def _expect(grid: Grid, architecture: Architecture, activation: Activation) -> I
             residual=architecture.residual,
         )
     )(later, inputs)
-    for q, factor in zip(np.asarray(predicted.q), np.array(predicted.factor), strict=True):
-        # The last one is that of a further hidden layer; what follows here is the output.
-        factor[-1] = np.nan
-        yield Expected(np.sqrt(q), factor)
+    factors, alongs = np.array(predicted.factor), np.array(predicted.along)
+    # The last one is that of a further hidden layer; what follows here is the output.
+    factors[:, -1] = alongs[:, -1] = np.nan
+    for q, factor, along in zip(np.asarray(predicted.q), factors, alongs, strict=True):
+        yield Expected(np.sqrt(q), factor, along)
 
 
 def _variances(initializer: Initializer, num_inputs: int, width: int) -> tuple[float, float]:
@@ -125,9 +129,11 @@ def _variances(initializer: Initializer, num_inputs: int, width: int) -> tuple[f
 def compare(
     expected: Expected,
     delta_rms: Float[np.ndarray, "seed layer"],
+    pre_activation_rms: Float[np.ndarray, "seed layer"],
     *,
     activation: Activation,
     norm: str,
+    width: int,
     batch_size: int,
 ) -> Comparison:
     """Compare one combination with what theory expects of it.
@@ -135,8 +141,10 @@ def compare(
     Args:
       expected: of the hidden layers.
       delta_rms: measured, of all layers, the output last.
+      pre_activation_rms: likewise.
       activation: of the hidden layers.
       norm: of the hidden layers.
+      width: of the hidden layers.
       batch_size: what the measurement averaged over; batch norm's theory is of a large one.
     """
     factors = expected.factor[:-1]
@@ -150,17 +158,40 @@ def compare(
         return Comparison(*theory, None, outside)
     # Batch norm's theory is of a large batch: to first order it is off by as much as 2/B.
     least = 2 / batch_size if norm == "batch" else 0.0
-    return Comparison(*theory, *_agreement(logs, delta_rms[:, :-1], least))
+    inside = _share_along(expected) / width <= _ALONG
+    known = inside & _held(delta_rms[:, :-1]) & _held(pre_activation_rms[:, :-1])
+    agrees, note = _agreement(logs, delta_rms[:, :-1], known, least)
+    if not inside.all() and agrees is not False:
+        note = (
+            f"{OUTSIDE} up to layer {np.flatnonzero(~inside)[-1] + 1}: there the part of delta "
+            "along the signal, 1/width of it at the output, is no longer small"
+        )
+    return Comparison(*theory, agrees, note)
+
+
+def _share_along(expected: Expected) -> Float[np.ndarray, " hidden"]:
+    """Return by what the share of delta's mean square along the signal has grown in each layer."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        steps = np.log(expected.along[:-1]) - np.log(expected.factor[:-1])
+    steps = np.append(np.nan_to_num(steps, nan=0.0, posinf=0.0, neginf=-1e3), 0.0)
+    return np.exp(np.minimum(2 * np.cumsum(steps[::-1])[::-1], 700.0))
+
+
+def _held(rms: Float[np.ndarray, "seed layer"]) -> Bool[np.ndarray, " layer"]:
+    """Tell the layers in which float32 holds all but a few entries, of all seeds."""
+    return np.all(np.isfinite(rms) & (rms > _LEAST), axis=0)
 
 
 def _agreement(
-    expected: Float[np.ndarray, " pair"], hidden: Float[np.ndarray, "seed layer"], allowed: float
+    expected: Float[np.ndarray, " pair"],
+    hidden: Float[np.ndarray, "seed layer"],
+    known: Bool[np.ndarray, " layer"],
+    allowed: float,
 ) -> tuple[bool | None, str]:
     """Return whether the logs of neighbouring layers' ratios agree, and why not."""
-    known = np.all(np.isfinite(hidden) & (hidden > _LEAST), axis=0)
     usable = known[:-1] & known[1:] & np.isfinite(expected)
     if not usable.any():
-        return None, "no two neighbouring layers have a delta that float32 holds"
+        return None, "no two neighbouring layers have a signal and a delta that float32 holds"
     if len(hidden) < 2:
         return None, "one seed does not tell its spread"
     logs = np.log(np.where(known, hidden, 1.0))
@@ -187,11 +218,11 @@ def write_csv(expected: Mapping[Combination, Expected], path: Path) -> None:
 
 def read_csv(path: Path) -> dict[Combination, Expected]:
     """Read what `write_csv` wrote."""
-    gathered: dict[Combination, list[tuple[float, float]]] = {}
+    gathered: dict[Combination, list[tuple[float, ...]]] = {}
     with path.open(newline="") as file:
         for line in csv.DictReader(file):
             kind = (line["initializer"], line["activation"], line["norm"])
             key = Combination(*kind, int(line["depth"]), int(line["width"]))
-            values = float(line["pre_activation_rms"]), float(line["factor"])
+            values = tuple(float(line[name]) for name in Expected._fields)
             gathered.setdefault(key, []).append(values)
     return {key: Expected(*np.array(values).T) for key, values in gathered.items()}

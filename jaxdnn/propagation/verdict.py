@@ -33,10 +33,11 @@ class Flow(NamedTuple):
       factor_high: its 95th percentile.
       log10_total: log10 of delta's RMS in the first layer over that in the last hidden layer,
         median over seeds. Values outside float32 count as its limits, so that beyond them it is a
-        bound. NaN where dead.
+        bound. NaN where dead, and where delta is not finite even in the last hidden layer.
       verdict: `dead` where nothing gets through (delta is zero in the last hidden layer, or a layer
         has no live unit), otherwise `vanishes` or `explodes` where the total changes by more than
-        100 times, otherwise `healthy`.
+        100 times, otherwise `healthy`. `explodes`, too, where delta is not finite in the last
+        hidden layer: the signal left the number format on its way forward.
     """
 
     factor_median: float
@@ -64,6 +65,8 @@ def summarise(
     is_dead = (hidden[:, -1] == 0) | (dead >= DEAD_FRACTION).any(axis=1)
     if np.mean(is_dead) > 0.5:
         return Flow(median, low, high, math.nan, "dead")
+    if np.mean(~np.isfinite(hidden[:, -1])) > 0.5:
+        return Flow(median, low, high, math.nan, "explodes")
     return Flow(median, low, high, total, _word(total))
 
 

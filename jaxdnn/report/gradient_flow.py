@@ -20,7 +20,9 @@ from jaxdnn.propagation.table import Combination, Layers, Table, read_csv
 from jaxdnn.report.style import GREY, PALETTE, new_figure, save, tidy
 
 PANELS_PER_ROW = 3
-_THEORY_WIDTH = 5
+_THEORY_WIDTH = 6
+# Lines that lie on each other all show: the later ones are narrower.
+_WIDEST, _NARROWEST = 4.0, 1.4
 CHARTS = {
     "delta": ("delta_rms", "Gradient: RMS of δ = ∂L/∂z"),
     "signal": ("pre_activation_rms", "Forward signal: RMS of the pre-activation z"),
@@ -90,12 +92,13 @@ def draw_depth(
     for axes in panels[len(activations) :]:
         axes.axis("off")
     for axes, activation in zip(panels, activations, strict=False):
-        for key, layers in table.items():
-            if key.activation == activation:
-                colour = PALETTE[initializers.index(key.initializer) % len(PALETTE)]
-                _draw_band(axes, key, layers[statistic], colour, initializers)
-                _draw_theory(axes, theory[key], layers[statistic], colour)
+        own = {key: layers[statistic] for key, layers in table.items() if key[1] == activation}
+        for key, values in own.items():
+            place = initializers.index(key.initializer)
+            _draw_band(axes, key.initializer, values, place, len(initializers))
+            _draw_theory(axes, theory[key], values, _colour(place))
         tidy(axes, title=activation)
+        _name_absent(axes, {key.initializer: values for key, values in own.items()})
     figure.supxlabel("layer (1 is nearest the input)", fontsize=13)
     figure.supylabel("log₁₀", fontsize=13)
     figure.suptitle(title, fontsize=15, x=0.01, ha="left")
@@ -107,18 +110,37 @@ def draw_depth(
     save(figure, path, svg=True)
 
 
-def _draw_band(
-    axes: Axes, key: Combination, values: np.ndarray, colour: str, initializers: list[str]
-) -> None:
+def _colour(place: int) -> str:
+    return PALETTE[place % len(PALETTE)]
+
+
+def _drawn(values: np.ndarray) -> np.ndarray:
+    """Return which layers have a logarithm for all seeds."""
+    return np.all((values > 0) & np.isfinite(values), axis=0)
+
+
+def _draw_band(axes: Axes, name: str, values: np.ndarray, place: int, num_lines: int) -> None:
     """Draw median and 5-95 % band over seeds; zeros and overflow end the line."""
-    logs = np.log10(np.where((values > 0) & np.isfinite(values), values, np.nan))
-    layers = np.arange(1, values.shape[1] + 1)
-    whole = np.isfinite(logs).all(axis=0)
-    style = "-" if initializers.index(key.initializer) % 2 == 0 else "--"
+    layers, whole = np.arange(1, values.shape[1] + 1), _drawn(values)
     low, median, high = np.full((3, len(layers)), np.nan)
-    low[whole], median[whole], high[whole] = np.percentile(logs[:, whole], [5, 50, 95], axis=0)
-    axes.fill_between(layers, low, high, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(layers, median, style, color=colour, linewidth=2, label=key.initializer)
+    logs = np.log10(values[:, whole])
+    low[whole], median[whole], high[whole] = np.percentile(logs, [5, 50, 95], axis=0)
+    axes.fill_between(layers, low, high, color=_colour(place), alpha=0.2, linewidth=0)
+    width = np.linspace(_WIDEST, _NARROWEST, num_lines)[place]
+    style = "-" if place % 2 == 0 else "--"
+    axes.plot(layers, median, style, color=_colour(place), linewidth=width, label=name)
+
+
+def _name_absent(axes: Axes, own: Mapping[str, np.ndarray]) -> None:
+    """Say of which lines no hidden layer is shown, because all is zero or not finite."""
+    missing = {name: x[:, :-1] for name, x in own.items() if not _drawn(x[:, :-1]).any()}
+    words: dict[str, list[str]] = {}
+    for name, values in missing.items():
+        words.setdefault("0" if np.isfinite(values).all() else "not finite", []).append(name)
+    for line, (word, names) in enumerate(words.items()):
+        where = (0.03, 0.04 + 0.09 * line)
+        text = f"{word}: {', '.join(names)}"
+        axes.text(*where, text, transform=axes.transAxes, fontsize=11, color=GREY)
 
 
 def _draw_theory(axes: Axes, expected: np.ndarray | None, values: np.ndarray, colour: str) -> None:

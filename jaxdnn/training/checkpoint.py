@@ -11,10 +11,12 @@ the machine stops, a latest and the best that it knows of are whole.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
+import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -156,24 +158,31 @@ class Checkpoints:
         return found
 
     def _read(self, kind: str, step: int, like: Flat | None) -> Flat:
-        checkpointer = self._checkpointers[kind]
         if step not in self.steps(kind):
             raise Damaged("it is missing")
+        with _abandoned_readers_silent():
+            loaded, damage = self._load(kind, step, like)
+        if damage:
+            raise Damaged(damage)
+        kept = loaded.pop(FINGERPRINT, None)
+        if kept is None or not np.array_equal(np.asarray(kept), np.asarray(fingerprint(loaded))):
+            raise Damaged("its content is not what was saved")
+        return loaded
+
+    def _load(self, kind: str, step: int, like: Flat | None) -> tuple[Any, str]:
+        """Return what was loaded, and why it could not be, in one line."""
+        checkpointer = self._checkpointers[kind]
         try:
             saved: Any = checkpointer.metadata(step).metadata
             names = [name for name in saved if name != FINGERPRINT]
             if like is not None:
                 _check_shapes(like, {name: saved[name] for name in names})
             wanted: Any = {name: _abstract(saved[name], (like or {}).get(name)) for name in saved}
-            loaded: Any = checkpointer.load(step, wanted)
+            return checkpointer.load(step, wanted), ""
         except Damaged:
             raise
         except Exception as error:  # TensorStore reports damage by many types, at great length.
-            raise Damaged(f"{type(error).__name__}: {str(error).splitlines()[0][:120]}") from error
-        kept = loaded.pop(FINGERPRINT, None)
-        if kept is None or not np.array_equal(np.asarray(kept), np.asarray(fingerprint(loaded))):
-            raise Damaged("its content is not what was saved")
-        return loaded
+            return None, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
 
     def about(self, kind: str, step: int) -> dict[str, Any]:
         """Return what was said about the run when this checkpoint was saved."""
@@ -224,6 +233,20 @@ def read_best(folder: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{folder} holds no best checkpoint: the run has not been evaluated yet")
     with Checkpoints(folder) as checkpoints:
         return jax.tree.map(np.asarray, checkpoints.restore_flat("best"))
+
+
+@contextlib.contextmanager
+def _abandoned_readers_silent() -> Iterator[None]:
+    """Drop what Orbax's readers complain of when they are collected unfinished.
+
+    One damaged file ends the loading; the readers of the others then write tracebacks to stderr.
+    """
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    finally:
+        gc.collect()
+        sys.unraisablehook = hook
 
 
 class _Explained:

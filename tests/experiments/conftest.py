@@ -1,4 +1,4 @@
-"""A folder of images that any network tells apart, and the commands run inside the test process."""
+"""Images that any network tells apart, activations of a user, commands inside the test process."""
 
 import sys
 
@@ -10,6 +10,22 @@ NUM_EACH = 40
 # The lecture recipe compiles fastest: it does not augment.
 QUICK = ["lecture", "--widths", "8", "--batch-size", "16", "--epochs", "3", "--no-progress"]
 QUICK += ["--devices", "1"]
+
+
+MODULE = """
+import jax.numpy as jnp
+
+def bent(x):
+    return jnp.where(x > 0.3, x, 0.1 * x)
+
+def hyperbolic(x):
+    return jnp.tanh(x)
+
+def undefined(x):
+    return jnp.sqrt(x)
+
+constant = 3
+"""
 
 
 def write_images(folder, name, is_bright, num=NUM_EACH, seed=0):
@@ -29,6 +45,16 @@ def photos(tmp_path_factory):
     write_images(folder, "cat", False)
     write_images(folder, "owl", False, seed=5)
     return folder
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch, request):
+    """A module of activations in the current directory, under a name of its own; returns it."""
+    name = f"module_{abs(hash(request.node.name))}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return name
 
 
 @pytest.fixture

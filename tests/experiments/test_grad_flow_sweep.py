@@ -101,6 +101,29 @@ def test_images_are_passed_through(call, tmp_path):
     charts_of(out)
 
 
+def test_own_activation_gives_the_numbers_of_the_packages(module, call, tmp_path):
+    own = f"{module}:hyperbolic"
+    args = [*SMALL, "--depth", 6, "--out", tmp_path / "sweep", "--activations", "tanh", own]
+    assert call(grad_flow, "sweep", *args)[0] == 0
+    lines = lines_of(tmp_path / "sweep")
+    ours, theirs = ([x for x in lines if x["activation"] == name] for name in ("tanh", own))
+    assert len(ours) == len(theirs) == 2 * 2 * 6
+    for line, other in zip(ours, theirs, strict=True):
+        assert line | {"activation": own} == other
+
+
+@pytest.mark.parametrize(
+    ("command", "option"), [("sweep", "--activations"), ("lecture", "--activation")]
+)
+def test_activation_that_is_not_finite_gets_one_line(command, option, module, call, tmp_path):
+    name = f"{module}:undefined"
+    code, _, said = call(grad_flow, command, option, name, "--out", tmp_path / "out")
+    assert code == 2
+    assert "is nan at x = " in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_interrupted_sweep_goes_on_to_the_same_table(finished, call, tmp_path, monkeypatch):
     class StopsAtSecondCall(command_line.StopSignal):
         calls = 0

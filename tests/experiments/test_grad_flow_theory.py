@@ -11,28 +11,6 @@ from jaxdnn.activations import ACTIVATIONS
 from jaxdnn.errors import InputError
 from jaxdnn.initializers import INITIALIZERS
 
-MODULE = """
-import jax.numpy as jnp
-
-def bent(x):
-    return jnp.where(x > 0.3, x, 0.1 * x)
-
-def undefined(x):
-    return jnp.sqrt(x)
-
-constant = 3
-"""
-
-
-@pytest.fixture
-def module(tmp_path, monkeypatch, request):
-    """A module of activations in the current directory, under a name of its own; returns it."""
-    name = f"module_{abs(hash(request.node.name))}"
-    (tmp_path / f"{name}.py").write_text(MODULE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    return name
-
 
 @pytest.fixture
 def read(capsys):

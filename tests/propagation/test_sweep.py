@@ -137,6 +137,10 @@ def test_gradients_that_leave_float32_vanish_or_explode():
     alive = np.zeros((1, 4))
     assert summarise(np.array([[0.0, 1e-30, 1e-3, 1.0]]), alive).verdict == "vanishes"
     assert summarise(np.array([[np.inf, 1e30, 1e-3, 1.0]]), alive).verdict == "explodes"
+    # A signal that overflows on its way forward leaves nothing to be told of the way back.
+    lost = summarise(np.full((1, 4), np.nan), alive)
+    assert lost.verdict == "explodes"
+    assert np.isnan(lost.log10_total)
 
 
 def test_architecture_refuses_what_cannot_be():

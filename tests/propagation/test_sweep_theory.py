@@ -46,7 +46,9 @@ def comparison(expected, table, key, factor=1.0):
     delta = table[key]["delta_rms"]
     changed = delta * factor ** np.arange(delta.shape[1])[::-1]
     phi = make_activation(key.activation)
-    return compare(expected[key], changed, activation=phi, norm=key.norm, batch_size=64)
+    signal = table[key]["pre_activation_rms"]
+    settings = {"norm": key.norm, "width": key.width, "batch_size": 64}
+    return compare(expected[key], changed, signal, activation=phi, **settings)
 
 
 def test_wide_networks_of_every_kind_are_as_theory_says(expected, table):
@@ -95,13 +97,37 @@ def test_first_kernel_has_its_own_variance(wide):
 
 def test_what_cannot_be_told_is_not_flagged(expected, table):
     key = next(iter(table))
-    dead = np.zeros_like(table[key]["delta_rms"])
-    one = table[key]["delta_rms"][:1]
+    delta, signal = (table[key][name] for name in ("delta_rms", "pre_activation_rms"))
     phi = make_activation(key.activation)
-    for delta, reason in ((dead, "no two"), (one, "one seed")):
-        found = compare(expected[key], delta, activation=phi, norm=key.norm, batch_size=64)
+    cases = (
+        (0 * delta, signal, "no two"),
+        (delta, 0 * signal, "no two"),
+        (delta[:1], signal[:1], "one seed"),
+    )
+    for deltas, signals, reason in cases:
+        settings = {"norm": key.norm, "width": key.width, "batch_size": 64}
+        found = compare(expected[key], deltas, signals, activation=phi, **settings)
         assert found.agrees is None
         assert reason in found.note
+
+
+def test_layers_that_the_part_along_the_signal_reaches_are_outside():
+    """A share that doubles per layer from 1/1024 on passes 1 % in the fourth layer."""
+    factor, along = np.full(10, 0.5), np.full(10, 0.5 * np.sqrt(2))
+    factor[-1] = along[-1] = np.nan
+    expected = sweep_theory.Expected(np.ones(10), factor, along)
+    spread = np.exp(1e-3 * np.random.default_rng(0).standard_normal((5, 11)))
+    deltas = 0.5 ** np.arange(10, -1, -1.0) * spread
+    settings = {"norm": "none", "width": 1024, "batch_size": 64}
+    phi = make_activation("relu")
+    # What the lower layers do is not asked.
+    for change in (1.0, 2.0):
+        deltas[:, :6] *= change
+        found = compare(expected, deltas, np.ones((5, 11)), activation=phi, **settings)
+        assert found.agrees is True
+        assert found.note.startswith("outside theory up to layer 6")
+    deltas[:, :8] *= 2
+    assert compare(expected, deltas, np.ones((5, 11)), activation=phi, **settings).agrees is False
 
 
 def test_table_is_read_as_written(expected, tmp_path):
@@ -112,3 +138,4 @@ def test_table_is_read_as_written(expected, tmp_path):
     for key, each in found.items():
         np.testing.assert_array_equal(each.pre_activation_rms, expected[key].pre_activation_rms)
         np.testing.assert_array_equal(each.factor, expected[key].factor)
+        np.testing.assert_array_equal(each.along, expected[key].along)
