@@ -204,6 +204,8 @@ def _check_diverged(progress: Progress, checkpoints: Checkpoints, watch: Watch |
     if not bool(state.diverged):
         return
     why = "its loss is not finite, or far beyond that of guessing"
+    if num_skipped := int(state.skipped.in_a_row):
+        why = f"as the {num_skipped - 1} before it, {why}"
     if watch is not None:
         good = checkpoints.restore("latest", progress.to_arrays())["state"]
         why += f"; {watch.first_bad_layer(good, int(state.step))}"
