@@ -3,7 +3,7 @@
 python experiments/bench.py                        all rows
 python experiments/bench.py --quick                the same with fewer and shorter turns
 python experiments/bench.py --only deep-mlp epoch  some of them
-python experiments/bench.py data --photos ZIP      reading photographs, instead of computing
+python experiments/bench.py data                   reading photographs, instead of computing
 
 PyTorch takes part eager and under torch.compile. All work in float32 on all cores, with SGD and
 momentum. Ours is the code that a training run uses: the package's step, its compiled
@@ -30,23 +30,20 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import importlib.metadata
 import importlib.util
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any, Literal
+
+from benchmarks import machine
+from commands import bench_data
 
 from jaxdnn import command_line
 from jaxdnn.errors import InputError
 from jaxdnn.xla import use_cores_as_devices
 
 PROG = "bench.py"
-HINT = (
-    "bench.py needs PyTorch: pip install -e '.[bench]' "
-    "--extra-index-url https://download.pytorch.org/whl/cpu"
-)
 PEAK_SIZE = 2048
 
 
@@ -73,62 +70,20 @@ class Arguments:
     """Fewer and shorter turns: rough figures, to see that everything runs."""
 
 
-@dataclasses.dataclass(frozen=True)
-class DataArguments:
-    """The command line of `data`."""
-
-    photos: Path
-    """A zip of JPEG photographs in class folders."""
-    out: Path = Path("runs/bench")
-    """Folder for data.json and data.md."""
-    num: int = 5000
-    """Photographs in an epoch: those of the zip, repeated."""
-    rounds: int = 3
-    """How often every contender takes its turn."""
-
-
-def measure_data(args: list[str]) -> int:
-    """Measure how fast photographs become batches."""
-    arguments = command_line.parse(
-        DataArguments, default=None, args=args, prog=f"{PROG} data", description=__doc__
-    )
-    if importlib.util.find_spec("torch") is None:
-        raise InputError(HINT)
-    make_folder(arguments.out)
-    from benchmarks import data
-
-    results = describe_machine() | data.measure(
-        arguments.photos, num=arguments.num, rounds=arguments.rounds
-    )
-    (arguments.out / "data.json").write_text(json.dumps(results, indent=2) + "\n")
-    (arguments.out / "data.md").write_text(data.report(results))
-    print(data.report(results))
-    return 0
-
-
 def main() -> int:
     """Run the command; return its exit code."""
     if sys.argv[1:2] == ["data"]:
-        return measure_data(sys.argv[2:])
+        return bench_data.main(sys.argv[2:], f"{PROG} data")
     arguments = command_line.parse(
         Arguments, default=None, args=sys.argv[1:], prog=PROG, description=__doc__
     )
     use_cores_as_devices()
     if importlib.util.find_spec("torch") is None:
-        raise InputError(HINT)
-    make_folder(arguments.out)
+        raise InputError(machine.HINT)
+    machine.make_folder(arguments.out)
     measure_all(arguments)
     print(f"everything is in {arguments.out}")
     return 0
-
-
-def make_folder(path: Path) -> None:
-    """Make the output folder; raise InputError where it cannot be written."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        (path / "bench.md").touch()
-    except OSError as error:
-        raise InputError(f"--out {path} cannot be written ({error}); choose another") from error
 
 
 def measure_all(arguments: Arguments) -> None:
@@ -140,7 +95,7 @@ def measure_all(arguments: Arguments) -> None:
 
     pytorch.use_all_cores()
     effort = Effort(rounds=5, turn_seconds=0.1) if arguments.quick else Effort(15, 0.5)
-    results = describe_machine() | {"rounds": effort.rounds, "rows": {}}
+    results = machine.describe() | {"rounds": effort.rounds, "rows": {}}
     results["peak_gflops"] = measure_peak(effort)
     print(table.report(results))
     for name in arguments.only or ROWS:
@@ -150,18 +105,6 @@ def measure_all(arguments: Arguments) -> None:
         print(table.markdown(results["rows"][name]), end="\n\n", flush=True)
         (arguments.out / "bench.json").write_text(json.dumps(results, indent=2) + "\n")
         (arguments.out / "bench.md").write_text(table.report(results))
-
-
-def describe_machine() -> dict[str, Any]:
-    """Return what the figures depend on."""
-    from benchmarks.timing import num_cores
-
-    names = ("jax", "jaxlib", "flax", "torch")
-    return {
-        "cores": num_cores(),
-        "load_average": os.getloadavg()[0],
-        "versions": {name: importlib.metadata.version(name) for name in names},
-    }
 
 
 def measure_peak(effort: Any) -> dict[str, float]:

@@ -20,14 +20,14 @@ from PIL import Image
 
 from jaxdnn.data.parallel import map_in_order
 from jaxdnn.data.pixel_cache import PixelCache
-from jaxdnn.data.prepare import prepare
-from jaxdnn.data.prepared import tfds
 from jaxdnn.data.reader import Reader
 from jaxdnn.data.source import Source
-from jaxdnn.data.sources import image_zip, open_source
+from jaxdnn.data.survey import take_survey
 
 SIZE, BATCH_SIZE, WORKERS = 227, 128, 2
-OURS, CACHED, SMALL = "jaxdnn", "jaxdnn, from its cache", "jaxdnn, 28x28 from array_record"
+SHAPE = (SIZE, SIZE, 1)
+OURS, CACHED = "jaxdnn, decoding", "jaxdnn, later epochs, from its cache"
+FIRST = "jaxdnn, first look: hash, statistics and cache too"
 TORCH, PILLOW, OPENCV = "PyTorch DataLoader with Pillow", "Pillow in threads", "OpenCV in threads"
 
 # Gives one epoch of batches.
@@ -63,32 +63,45 @@ def with_opencv(encoded: bytes) -> np.ndarray:
     """Decode to grey, crop the middle and average down."""
     import cv2  # pyrefly: ignore[missing-import]
 
-    pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_GRAYSCALE)
+    pixels: Any = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_GRAYSCALE)
     side = min(pixels.shape)
     top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
     square = pixels[top : top + side, left : left + side]
     return cv2.resize(square, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
 
 
-def measure(photos: Path, *, num: int, rounds: int) -> dict[str, Any]:
+def measure(encoded: list[bytes], *, num: int, rounds: int) -> dict[str, Any]:
     """Return images per second of each contender and round, the contenders taking turns."""
-    source = image_zip(photos)
-    stored = [source.read(item) for item in range(len(source.labels))]
-    encoded = [data for data in stored if isinstance(data, bytes)]
-    repeated = _in_memory(encoded, num)
-    batches = _batches(num)
+    source, batches = _in_memory(encoded, num), _batches(num)
+    rates: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
+        cache = _new_cache(Path(folder, "pixels"), num)
         epochs = {
-            OURS: lambda: Reader(repeated, (SIZE, SIZE, 1), None, WORKERS).batches(batches),
+            OURS: lambda: Reader(source, SHAPE, None, WORKERS).batches(batches),
             **_others(Photographs(encoded, num), batches),
-            CACHED: _cached(repeated, batches, Path(folder)),
-            SMALL: _small(Path(folder)),
+            FIRST: lambda: _first_look(source, Path(folder)),
+            CACHED: lambda: Reader(source, SHAPE, cache, WORKERS).batches(batches),
         }
-        rates: dict[str, list[float]] = {name: [] for name in epochs}
+        for _ in epochs[CACHED]():  # As the first epoch fills it.
+            pass
         for _ in range(rounds):
             for name, epoch in epochs.items():
-                rates[name].append(_rate(epoch))
+                rates.setdefault(name, []).append(_rate(epoch))
     return {"images": num, "workers": WORKERS, "images_per_second": rates}
+
+
+def _first_look(source: Source, folder: Path) -> list[range]:
+    """Do what a first start does with every image: hash, decode, count its values, keep it."""
+    num = len(source.labels)
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        reader = Reader(source, SHAPE, _new_cache(Path(own, "pixels"), num), WORKERS)
+        done: list[range] = []
+        take_survey(reader, np.ones(num, bool), lambda number: done.append(range(number)))
+    return done
+
+
+def _new_cache(path: Path, num: int) -> PixelCache:
+    return PixelCache(path, num_images=num, row_bytes=SIZE * SIZE, max_bytes=2**33)
 
 
 def _in_memory(encoded: list[bytes], num: int) -> Source:
@@ -147,23 +160,6 @@ def _threaded(
         return np.stack([decoder(encoded[item % len(encoded)]) for item in batch])
 
     return map_in_order(one, batches, max_workers=WORKERS)
-
-
-def _cached(source: Source, batches: list[np.ndarray], folder: Path) -> Epoch:
-    row_bytes, num = SIZE * SIZE, len(source.labels)
-    cache = PixelCache(folder / "pixels", num_images=num, row_bytes=row_bytes, max_bytes=2**33)
-    reader = Reader(source, (SIZE, SIZE, 1), cache, WORKERS)
-    for _ in reader.batches(batches):  # The first epoch, timed as OURS.
-        pass
-    return lambda: reader.batches(batches)
-
-
-def _small(folder: Path) -> Epoch:
-    silhouettes = open_source("silhouettes")
-    prepare(silhouettes, folder, name="small", image_size=28, channels=1, on_done=lambda num: None)
-    source = tfds("small", str(folder))
-    batches = _batches(len(source.labels))
-    return lambda: Reader(source, (28, 28, 1), None, WORKERS).batches(batches)
 
 
 def report(results: dict[str, Any]) -> str:

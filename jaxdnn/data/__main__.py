@@ -22,6 +22,13 @@ from jaxdnn.data.sources import open_source
 from jaxdnn.errors import InputError
 
 PROG = "python -m jaxdnn.data"
+LOOK = """Say what is there: images by class and split, sizes, modes, the same image twice, what
+cannot be read and why; and draw a contact sheet for each class."""
+PREPARE = """Turn a folder or a zip into a TFDS data set of array_record files, which is read faster
+and by any number of machines: --data tfds:NAME --data-dir OUT.
+
+What cannot be read is left out and named. Interrupted, or out of disk, the same command goes on
+where it was."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +36,8 @@ class Look:
     """The command line of `look`."""
 
     data: tyro.conf.Positional[str]
-    """A folder or a .zip of images, `silhouettes`, or `tfds:NAME`."""
+    """A folder or a .zip of images (also gs://, s3:// ...), `silhouettes`, `tfds:NAME`, or the
+    folder of a prepared data set."""
     data_dir: str | None = None
     """Where TFDS data sets are prepared."""
     json: bool = False
@@ -43,9 +51,9 @@ class Look:
 def look(args: Sequence[str]) -> int:
     """Report what a source holds."""
     options = command_line.parse(
-        Look, default=None, args=args, prog=f"{PROG} look", description=__doc__
+        Look, default=None, args=args, prog=f"{PROG} look", description=LOOK
     )
-    source = open_source(options.data, options.data_dir)
+    source = open_source(options.data, options.data_dir, progress=options.progress)
     with reporting(len(source.labels), options.progress) as on_done:
         found = look_at(source, on_done)
     about = report(source, found)
@@ -65,11 +73,13 @@ class Prepare:
     """The command line of `prepare`."""
 
     data: tyro.conf.Positional[str]
-    """A folder or a .zip of images."""
+    """A folder or a .zip of images (also gs://, s3:// ...), `silhouettes`, or `tfds:NAME`."""
     out: Path
     """Folder for data sets: the --data-dir of training."""
     name: str | None = None
     """What to call it; default: as the folder or zip."""
+    data_dir: str | None = None
+    """Where TFDS data sets are prepared, to prepare one of them at another size."""
     image_size: int | None = None
     """Side in pixels of the squares to store; default: the images as they are."""
     channels: Literal[1, 3] | None = None
@@ -81,12 +91,16 @@ class Prepare:
 def prepare_command(args: Sequence[str]) -> int:
     """Write a TFDS data set, and say what was skipped."""
     options = command_line.parse(
-        Prepare, default=None, args=args, prog=f"{PROG} prepare", description=__doc__
+        Prepare, default=None, args=args, prog=f"{PROG} prepare", description=PREPARE
     )
-    source = open_source(options.data)
-    stem = Path(options.data).absolute().stem.lower()
+    source = open_source(options.data, options.data_dir, progress=options.progress)
+    stem = Path(options.data.partition(":")[2] or options.data).stem.lower()
     name = options.name or re.sub(r"[^a-z0-9]+", "_", stem).strip("_0123456789") or "images"
-    with reporting(len(source.labels), options.progress) as on_done:
+    num = len(source.labels)
+    with (
+        reporting(num, options.progress) as on_done,
+        reporting(num, options.progress, "writing") as on_written,
+    ):
         about = prepare(
             source,
             options.out,
@@ -94,6 +108,7 @@ def prepare_command(args: Sequence[str]) -> int:
             image_size=options.image_size,
             channels=options.channels,
             on_done=on_done,
+            on_written=on_written,
         )
     for skipped, reason in about["skipped"].items():
         print(f"skipped {skipped}: {reason}")

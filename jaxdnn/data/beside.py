@@ -1,7 +1,9 @@
 """Where what is known about images is kept: beside them, or in the user's cache folder."""
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +18,18 @@ def folder_beside(source: Source) -> Path | None:
     """Return a folder for what is known about a source's images; None where there is none.
 
     It is `.jaxdnn` in a folder of images, `.NAME.jaxdnn` beside a zip; where that cannot be
-    written, a folder in $XDG_CACHE_HOME or ~/.cache.
+    written, or is not on this machine, a folder in $XDG_CACHE_HOME or ~/.cache.
     """
     if source.home is None:
         return None
-    home = source.home.absolute()
-    own = home / ".jaxdnn" if home.is_dir() else home.with_name(f".{home.name}.jaxdnn")
+    own = []
+    home = source.home
+    if isinstance(home, Path):
+        home = home.absolute()
+        own = [home / ".jaxdnn" if home.is_dir() else home.with_name(f".{home.name}.jaxdnn")]
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     name = hashlib.sha256(os.fsencode(home)).hexdigest()[:16]
-    for folder in (own, caches / "jaxdnn" / name):
+    for folder in (*own, caches / "jaxdnn" / name):
         if _can_write(folder):
             return folder
     return None
@@ -39,6 +44,21 @@ def _can_write(folder: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def draft_beside(path: Path) -> Iterator[Path]:
+    """Give a path to write to, then move it: several processes may find out the same at once.
+
+    Raises:
+      OSError: as on a full disk; nothing is left of the draft.
+    """
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def key_of(*parts: object) -> str:

@@ -2,13 +2,16 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
+from jaxdnn.data.acceptance import check_classes, check_leakage, check_unreadable
 from jaxdnn.data.combined import combine, with_splits
-from jaxdnn.data.leakage import check_leakage
+from jaxdnn.data.inventory import Inventory
+from jaxdnn.data.leakage import leakage_of
 from jaxdnn.data.materialise import (
     Decoded,
     Progress,
@@ -23,6 +26,7 @@ from jaxdnn.data.sources import open_source
 from jaxdnn.data.splits import train_validation_test
 from jaxdnn.data.standard import Standard, measure_standard
 from jaxdnn.data.stream import Stream, StreamedImages, open_stream
+from jaxdnn.data.told import told
 from jaxdnn.errors import InputError
 
 MEMORY_SHARE = 0.25
@@ -30,7 +34,6 @@ MEMORY_SHARE = 0.25
 
 _ASSUMED_MEMORY_BYTES = 8 * 2**30
 _PREFETCHED = 512  # Two batches of evaluation.
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Dataset:
       train, validation, test: without a common item.
       skipped: images left out, with the reason.
       origin: where the images come from, for people.
+      inventory: sizes and modes, as stored.
+      leakage: what is among the test images and among the others; '' for nothing.
     """
 
     class_names: tuple[str, ...]
@@ -78,23 +83,12 @@ class Dataset:
     test: Split
     skipped: tuple[Skipped, ...]
     origin: str
+    inventory: Inventory = field(default_factory=Inventory)
+    leakage: str = ""
 
     def told(self) -> str:
-        """Return one line on what was found, with the first images that were skipped."""
-        sides = " x ".join(map(str, self.train.images.shape[1:]))
-        streamed = ", streamed" if isinstance(self.train.images, StreamedImages) else ""
-        counts = ", ".join(
-            f"{len(part.labels):,} {name}"
-            for name, part in (
-                ("to train", self.train),
-                ("to validate", self.validation),
-                ("to test", self.test),
-            )
-        )
-        first = "; ".join(f"{name}: {reason}" for name, reason in self.skipped[:_SHOWN])
-        more = "; …" if len(self.skipped) > _SHOWN else ""
-        skipped = f"; {len(self.skipped):,} skipped ({first}{more})" if self.skipped else ""
-        return f"{self.origin}: {counts}, {sides}{streamed}{skipped}"
+        """Return what was found, in a few lines."""
+        return told(self)
 
 
 def load(
@@ -146,20 +140,15 @@ def load(
     Raises:
       InputError: anything in the data or in these arguments that the user can put right.
     """
-    source = open_source(data, data_dir if other is None or data.startswith("tfds:") else None)
-    if other is not None:
-        drawn = {
-            "validation_fraction": validation_fraction,
-            "test_fraction": test_fraction,
-            "seed": seed,
-        }
-        others = open_source(other, data_dir if other.startswith("tfds:") else None)
-        source = combine([with_splits(each, **drawn) for each in (source, others)])
+    drawn = {
+        "validation_fraction": validation_fraction,
+        "test_fraction": test_fraction,
+        "seed": seed,
+    }
+    source = _open(data, other, data_dir, drawn, progress is True)
     chosen = source.default_positive if positive is None else positive
     labels, class_names = positive_task(source.labels, source.class_names, chosen)
-    parts = train_validation_test(
-        source, validation_fraction=validation_fraction, test_fraction=test_fraction, seed=seed
-    )
+    parts = train_validation_test(source, **drawn)
     size, depth = choose_shape(
         source, image_size=image_size, channels=channels, max_workers=max_workers
     )
@@ -175,21 +164,41 @@ def load(
                 max_workers=max_workers,
                 on_done=on_done,
             )
-        found = [_streamed(stream, part) for part in parts]
+        found, inventory = [_streamed(stream, part) for part in parts], stream.survey.inventory
     else:
         found = _decode_parts(source, parts, size, depth, max_workers, progress)
+        inventory = sum((part.inventory for part in found), Inventory())
     unreadable = [skipped for part in found for skipped in part.skipped]
-    _check_unreadable(unreadable, len(source.labels), max_unreadable_fraction, source.name)
+    check_unreadable(unreadable, len(source.labels), max_unreadable_fraction, source.name)
     train, validation, test = (
         _split(source, part, indices, labels) for part, indices in zip(found, parts, strict=True)
     )
-    _check_classes(train, validation, test, class_names, source.name)
-    if not allow_duplicates:
-        check_leakage(source, parts, [part.digests for part in found])
+    check_classes([part.labels for part in (train, validation, test)], class_names, source.name)
+    leakage = leakage_of(source, parts, [part.digests for part in found])
+    check_leakage(leakage, allowed=allow_duplicates)
     outside = [Skipped(name, "outside every class folder") for name in source.outside]
     set_aside = [Skipped(*found) for found in source.set_aside]
-    skipped = (*outside, *set_aside, *unreadable)
-    return Dataset(class_names, train, validation, test, skipped, source.name)
+    skipped = (*set_aside, *outside, *unreadable)
+    return Dataset(class_names, train, validation, test, skipped, source.name, inventory, leakage)
+
+
+def _open(
+    data: str, other: str | None, data_dir: str | None, drawn: dict[str, Any], progress: bool
+) -> Source:
+    """Open one source, or two as one, each with its own validation and test images."""
+    if other is None:
+        return open_source(data, data_dir, progress=progress)
+    return combine(
+        [
+            with_splits(
+                open_source(
+                    name, data_dir if name.startswith("tfds:") else None, progress=progress
+                ),
+                **drawn,
+            )
+            for name in (data, other)
+        ]
+    )
 
 
 def _decode_parts(
@@ -250,32 +259,3 @@ def _memory_bytes() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # Not every system says.
         return _ASSUMED_MEMORY_BYTES
-
-
-def _check_unreadable(
-    unreadable: Sequence[Skipped], num_items: int, max_fraction: float, origin: str
-) -> None:
-    if len(unreadable) <= max_fraction * num_items:
-        return
-    first = "; ".join(f"{name}: {reason}" for name, reason in unreadable[:_SHOWN])
-    share = len(unreadable) / num_items
-    raise InputError(
-        f"{len(unreadable)} of {num_items} images ({share:.1%}) in {origin} are unreadable "
-        f"({first}); expected at most {max_fraction:.1%}; "
-        "mend or remove them, or allow more with --max-unreadable FRACTION"
-    )
-
-
-def _check_classes(
-    train: Split, validation: Split, test: Split, class_names: Sequence[str], origin: str
-) -> None:
-    for name, split in (("training", train), ("validation", validation), ("test", test)):
-        if not len(split.labels):
-            raise InputError(f"no {name} images in {origin}; expected at least one; add images")
-    counts = np.bincount(train.labels, minlength=len(class_names))
-    if (counts == 0).any():
-        missing = class_names[int(counts.argmin())]
-        raise InputError(
-            f"no training images of class {missing!r} in {origin}; expected some of every class; "
-            "add images or remove the class"
-        )

@@ -1,6 +1,7 @@
 """One encoded image to 8-bit values: upright, on white, resized and cropped to a square."""
 
 import io
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,10 @@ _EXIF_ORIENTATION = 0x0112
 _DRAFT_MARGIN = 2  # Nearer to the target, photographs differ visibly from a full decoding.
 
 
+Stored = bytes | UInt8[np.ndarray, "stored_height stored_width stored_channel"]
+"""One image as it is kept: encoded, or decoded already."""
+
+
 class UnreadableImage(InputError):
     """One image that cannot be used; the message is the reason, in words."""
 
@@ -44,7 +49,7 @@ class Header(NamedTuple):
 
 
 def decode(
-    item: bytes | UInt8[np.ndarray, "raw_height raw_width raw_channel"],
+    item: Stored,
     *,
     image_size: int | None,
     channels: int | None,
@@ -66,30 +71,37 @@ def decode(
     Raises:
       UnreadableImage: the bytes are no image, damaged, incomplete or too large.
     """
+    options = {"image_size": image_size, "channels": channels, "max_pixels": max_pixels}
+    return decode_and_look(item, **options)[0]
+
+
+def decode_and_look(
+    item: Stored, *, image_size: int | None, channels: int | None, max_pixels: int = MAX_PIXELS
+) -> tuple[UInt8[np.ndarray, "height width channel"], Header]:
+    """Decode like `decode`, and say what `look` would."""
     array = item if isinstance(item, np.ndarray) else read_png(item, max_pixels=max_pixels)
     if array is not None:
+        header = _header_of(array)
         if array.shape == (image_size, image_size, channels):
-            return array
-        return _finish(_from_array(array), image_size, channels)
+            return array, header
+        return _finish(_from_array(array), image_size, channels), header
     assert isinstance(item, bytes)
     try:
         with quiet_pillow(), _open(item, max_pixels) as image:
+            header = Header(*image.size, is_grey(image), image.mode)
             if image_size is not None:
                 reduced = (image_size * _DRAFT_MARGIN, image_size * _DRAFT_MARGIN)
                 image.draft("L" if channels == 1 else None, reduced)
             image.load()
-            return _finish(image, image_size, channels)
+            return _finish(image, image_size, channels), header
     except Exception as error:
         raise _unreadable(error) from error
 
 
-def look(
-    item: bytes | UInt8[np.ndarray, "height width channel"], *, max_pixels: int = MAX_PIXELS
-) -> Header:
+def look(item: Stored, *, max_pixels: int = MAX_PIXELS) -> Header:
     """Read the header only. Raises UnreadableImage like `decode`."""
     if isinstance(item, np.ndarray):
-        mode = "L" if item.shape[2] == 1 else "RGB"
-        return Header(item.shape[1], item.shape[0], mode == "L", mode)
+        return _header_of(item)
     try:
         with quiet_pillow(), _open(item, max_pixels) as image:
             return Header(*image.size, is_grey(image), image.mode)
@@ -105,6 +117,11 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         size = f"{image.width} x {image.height} pixels"
         raise UnreadableImage(f"{size} are more than the {max_pixels:,} allowed")
     return image
+
+
+def _header_of(array: np.ndarray) -> Header:
+    mode = "L" if array.shape[2] == 1 else "RGB"
+    return Header(array.shape[1], array.shape[0], mode == "L", mode)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -138,6 +155,12 @@ def _fit(image: Image.Image, image_size: int) -> Image.Image:
     return image.resize((image_size, image_size), Image.Resampling.BILINEAR, box=box)
 
 
+def _too_large(pillow_says: str) -> str:
+    numbers = re.findall(r"\d+", pillow_says)  # Its error does not hold them otherwise.
+    found = f"{int(numbers[0]):,} pixels" if numbers else "its pixels"
+    return f"{found} are more than the {MAX_PIXELS:,} allowed"
+
+
 def _unreadable(error: Exception) -> UnreadableImage:
     # Pillow meets damaged bytes with errors of every type, so that all of them are taken here.
     if isinstance(error, UnreadableImage):
@@ -147,5 +170,5 @@ def _unreadable(error: Exception) -> UnreadableImage:
             f"not an image of a known format ({', '.join(FORMATS)}), or damaged at its start"
         )
     if isinstance(error, Image.DecompressionBombError):
-        return UnreadableImage("more pixels than Pillow's limit against decompression bombs")
+        return UnreadableImage(_too_large(str(error)))
     return UnreadableImage(f"damaged or incomplete: {error or type(error).__name__}")

@@ -21,7 +21,7 @@ SPLIT_SPELLINGS = {
 _EXPECTED = "expected {class}/… or {split}/{class}/… with splits train, validation, test"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Labelled:
     """One file in its place: its index in the listing, its class and its split ('' if none)."""
 
@@ -44,8 +44,10 @@ def split_of(name: str) -> str:
 
 
 def printable(name: str) -> str:
-    """Return a file's name as text that any stream can encode, in Unicode's composed form."""
+    """Return a file's name as text of one line for any stream, in Unicode's composed form."""
     text = os.fsencode(name).decode("utf-8", "replace")
+    if not text.isprintable():
+        text = "".join("\ufffd" if unicodedata.category(c) == "Cc" else c for c in text)
     return unicodedata.normalize("NFC", text)
 
 
@@ -58,39 +60,43 @@ def class_layout(names: tuple[str, ...], *, origin: str) -> Layout:
     Raises:
       InputError: no image, no class folder, or split folders mixed with others.
     """
-    paths = [printable(name).split("/") for name in names]
-    if not paths:
+    # Told by the folders that occur: they are few, the files may be millions.
+    heads = [name.rpartition("/")[0] for name in names]
+    folders = {head: tuple(printable(head).split("/")) if head else () for head in set(heads)}
+    if not names:
         raise InputError(f"no images in {origin}; {_EXPECTED}; put images there or change --data")
-    paths = _unwrap(paths)
-    has_splits = _has_splits(paths, origin)
+    num_wrapping = _num_wrapping([*folders.values()])
+    folders = {head: path[num_wrapping:] for head, path in folders.items()}
+    has_splits = _has_splits([*folders.values()], origin)
     depth = 2 if has_splits else 1
     files = tuple(
         Labelled(index, path[depth - 1], split_of(path[0]) if has_splits else "")
-        for index, path in enumerate(paths)
-        if len(path) > depth
+        for index, head in enumerate(heads)
+        if len(path := folders[head]) >= depth
     )
     if not files:
         raise InputError(
-            f"{len(paths)} images but no class folders in {origin} (such as {names[0]!r}); "
+            f"{len(names)} images but no class folders in {origin} (such as {names[0]!r}); "
             f"{_EXPECTED}; put the images of each class in a folder of its own"
         )
-    outside = tuple(index for index, path in enumerate(paths) if len(path) <= depth)
+    outside = tuple(index for index, head in enumerate(heads) if len(folders[head]) < depth)
     return Layout(files, outside)
 
 
-def _unwrap(paths: list[list[str]]) -> list[list[str]]:
-    tops = {path[0] for path in paths if len(path) > 1}
-    inner = {path[1] for path in paths if len(path) > 2}
-    holds_folders = len(inner) > 1 or (inner and all(len(path) != 2 for path in paths))
+def _num_wrapping(paths: list[tuple[str, ...]]) -> int:
+    """Return how many single folders lie around all others."""
+    tops = {path[0] for path in paths if path}
+    inner = {path[1] for path in paths if len(path) > 1}
+    holds_folders = len(inner) > 1 or (inner and all(len(path) != 1 for path in paths))
     if len(tops) == 1 and not split_of(min(tops)) and holds_folders:
-        return _unwrap([path[1:] for path in paths])
-    return paths
+        return 1 + _num_wrapping([path[1:] for path in paths])
+    return 0
 
 
-def _has_splits(paths: list[list[str]], origin: str) -> bool:
-    tops = {path[0] for path in paths if len(path) > 1}
+def _has_splits(paths: list[tuple[str, ...]], origin: str) -> bool:
+    tops = {path[0] for path in paths if path}
     splits = {top for top in tops if split_of(top)}
-    nested = any(len(path) > 2 and path[0] in splits for path in paths)
+    nested = any(len(path) > 1 and path[0] in splits for path in paths)
     if splits and splits != tops and nested:
         raise InputError(
             f"split folders ({', '.join(sorted(splits))}) beside others "

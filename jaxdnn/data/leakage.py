@@ -6,7 +6,6 @@ import numpy as np
 from jaxtyping import Int, UInt64
 
 from jaxdnn.data.source import Source
-from jaxdnn.errors import InputError
 
 _SHOWN = 3
 
@@ -22,31 +21,30 @@ def duplicates(digests: UInt64[np.ndarray, " num"]) -> list[Int[np.ndarray, " _"
     )
 
 
-def check_leakage(
+def leakage_of(
     source: Source,
     parts: Sequence[Int[np.ndarray, " _"]],
     digests: Sequence[UInt64[np.ndarray, " _"]],
-) -> None:
-    """Check that no stored image of training or validation is among the test images.
+) -> str:
+    """Say which stored images of training or validation are among the test images.
 
     Args:
       source: whose items they are.
       parts: items of training, validation and test.
       digests: hash of each of these items.
 
-    Raises:
-      InputError: with the first pairs.
+    Returns:
+      Their number and the first pairs; '' where there are none.
     """
     seen_digests, seen_items = np.concatenate(digests[:2]), np.concatenate(parts[:2])
     leaks = np.isin(digests[2], seen_digests) & (digests[2] != 0)
     if not leaks.any():
-        return
+        return ""
     pairs = []
     for item, digest in list(zip(parts[2][leaks], digests[2][leaks], strict=True))[:_SHOWN]:
         twin = seen_items[np.flatnonzero(seen_digests == digest)[0]]
         pairs.append(f"{source.item_names[item]} = {source.item_names[twin]}")
-    raise InputError(
-        f"{int(leaks.sum())} of {len(leaks)} test images in {source.name} are training or "
-        f"validation images too ({'; '.join(pairs)}); expected none, or the test says too much; "
-        "remove them, or allow them with --allow-duplicates"
+    return (
+        f"{int(leaks.sum()):,} of {len(leaks):,} test images in {source.name} are training or "
+        f"validation images too ({'; '.join(pairs)})"
     )

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxdnn.data.decode import UnreadableImage, decode, look
+from jaxdnn.data.decode import Stored, UnreadableImage, decode_and_look
+from jaxdnn.data.inventory import Inventory
 from jaxdnn.data.leakage import duplicates
 from jaxdnn.data.parallel import chunks_of, map_in_order
 from jaxdnn.data.source import Source
@@ -32,8 +33,7 @@ class Found:
     """What is known of the items of a source; hashes, reasons and thumbnails by index."""
 
     digests: np.ndarray
-    sizes: Counter[str] = field(default_factory=Counter)
-    modes: Counter[str] = field(default_factory=Counter)
+    inventory: Inventory = field(default_factory=Inventory)
     reasons: dict[int, str] = field(default_factory=dict)
     thumbnails: dict[int, np.ndarray] = field(default_factory=dict)
 
@@ -45,25 +45,24 @@ def look_at(
     found, lock = Found(np.zeros(len(source.labels), np.uint64)), threading.Lock()
     shown = {int(item) for items in _shown(source) for item in items}
 
-    def look_one(item: int) -> None:
+    def look_one(item: int, read: Callable[[int], Stored]) -> None:
         try:
-            stored = source.read(item)
+            stored = read(item)
+            pixels, header = decode_and_look(stored, image_size=THUMBNAIL, channels=3)
             found.digests[item] = digest_of(stored)
-            header = look(stored)
-            pixels = decode(stored, image_size=THUMBNAIL, channels=3)
         except UnreadableImage as error:
             with lock:
                 found.reasons[item] = str(error)
             return
         with lock:
-            found.sizes[f"{header.width}x{header.height}"] += 1
-            found.modes[header.mode] += 1
+            found.inventory.add([header])
             if item in shown:
                 found.thumbnails[item] = pixels
 
     def look_some(items: range) -> int:
+        read = source.reading(items)
         for item in items:
-            look_one(item)
+            look_one(item, read)
         return len(items)
 
     for num in map_in_order(look_some, chunks_of(len(source.labels)), max_workers=max_workers):
@@ -109,8 +108,8 @@ def report(source: Source, found: Found) -> dict[str, Any]:
             **{name: "outside every class folder" for name in source.outside},
             **dict(source.set_aside),
         },
-        "modes": dict(found.modes.most_common()),
-        "sizes": dict(found.sizes.most_common()),
+        "modes": dict(found.inventory.modes.most_common()),
+        "sizes": dict(found.inventory.sizes.most_common()),
         "duplicates": [
             [source.item_names[item] for item in group] for group in duplicates(found.digests)
         ],
@@ -149,11 +148,7 @@ def text(about: dict[str, Any], *, num_shown: int = 10) -> str:
         bad = sum(about["unreadable"][name].values())
         row = f"{name:24}" + "".join(f"{counts[split]:12,}" for split in splits)
         lines.append(row + (f"   {bad:,} unreadable" if bad else ""))
-    for key in ("modes", "sizes"):
-        shown = list(about[key].items())[:num_shown]
-        more = len(about[key]) - len(shown)
-        counts = ", ".join(f"{value}: {number:,}" for value, number in shown)
-        lines.append(f"{key}: {counts}{f', … ({more} more)' if more else ''}")
+    lines += Inventory(Counter(about["sizes"]), Counter(about["modes"])).told(num_shown)
     groups = [" = ".join(group) for group in about["duplicates"]]
     lines += _some("the same image", groups, num_shown)
     for key, title in (("unreadable_files", "unreadable"), ("set_aside", "not used")):

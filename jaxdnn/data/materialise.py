@@ -3,14 +3,15 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8, UInt64
 from tqdm import tqdm
 
-from jaxdnn.data.decode import UnreadableImage, decode
+from jaxdnn.data.decode import Header, Stored, UnreadableImage, decode_and_look
+from jaxdnn.data.inventory import Inventory
 from jaxdnn.data.parallel import chunks_of, map_in_order
 from jaxdnn.data.source import Source
 from jaxdnn.data.stream import StreamedImages
@@ -31,12 +32,17 @@ class Skipped(NamedTuple):
 
 @dataclass(frozen=True)
 class Decoded:
-    """Readable images in order, which items they are, every item's hash, and what was skipped."""
+    """Readable images in order, which items they are, every item's hash, and what was skipped.
+
+    Attributes:
+      inventory: sizes and modes of the readable ones; empty for a stream, whose survey has them.
+    """
 
     images: UInt8[np.ndarray, "num height width channel"] | StreamedImages
     is_readable: Bool[np.ndarray, " num_items"]
     digests: UInt64[np.ndarray, " num_items"]
     skipped: tuple[Skipped, ...]
+    inventory: Inventory = field(default_factory=Inventory)
 
 
 def decode_items(
@@ -57,27 +63,32 @@ def decode_items(
     is_readable = np.ones(len(indices), bool)
     digests = np.zeros(len(indices), np.uint64)
     skipped: list[Skipped] = []
+    inventory = Inventory()
 
-    def fill(places: range) -> list[tuple[int, Skipped]]:
-        return [(place, trouble) for place in places if (trouble := fill_one(place))]
+    def fill(places: range) -> list[Header | Skipped]:
+        items = indices[places.start : places.stop].tolist()
+        read = source.reading(items)
+        return [fill_one(place, item, read) for place, item in zip(places, items, strict=True)]
 
-    def fill_one(place: int) -> Skipped | None:
-        index = int(indices[place])
+    def fill_one(place: int, index: int, read: Callable[[int], Stored]) -> Header | Skipped:
         try:
-            stored = source.read(index)
+            stored = read(index)
+            images[place], header = decode_and_look(
+                stored, image_size=image_size, channels=channels
+            )
             digests[place] = digest_of(stored)
-            images[place] = decode(stored, image_size=image_size, channels=channels)
         except UnreadableImage as error:
+            is_readable[place] = False
             return Skipped(source.item_names[index], str(error))
-        return None
+        return header
 
     chunks = chunks_of(len(indices))
-    troubles = map_in_order(fill, chunks, max_workers=max_workers)
-    for chunk, found in zip(chunks, troubles, strict=True):
-        is_readable[[place for place, _ in found]] = False
-        skipped.extend(trouble for _, trouble in found)
+    results = map_in_order(fill, chunks, max_workers=max_workers)
+    for chunk, found in zip(chunks, results, strict=True):
+        inventory.add(each for each in found if isinstance(each, Header))
+        skipped.extend(each for each in found if isinstance(each, Skipped))
         on_done(len(chunk))
-    return Decoded(_compacted(images, is_readable), is_readable, digests, tuple(skipped))
+    return Decoded(_compacted(images, is_readable), is_readable, digests, tuple(skipped), inventory)
 
 
 def _compacted(images: np.ndarray, is_readable: np.ndarray) -> np.ndarray:
@@ -90,19 +101,22 @@ def _compacted(images: np.ndarray, is_readable: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def reporting(total: int, progress: Progress | bool | None) -> Iterator[Callable[[int], None]]:
+def reporting(
+    total: int, progress: Progress | bool | None, what: str = "decoding"
+) -> Iterator[Callable[[int], None]]:
     """Give a function that takes the number of items just done.
 
     Args:
       total: number of items in all.
       progress: a callback; True for a bar on stderr if the work takes more than two seconds.
+      what: is being done.
     """
     if callable(progress):
         yield _counted(progress, total)
         return
     with tqdm(
         total=total,
-        desc="decoding",
+        desc=what,
         unit=" images",
         delay=_BAR_DELAY_SECONDS,
         leave=False,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from jaxdnn.run_folder import draft_of
+from jaxdnn.data.beside import draft_beside
 
 _FREE_SHARE = 0.5  # Of the free disk, what a cache may take.
 
@@ -55,6 +55,10 @@ class PixelCache:
         """Number of images that need not be decoded."""
         return int(self._filled.sum())
 
+    def holds(self, index: int) -> bool:
+        """Whether an image need not be decoded."""
+        return bool(self._filled[index])
+
     def read(self, index: int, row: UInt8[np.ndarray, "height width channel"]) -> bool:
         """Copy an image into `row`, contiguous; False where it is not there."""
         if not self._filled[index]:
@@ -84,7 +88,7 @@ class PixelCache:
             try:
                 os.fsync(self._file)
                 flags |= self._stored_flags(len(flags))
-                with draft_of(self._flags_path) as draft:
+                with draft_beside(self._flags_path) as draft:
                     draft.write_bytes(flags.tobytes())
             except OSError:
                 self._writable = False

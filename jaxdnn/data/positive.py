@@ -22,8 +22,8 @@ def positive_task(
 ) -> tuple[Int32[np.ndarray, " num"], tuple[str, ...]]:
     """Relabel the classes in `positive` as 1 and the others as 0; without any, change nothing.
 
-    A name stands for the class of that name, in any case; where there is none, for the classes of
-    its group: `dog` for ImageNet's dogs, known by the identifiers that their names begin with.
+    A name stands for the class of that name, in any case, and for the classes of its group: `dog`
+    for ImageNet's dogs, known by the identifiers that their names begin with.
 
     Returns:
       The labels and the class names, ('other', 'a+b') for positive classes a and b.
@@ -51,11 +51,10 @@ def positive_task(
 
 
 def _classes_of(name: str, class_names: Sequence[str]) -> list[str]:
-    if name in class_names:
-        return [name]
-    alike = [found for found in class_names if found.casefold() == name.casefold()]
     synsets = GROUPS.get(name.casefold(), frozenset())
-    return alike or [found for found in class_names if found[:_SYNSET_LENGTH] in synsets]
+    alike = [found for found in class_names if found.casefold() == name.casefold()]
+    same = [name] if name in class_names else alike
+    return [*same, *(found for found in class_names if found[:_SYNSET_LENGTH] in synsets)]
 
 
 def _did_you_mean(name: str, class_names: Sequence[str]) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from jaxdnn.data.decode import UnreadableImage, decode
-from jaxdnn.data.files import folder_files, read_file, zip_files
+from jaxdnn.data.folders import folder_files, read_file
 from jaxdnn.data.layout import printable
 from jaxdnn.data.parallel import map_in_order
+from jaxdnn.data.zips import zip_files
 from jaxdnn.errors import InputError
 
 _Item = tuple[str, Callable[[], bytes]]

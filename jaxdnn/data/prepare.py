@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdnn.data.beside import DECODING, key_of
-from jaxdnn.data.decode import UnreadableImage, decode, look
+from jaxdnn.data.decode import Stored, UnreadableImage, decode_and_look
 from jaxdnn.data.parallel import map_in_order
 from jaxdnn.data.plain_png import write_png
 from jaxdnn.data.prepared import quiet_tfds
@@ -31,6 +31,7 @@ def prepare(
     channels: int | None,
     max_workers: int | None = None,
     on_done: Callable[[int], None],
+    on_written: Callable[[int], None] = lambda num: None,
 ) -> dict[str, Any]:
     """Write the readable images of a source as the data set OUT/NAME/VERSION.
 
@@ -44,7 +45,8 @@ def prepare(
       image_size: side of the squares to store, in pixels.
       channels: 1 or 3.
       max_workers: threads; None for one per processor.
-      on_done: called with the number of items done since the last call.
+      on_done: called with the number of items decoded since the last call.
+      on_written: the same of those that are in the data set's own files, or nearly so.
 
     Returns:
       The report, as written to OUT/NAME/VERSION/skipped.json: folder, images by split, and the
@@ -69,7 +71,7 @@ def prepare(
             kept = [entry for entry in entries if not entry.reason]
             if not kept:
                 raise InputError(f"no readable image in {source.name}; expected some; add images")
-            _build(source, staging, kept, out, name, image_size, channels)
+            _build(source, staging, kept, out, name, image_size, channels, on_written)
         about = _report(source, entries, folder)
         write_json(folder / "skipped.json", about)
     except OSError as error:
@@ -77,7 +79,8 @@ def prepare(
             f"--out {out} cannot be written ({error.strerror or error}); what is there stays "
             "valid; make room or choose another folder, and call again to go on"
         ) from error
-    shutil.rmtree(staged)
+    for remains in out.glob(f".{name}-*"):  # Also of attempts before the images changed.
+        shutil.rmtree(remains)
     return about
 
 
@@ -92,7 +95,8 @@ def _stage(
     """Decode what has not been decoded yet, in threads, and keep the outcome."""
 
     def finish(items: list[int]) -> list[Done]:
-        return [_finished(source, item, image_size, channels) for item in items]
+        read = source.reading(items)
+        return [_finished(read, item, image_size, channels) for item in items]
 
     left = [item for item in range(len(source.labels)) if item not in staging.entries]
     on_done(len(staging.entries))
@@ -102,12 +106,14 @@ def _stage(
         on_done(len(batch))
 
 
-def _finished(source: Source, item: int, image_size: int | None, channels: int | None) -> Done:
+def _finished(
+    read: Callable[[int], Stored], item: int, image_size: int | None, channels: int | None
+) -> Done:
     try:
-        stored = source.read(item)
-        pixels = decode(stored, image_size=image_size, channels=channels)
+        stored = read(item)
+        pixels, header = decode_and_look(stored, image_size=image_size, channels=channels)
         if isinstance(stored, bytes) and image_size is None and channels is None:
-            return Done(item, None, look(stored).is_grey)
+            return Done(item, None, header.is_grey)
     except UnreadableImage as error:
         return Done(item, None, False, str(error))
     return Done(item, write_png(pixels), pixels.shape[-1] == 1)
@@ -121,6 +127,7 @@ def _build(
     name: str,
     image_size: int | None,
     channels: int | None,
+    on_written: Callable[[int], None],
 ) -> None:
     """Let TFDS write the records; it renames the folder once they are complete."""
     tfds = quiet_tfds()
@@ -138,6 +145,7 @@ def _build(
         for entry, of_entry in zip(kept, splits, strict=True):
             if of_entry == split:
                 own = entry.offset >= 0
+                on_written(1)
                 yield (
                     entry.item,
                     {

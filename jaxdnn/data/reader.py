@@ -1,18 +1,20 @@
 """Decoded images one by one, through a cache where there is one, and many of them in order."""
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from jaxdnn.data.decode import UnreadableImage, decode
+from jaxdnn.data.decode import Header, Stored, UnreadableImage, decode_and_look
 from jaxdnn.data.parallel import map_in_order
 from jaxdnn.data.pixel_cache import PixelCache
 from jaxdnn.data.source import Source
 from jaxdnn.errors import InputError
 
-_PORTION = 16  # Images that a thread takes at a time.
+# Images that a thread takes at a time: few enough for all threads to be busy with one batch, and of
+# small ones enough to be read from records at once.
+_LEAST_PORTION, _MOST_PORTION, _PORTION_BYTES = 16, 512, 2**20
 
 
 @dataclass(frozen=True)
@@ -35,25 +37,28 @@ class Reader:
         self,
         row: UInt8[np.ndarray, "height width channel"],
         item: int,
-        encoded: bytes | np.ndarray | None = None,
-    ) -> None:
+        read: Callable[[int], Stored],
+    ) -> Header | None:
         """Put an item into `row`.
 
         Args:
           row: contiguous, to be filled.
           item: index in the source.
-          encoded: what the source holds there, if it has been read already.
+          read: gives what the source holds there.
+
+        Returns:
+          What it said of itself, if it was decoded.
 
         Raises:
           UnreadableImage: with the reason.
         """
         if self.cache is not None and self.cache.read(item, row):
-            return
-        data = self.source.read(item) if encoded is None else encoded
+            return None
         size, _, channels = self.image_shape
-        row[...] = decode(data, image_size=size, channels=channels)
+        row[...], header = decode_and_look(read(item), image_size=size, channels=channels)
         if self.cache is not None:
             self.cache.write(item, row)
+        return header
 
     def batches(
         self, batches: Iterable[Int[np.ndarray, " _"]], *, num_rows: int = 0
@@ -74,9 +79,12 @@ class Reader:
                 yield images
 
     def _fill(self, portion: "_Portion") -> np.ndarray | None:
-        for row, item in zip(portion.rows, portion.items, strict=True):
+        cache, items = self.cache, portion.items.tolist()
+        missing = [item for item in items if cache is None or not cache.holds(item)]
+        read = self.source.reading(missing)
+        for row, item in zip(portion.rows, items, strict=True):
             try:
-                self.read_into(row, int(item))
+                self.read_into(row, item, read)
             except UnreadableImage as error:
                 raise InputError(
                     f"{self.source.item_names[item]} in {self.source.name} cannot be read any more "
@@ -98,10 +106,12 @@ class _Portion:
 def _portions(
     batches: Iterable[np.ndarray], image_shape: tuple[int, ...], num_rows: int
 ) -> Iterator[_Portion]:
+    row_bytes = int(np.prod(image_shape))
+    portion = min(max(_LEAST_PORTION, _PORTION_BYTES // row_bytes), _MOST_PORTION)
     for items in batches:
         images = np.empty((max(len(items), num_rows), *image_shape), np.uint8)
-        for start in range(0, max(len(items), 1), _PORTION):
-            end = min(start + _PORTION, len(items))
+        for start in range(0, max(len(items), 1), portion):
+            end = min(start + portion, len(items))
             yield _Portion(
                 images[start:end], items[start:end], images if end == len(items) else None
             )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt8
+from PIL import Image
 
 NUM_VALUES = 256
 _PORTION = 64
@@ -23,12 +24,15 @@ class Standard(NamedTuple):
 def count_values(
     images: UInt8[np.ndarray, "num height width channel"],
 ) -> Int64[np.ndarray, "channel 256"]:
-    """Count how often each value occurs in each channel."""
-    counts = np.zeros((images.shape[-1], NUM_VALUES), np.int64)
+    """Count how often each value occurs in each of 1 or 3 channels."""
+    _, height, width, channels = images.shape
+    counts = np.zeros((channels, NUM_VALUES), np.int64)
     for start in range(0, len(images), _PORTION):
         portion = images[start : start + _PORTION]
-        for channel, total in enumerate(counts):
-            total += np.bincount(portion[..., channel].ravel(), minlength=NUM_VALUES)
+        tall = portion.reshape(len(portion) * height, width, channels)
+        # Pillow counts several times as fast as NumPy, which makes 64-bit numbers of them first.
+        picture = Image.fromarray(tall[..., 0] if channels == 1 else tall)
+        counts += np.reshape(picture.histogram(), counts.shape)
     return counts
 
 

@@ -5,6 +5,7 @@ What is asked of all of them - which can be read, mean and standard deviation - 
 pass and kept beside the data.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from jaxdnn.data.reader import Reader
 from jaxdnn.data.source import Source
 from jaxdnn.data.standard import Standard, standard_from_counts
 from jaxdnn.data.survey import Survey, count_items, load_survey, save_survey, take_survey
-from jaxdnn.run_folder import draft_of
 
 OnDone = Callable[[int], None]
 
@@ -159,10 +159,8 @@ def _load(folder: Path | None, name: str, load: Callable[[Path], Loaded | None])
 
 def _save(folder: Path | None, name: str, save: Callable[[Path], None]) -> None:
     if folder is not None:
-        try:
+        with contextlib.suppress(OSError):  # A full disk: it will be computed again.
             save(folder / name)
-        except OSError:  # A full disk: it will be computed again.
-            (folder / f"{name}.part").unlink(missing_ok=True)
 
 
 def _load_standard(path: Path) -> Standard | None:
@@ -174,5 +172,5 @@ def _load_standard(path: Path) -> Standard | None:
 
 
 def _save_standard(standard: Standard, path: Path) -> None:
-    with draft_of(path) as draft:
+    with beside.draft_beside(path) as draft:
         draft.write_text(json.dumps(standard._asdict()) + "\n")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -18,14 +18,16 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Int
 
+from jaxdnn.data.ahead import one_ahead
 from jaxdnn.data.stream import StreamedImages
 from jaxdnn.errors import InputError
 from jaxdnn.training.keys import epoch_key, run_keys
 from jaxdnn.training.sharding import Layout, one_device
 from jaxdnn.training.step import Step, TrainState, start_of_epoch
 
-CHUNK_BYTES = 8 * 2**20
-"""Images of several steps go to the device together, up to so many bytes."""
+CHUNK_BYTES = 32 * 2**20
+"""Images of several steps go to the device together, up to so many bytes: each call of the compiled
+loop copies the parameters once."""
 
 # step -> (batch,) places of its images
 Rows = Callable[[int], Int[np.ndarray, " batch"]]
@@ -87,7 +89,7 @@ def shard_of(rows: Rows, shard: int, num_shards: int, num_portions: int = 1) -> 
 
 def chunks(
     images: StreamedImages, rows: Rows, *, start: int, steps_per_epoch: int
-) -> Iterator[Chunk]:
+) -> Generator[Chunk, None, None]:
     """Yield the batches from step `start` on, without end; no chunk spans two epochs."""
     batch_size = len(rows(start))
     row_bytes = int(np.prod(images.shape[1:]))
@@ -155,6 +157,8 @@ class StreamedTrain:
             state, taken = self._loop(state, held.images, held.labels, held.first, until)
             self._idle_since = self._watcher.submit(_finished_at, taken)
             step = until
+            if step == held.end:
+                self._hold(step)
         if step % self._steps_per_epoch == 0:
             self._images.keep()
         return state
@@ -164,8 +168,8 @@ class StreamedTrain:
         if self._held is not None and self._held.first <= step < self._held.end:
             return self._held
         if self.next_step != step:  # The first call, or a jump: batches are at hand by step.
-            self._chunks = chunks(
-                self._images, self._rows, start=step, steps_per_epoch=self._steps_per_epoch
+            self._chunks = one_ahead(
+                chunks(self._images, self._rows, start=step, steps_per_epoch=self._steps_per_epoch)
             )
         asked = time.monotonic()
         chunk = next(self._chunks)

@@ -181,8 +181,10 @@ def test_unreadable_images_are_skipped_named_and_counted(tmp_path):
     write(tmp_path / victim, png(0, 0)[:45])
     dataset = loaded(tmp_path, max_unreadable_fraction=0.1)
     assert [skipped.name for skipped in dataset.skipped] == [victim]
-    found = f"17 to train, 6 to validate, 6 to test, 6 x 6 x 1; 1 skipped ({victim}: damaged"
-    assert found in dataset.told()
+    lines = dataset.told().splitlines()
+    assert lines[0].endswith(": 17 to train, 6 to validate, 6 to test, 6 x 6 x 1")
+    assert lines[-3:-1] == ["  modes: L: 29", "  sizes: 6x6: 29"]
+    assert lines[-1].startswith(f"  1 skipped ({victim}: damaged")
     assert "damaged or incomplete" in dataset.skipped[0].reason
     assert dataset.train.names == tuple(n for n in good.train.names if n != victim)
     kept = np.arange(len(good.train.names)) != 4

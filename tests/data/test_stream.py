@@ -39,9 +39,11 @@ def decoded_names(monkeypatch) -> list[bytes]:
     seen: list[bytes] = []
     import jaxdnn.data.reader as reader
 
-    decode = reader.decode
+    decode = reader.decode_and_look
     monkeypatch.setattr(
-        reader, "decode", lambda data, **options: (seen.append(data), decode(data, **options))[1]
+        reader,
+        "decode_and_look",
+        lambda data, **options: (seen.append(data), decode(data, **options))[1],
     )
     return seen
 
@@ -89,6 +91,22 @@ def test_with_a_cache_nothing_is_decoded_twice_until_it_changes(folder, decoded_
     changed = images_of(streamed(folder, cache_bytes=1e9))
     assert len(decoded_names) == 120
     assert sum(int((image == 230).all()) for part in changed for image in part) == 1
+
+
+def test_a_first_look_that_is_interrupted_keeps_what_it_has_decoded(folder, decoded_names):
+    def stop(done: int, total: int) -> None:
+        if done >= 32:
+            raise KeyboardInterrupt
+
+    whole = loaded(folder)
+    with pytest.raises(KeyboardInterrupt):
+        streamed(folder, cache_bytes=1e9, progress=stop, max_workers=1)
+    num = len(decoded_names)
+    assert num >= 32
+    dataset = streamed(folder, cache_bytes=1e9)
+    assert len(decoded_names) == len(set(decoded_names)) == 60
+    assert dataset.inventory == whole.inventory
+    assert dataset.train.standard() == whole.train.standard()
 
 
 def test_a_cache_keeps_to_its_bound_and_old_ones_go(folder, decoded_names):
@@ -184,9 +202,19 @@ def test_training_images_among_the_test_images_are_an_error_unless_allowed(tmp_p
 
 
 def test_unreadable_files_are_no_duplicates_of_each_other(tmp_path):
+    for split in ("train", "val", "test"):
+        photos(tmp_path, prefix=split, each=3)
+        write(tmp_path / split / "dog/empty.png", b"")
+    for streaming in (False, True):
+        dataset = loaded(tmp_path, streaming=streaming, max_unreadable_fraction=0.2)
+        assert len(dataset.skipped) == 3
+        assert not dataset.leakage
+
+
+def test_an_image_that_cannot_be_read_is_named():
     def refuse(item: int) -> bytes:
         raise UnreadableImage("damaged")
 
     source = Source("x", ("a",), ["0"], np.zeros(1, np.int32), np.array([""]), refuse)
-    with pytest.raises(InputError, match="cannot be read any more"):
+    with pytest.raises(InputError, match=r"0 in x cannot be read any more \(damaged\)"):
         next(Reader(source, (2, 2, 1)).batches([np.arange(1)]))
