@@ -71,11 +71,11 @@ def train(
 ) -> dict[str, Any]:
     """Train and test a network, from the beginning or from the folder's latest checkpoint.
 
-    In a distributed run every process calls it, with the same arguments.
+    Every process of a distributed run calls it, with the same arguments.
 
     Args:
       config: the settings.
-      folder: where everything is kept; all processes reach it.
+      folder: where everything is kept.
       devices: what to run on; by default one device.
       progress: show bars on stderr.
       interrupted: asked between calls; True saves and stops.
@@ -95,12 +95,7 @@ def train(
         print(dataset.told(), file=sys.stderr)
     setup = make_setup(config, dataset, devices)
     on_first(lambda: _keep_settings(folder, setup))
-    about = {
-        "config": dataclasses.asdict(config),
-        "versions": versions(),
-        "num_devices": setup.layout.num_devices,
-    }
-    with Checkpoints(folder.checkpoints, about=about, tidy=True) as checkpoints:
+    with Checkpoints(folder.checkpoints, about=_about(setup), tidy=True) as checkpoints:
         start = _start(setup, checkpoints)
         with _make_recorder(setup, folder, start, progress) as recorder:
             program = make_program(setup)
@@ -122,6 +117,15 @@ def train(
     }
     on_first(lambda: write_json(folder.summary, summary))
     return summary
+
+
+def _about(setup: Setup) -> dict[str, Any]:
+    """Return what stands beside every checkpoint."""
+    return {
+        "config": dataclasses.asdict(setup.config),
+        "versions": versions(),
+        "num_devices": setup.layout.num_devices,
+    }
 
 
 def _streaming(config: Config) -> Config:
