@@ -6,11 +6,16 @@ python experiments/deep_dog.py lecture             the lecture's deep network
 python experiments/deep_dog.py conv                a residual convolutional network
 python experiments/deep_dog.py --data photos/ --positive dog       your own photographs
 python experiments/deep_dog.py --resume runs/deep                  go on after an interruption
+python experiments/deep_dog.py --resume auto --out runs/deep       go on, or begin if there is none
+
+Exit code: 0 done; 2 something is wrong, and was said; 75 stopped by Ctrl-C or SIGTERM, but saved:
+resume me.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
@@ -22,20 +27,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdnn import command_line, run_folder
+from jaxdnn import command_line, processes, run_folder, xla
 from jaxdnn.config import Config, differences, load_config
 from jaxdnn.data.augment import make_augment
 from jaxdnn.errors import InputError, Interrupted
 from jaxdnn.names import resolve
+from jaxdnn.options import DeviceOptions
 from jaxdnn.recipes import RECIPES
-from jaxdnn.report.augmentations import draw_augmentations
-from jaxdnn.report.training import draw_all
 from jaxdnn.run_folder import RunFolder
 from jaxdnn.training.run import load_data, train
 
 PROG = "deep_dog.py"
 DEFAULT_RECIPE = "deep"
 COLLAPSED = 0.98
+AUTO = Path("auto")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +51,12 @@ class Arguments:
     out: Path | None = None
     """Run folder to make; default runs/RECIPE, or runs/RECIPE-2, ... where that exists."""
     resume: Path | None = None
-    """Run folder to continue, with the settings that it was started with."""
+    """Run folder to continue, with the settings that it was started with; `auto`: go on with the
+    run in --out (default runs/RECIPE), or begin it where there is none."""
+    devices: DeviceOptions = dataclasses.field(default_factory=DeviceOptions)
+    compilation_cache: str = "auto"
+    """Folder for compiled programs, so that the next start is sooner; default the user's own cache
+    folder; `off` for none."""
     show_augmentations: bool = False
     """Write augmentations.png, a sheet of augmented training images, and stop."""
     progress: bool = True
@@ -59,7 +69,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Arguments]:
     named = bool(args) and not args[0].startswith("-")
     if named:
         recipe = resolve(args.pop(0), RECIPES, {"convnet": "conv"}, "recipe")
-    resumed = _resumed_config(args)
+    resumed = _resumed_config(args, recipe)
     base = RECIPES[recipe] if named or resumed is None else resumed
     arguments = command_line.parse(
         Arguments,
@@ -76,51 +86,96 @@ def parse(argv: Sequence[str]) -> tuple[str, Arguments]:
     return recipe, arguments
 
 
-def _resumed_config(args: Sequence[str]) -> Config | None:
+def _resumed_config(args: Sequence[str], recipe: str) -> Config | None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--resume", nargs="?", type=Path)
-    folder = parser.parse_known_args(args)[0].resume
-    return None if folder is None else load_config(run_folder.open_existing(folder).config)
+    parser.add_argument("--out", nargs="?", type=Path)
+    given = parser.parse_known_args(args)[0]
+    if given.resume is None:
+        return None
+    if given.resume == AUTO:
+        folder = RunFolder(given.out or _default_out(recipe))
+        return load_config(folder.config) if folder.config.exists() else None
+    return load_config(run_folder.open_existing(given.resume).config)
+
+
+def _default_out(recipe: str) -> Path:
+    return Path("runs") / recipe
 
 
 def main() -> int:
     """Run the command; return its exit code."""
     recipe, arguments = parse(sys.argv[1:])
-    if arguments.resume is not None:
-        return _resume(arguments)
-    path = arguments.out or run_folder.free_name(Path("runs"), recipe)
-    folder = run_folder.create(path)
+    processes.join(arguments.devices)
+    code = _run(recipe, arguments)
+    processes.leave(code)
+    return code
+
+
+def _run(recipe: str, arguments: Arguments) -> int:
+    xla.keep_programs(arguments.compilation_cache)
+    path, folder = _open_folder(recipe, arguments)
     if arguments.show_augmentations:
         return _show_augmentations(arguments, folder)
-    return _train(arguments.config, folder, path, arguments.progress)
-
-
-def _resume(arguments: Arguments) -> int:
-    path = arguments.resume
-    assert path is not None
-    if arguments.out not in (None, path):
-        raise InputError(f"--resume {path} goes on in its own folder; leave --out out")
-    folder = run_folder.open_existing(path)
     if folder.summary.exists():
         print(f"{path} is finished: nothing is left to resume")
-        _print_summary(json.loads(folder.summary.read_text()), path)
-        return 0
-    return _train(arguments.config, folder, path, arguments.progress)
+        return _report(json.loads(folder.summary.read_text()), folder, path)
+    with contextlib.ExitStack() as held:
+        processes.on_first(lambda: held.enter_context(run_folder.locked(folder)))
+        return _train(arguments, folder, path)
 
 
-def _train(config: Config, folder: RunFolder, path: Path, progress: bool) -> int:
+def _open_folder(recipe: str, arguments: Arguments) -> tuple[Path, RunFolder]:
+    """Return the folder to work in, as the user names it and opened."""
+    resume, out = arguments.resume, arguments.out
+    if resume == AUTO:
+        path = out or _default_out(recipe)
+        is_new = not RunFolder(path).config.exists()
+    elif resume is not None:
+        if out not in (None, resume):
+            raise InputError(f"--resume {resume} goes on in its own folder; leave --out out")
+        path, is_new = resume, False
+    else:
+        if out is None and arguments.devices.distributed:
+            raise InputError("--distributed needs a folder that all processes reach; give --out")
+        path, is_new = out or run_folder.free_name(Path("runs"), recipe), True
+    if is_new:
+        processes.on_first(lambda: run_folder.create(path))
+        return path, RunFolder(path.absolute())
+    return path, run_folder.open_existing(path)
+
+
+def _train(arguments: Arguments, folder: RunFolder, path: Path) -> int:
     with command_line.StopSignal() as stopped:
         try:
-            summary = train(config, folder, progress=progress, interrupted=stopped)
+            summary = train(
+                arguments.config,
+                folder,
+                devices=arguments.devices,
+                progress=arguments.progress,
+                interrupted=stopped,
+            )
         except Interrupted:
-            print(f"stopped; go on with: python experiments/{PROG} --resume {path}")
-            return command_line.INTERRUPTED_EXIT_CODE
-    draw_all(folder)
-    _print_summary(summary, path)
+            if processes.is_first():
+                print(f"stopped; go on with: python experiments/{PROG} --resume {path}")
+            return command_line.RESUME_EXIT_CODE
+    return _report(summary, folder, path)
+
+
+def _report(summary: dict[str, Any], folder: RunFolder, path: Path) -> int:
+    # Only now: to load what draws takes longer than to load what trains.
+    from jaxdnn.report.training import draw_all
+
+    if processes.is_first():
+        if not folder.chart("mistakes").exists():
+            draw_all(folder)
+        _print_summary(summary, path)
     return 0
 
 
 def _show_augmentations(arguments: Arguments, folder: RunFolder) -> int:
+    from jaxdnn.report.augmentations import draw_augmentations
+
     config = arguments.config
     dataset = load_data(config, progress=arguments.progress)
     picks = np.linspace(0, len(dataset.train.labels) - 1, 8).astype(int)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -18,6 +19,17 @@ from jaxdnn.errors import InputError
 T = TypeVar("T")
 
 INTERRUPTED_EXIT_CODE = 130
+RESUME_EXIT_CODE = 75
+"""What was done is saved: run me again (EX_TEMPFAIL of sysexits.h)."""
+_DISK_ERRORS = {
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room within your quota",
+    errno.EFBIG: "raise the limit on the size of files",
+    errno.EROFS: "choose another folder",
+    errno.EACCES: "mend its permissions, or choose another folder",
+    errno.EPERM: "mend its permissions, or choose another folder",
+    errno.EIO: "check the disk",
+}
 _RULE = re.compile(r"-*")
 _BORDERS = re.compile(r"[│╭╮╰╯─]+")
 
@@ -70,6 +82,13 @@ def run(main: Callable[[], int]) -> None:
         code = main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        where = f"{error.filename} cannot be used" if error.filename else "the disk failed"
+        remedy = _DISK_ERRORS[error.errno]
+        print(f"error: {where} ({error.strerror}); {remedy}, then go on", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -19,6 +19,7 @@ from jaxdnn.options import (
     TrainOptions,
     check,
 )
+from jaxdnn.run_folder import draft_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Config:
 
 def save_config(config: Config, path: Path) -> None:
     """Write a config as JSON."""
-    path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    with draft_of(path) as draft:
+        draft.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
 def load_config(path: Path) -> Config:

@@ -7,6 +7,7 @@ runs/<name>/config.json        the settings
             checkpoints/       latest (to resume) and best (to report)
             predictions.npz    what the network said about each test image
             summary.json       the results
+            run.lock           held while a process is at work here
             *.png              charts
 """
 
@@ -18,9 +19,10 @@ import dataclasses
 import json
 import math
 import os
+import socket
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from jaxdnn.errors import InputError
 
@@ -60,6 +62,11 @@ class RunFolder:
     def predictions(self) -> Path:
         """Labels, probabilities and names of the test images, and pictures of the mistakes."""
         return self.path / "predictions.npz"
+
+    @property
+    def lock(self) -> Path:
+        """Held while a process is at work on the run."""
+        return self.path / "run.lock"
 
     @property
     def summary(self) -> Path:
@@ -102,6 +109,47 @@ def open_existing(path: Path) -> RunFolder:
     return folder
 
 
+@contextlib.contextmanager
+def locked(folder: RunFolder) -> Iterator[None]:
+    """Keep the folder to this process while it works on the run; a kill releases it, too.
+
+    Raises:
+      InputError: another process is at work on it, or it cannot be written.
+    """
+    _check_writable(folder.path)
+    with folder.lock.open("a+") as file:
+        try:
+            _lock(file)
+        except OSError:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise InputError(
+                f"{folder.path} is being worked on by {owner}; wait for it, stop it, or choose "
+                "another folder"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def _lock(file: IO[str]) -> None:
+    """Lock an open file until it is closed.
+
+    Raises:
+      OSError: it is locked.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        windows: Any = msvcrt
+        windows.locking(file.fileno(), windows.LK_NBLCK, 1)
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def _check_writable(path: Path) -> None:
     probe = path / f".writable-{os.getpid()}"
     try:
@@ -113,7 +161,7 @@ def _check_writable(path: Path) -> None:
 
 def _unwritable(path: Path, error: OSError) -> InputError:
     reason = error.strerror or type(error).__name__
-    return InputError(f"--out {path} cannot be written ({reason}); choose another folder")
+    return InputError(f"{path} cannot be written ({reason}); choose another folder with --out")
 
 
 def free_name(parent: Path, name: str) -> Path:
@@ -129,8 +177,20 @@ def free_name(parent: Path, name: str) -> Path:
 def draft_of(path: Path) -> Iterator[Path]:
     """Give a path to write to, then move it: a reader, or a crash, never sees half a file."""
     draft = path.with_name(path.name + ".part")
-    yield draft
-    draft.replace(path)
+    try:
+        yield draft
+        sync_file(draft)  # Or a machine that stops may keep the new name without the content.
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def sync_file(path: Path) -> None:
+    """Bring what has been written to a file to the disk, if there is one."""
+    if path.is_file():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -163,8 +223,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read all complete lines of a metrics file; a missing file has none."""
     if not path.exists():
         return []
-    lines = path.read_text().splitlines()
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    whole = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    try:
+        return [json.loads(line) for line in whole]
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); remove it to go on without it") from error
 
 
 def read_evaluations(path: Path) -> list[dict[str, Any]]:

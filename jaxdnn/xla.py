@@ -1,7 +1,21 @@
-"""Settings of the XLA compiler, made before it starts: importing `jaxdnn` is enough."""
+"""Settings of the XLA compiler, made before it starts: importing `jaxdnn` is enough.
 
+Only the folder in which compiled programs are kept is up to each command.
+"""
+
+import contextlib
+import hashlib
 import os
+import platform
+import sys
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jaxdnn.errors import InputError
+
+CACHE_BYTES = 2**30
+"""Most that is kept of compiled programs; the oldest go first."""
 
 # One convolution then uses all threads, not one: a convnet's step takes 0.7 of the time. XLA stops
 # the process at a flag that it does not know, so this is only for versions tried with it.
@@ -28,3 +42,68 @@ def set_flags() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if name not in flags and version("jaxlib").startswith(_KNOWN_TO):
         os.environ["XLA_FLAGS"] = f"{flags} {_CONVOLUTIONS}".strip()
+
+
+def keep_programs(folder: str) -> None:
+    """Keep compiled programs on disk, so that the next start need not compile them again.
+
+    Args:
+      folder: where; `auto` for the user's cache folder, or for none if JAX has been told already
+        (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE); `off` for none.
+
+    Raises:
+      InputError: the folder cannot be written.
+    """
+    import jax
+
+    if folder == "off":
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    settings: Any = jax.config
+    told = settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache
+    if folder == "auto" and told:
+        return
+    path = (user_cache() if folder == "auto" else Path(folder)) / _machine()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        _trim(path, CACHE_BYTES)
+    except OSError as error:
+        if folder == "auto":  # A home that cannot be written only costs time.
+            return
+        raise InputError(
+            f"--compilation-cache {folder} cannot be written ({error.strerror}); "
+            "choose another folder, or off"
+        ) from error
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
+
+
+def user_cache() -> Path:
+    """Return the folder for compiled programs of this user."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA", "~/AppData/Local")
+    elif sys.platform == "darwin":
+        base = "~/Library/Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "jaxdnn" / "xla"
+
+
+def _machine() -> str:
+    """Name the kind of processor: a home may be shared by machines that differ in it."""
+    told = platform.machine() + platform.processor()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        told += next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.machine() or 'cpu'}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+
+
+def _trim(folder: Path, most: int) -> None:
+    """Remove the oldest files until the others take at most so many bytes."""
+    found = [(path.stat(), path) for path in folder.iterdir() if path.is_file()]
+    total = sum(stat.st_size for stat, _ in found)
+    for stat, path in sorted(found, key=lambda entry: entry[0].st_mtime):
+        if total <= most:
+            return
+        path.unlink(missing_ok=True)
+        total -= stat.st_size

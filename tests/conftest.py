@@ -15,6 +15,8 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "standard")
 jax.config.update("jax_platforms", "cpu")
+# What a test compiles stays out of the user's cache.
+jax.config.update("jax_enable_compilation_cache", False)
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from jaxdnn import command_line
 from jaxdnn.errors import InputError, Interrupted
+from jaxdnn.processes import is_first
 from jaxdnn.run_folder import write_json
 
 # What a folder can hold -> the file that keeps its settings.
@@ -28,7 +29,7 @@ def open_grid_folder(out: Path, kind: str, settings: dict[str, Any]) -> Path:
     Raises:
       InputError: it holds another of its kind, or cannot be written.
     """
-    path, cells = out / SETTINGS[kind], out / "cells"
+    path, cells = out / SETTINGS[kind], cells_of(out)
     if path.exists() and json.loads(path.read_text()) != settings:
         raise InputError(f"--out {out} holds another {kind}; choose another folder")
     try:
@@ -37,6 +38,11 @@ def open_grid_folder(out: Path, kind: str, settings: dict[str, Any]) -> Path:
     except OSError as error:
         raise InputError(f"--out {out} cannot be written ({error.strerror})") from error
     return cells
+
+
+def cells_of(out: Path) -> Path:
+    """Return where a folder keeps what is finished."""
+    return out / "cells"
 
 
 def refuse(out: Path, kind: str) -> None:
@@ -70,5 +76,6 @@ def run_until_stopped(
         try:
             return run(bar.update, stopped)
         except Interrupted:
-            print(f"stopped; the same command goes on where {out} stands")
+            if is_first():
+                print(f"stopped; the same command goes on where {out} stands")
             return None

@@ -25,7 +25,8 @@ def check_named(values: Mapping[str, Sequence[Any]]) -> None:
 
 
 def deciding(options: Any) -> dict[str, Any]:
-    """Return what decides the numbers, as JSON holds it: all but `out` and `progress`."""
+    """Return what decides the numbers, as JSON holds it: not where they go, nor who computes."""
     kept = dataclasses.asdict(options)
-    del kept["out"], kept["progress"]
+    for name in ("out", "progress", "processes"):
+        kept.pop(name, None)
     return json.loads(json.dumps(kept))

@@ -4,6 +4,7 @@
     python experiments/grad_flow.py sweep --depth 100 --norm none batch layer
     python experiments/grad_flow.py sweep --activations tanh --depth 10000 --width 64 --seeds 3
     python experiments/grad_flow.py sweep --data photos/ --image-size 64
+    python experiments/grad_flow.py sweep --distributed --out shared/flow     in each process
 
 Ctrl-C keeps the finished networks: the same command goes on where it stopped.
 """
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from jaxdnn import command_line
+from jaxdnn import command_line, processes
 from jaxdnn.propagation import sweep_theory
 from jaxdnn.propagation.grid import Grid, Program, run_grid
 from jaxdnn.propagation.sweep_theory import Comparison, Expected
@@ -26,7 +27,7 @@ from jaxdnn.run_folder import write_json
 from jaxdnn.xla import use_cores_as_devices
 
 from . import sweep_text
-from .grid_folder import open_grid_folder, refuse, run_until_stopped
+from .grid_folder import cells_of, open_grid_folder, refuse, run_until_stopped
 from .option_checks import deciding
 from .sweep_options import Options, make_grid
 
@@ -40,24 +41,37 @@ def main(argv: Sequence[str]) -> int:
     options = command_line.parse(
         Options, default=Options(), args=argv, prog=PROG, description=__doc__
     )
+    processes.join(options.processes)
+    code = _run(options, started)
+    processes.leave(code)
+    return code
+
+
+def _run(options: Options, started: float) -> int:
     grid = make_grid(options)
-    cells = open_grid_folder(options.out, "sweep", deciding(options))
-    refuse(options.out, "race")
+    processes.on_first(lambda: _open(options))
+    cells = cells_of(options.out)
     # Theory is compiled beside the sweep's program, which leaves cores idle.
     with ThreadPoolExecutor(1) as beside:
-        expected = beside.submit(sweep_theory.expect, grid)
+        expected = beside.submit(sweep_theory.expect, grid) if processes.is_first() else None
         found = run_until_stopped(
             lambda on_done, interrupted: run_grid(
                 grid, cells, on_done=on_done, interrupted=interrupted
             ),
             num_networks=grid.num_networks,
             out=options.out,
-            progress=options.progress,
+            progress=options.progress and processes.is_first(),
         )
     if found is None:
         return command_line.INTERRUPTED_EXIT_CODE
-    _report(options, grid, *found, expected.result(), started)
+    if expected is not None:
+        _report(options, grid, *found, expected.result(), started)
     return 0
+
+
+def _open(options: Options) -> None:
+    open_grid_folder(options.out, "sweep", deciding(options))
+    refuse(options.out, "race")
 
 
 def _report(

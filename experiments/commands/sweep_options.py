@@ -15,7 +15,8 @@ from jaxdnn.config import Config
 from jaxdnn.data.pipeline import standardise
 from jaxdnn.layers import Norm
 from jaxdnn.names import resolve
-from jaxdnn.options import DataOptions
+from jaxdnn.options import DataOptions, ProcessOptions
+from jaxdnn.processes import is_first
 from jaxdnn.propagation.find_activation import find_activation
 from jaxdnn.propagation.grid import Grid
 from jaxdnn.propagation.plain_network import Architecture, Batch, Precision
@@ -76,6 +77,7 @@ class Options:
     """Factor on the standard deviation of all initializers but zeros; default 1."""
     out: Path = Path("runs/grad_flow")
     """Folder for tables and charts."""
+    processes: ProcessOptions = dataclasses.field(default_factory=ProcessOptions)
     progress: bool = True
     """Show a progress bar."""
 
@@ -124,7 +126,9 @@ def _batch(options: Options) -> tuple[Batch | None, int]:
     """Return images to pass through, or None for Gaussian inputs; and the number of classes."""
     if options.data.data == "gaussian":
         return None, 10
-    dataset = load_data(Config(data=options.data, seed=options.seed), progress=options.progress)
+    dataset = load_data(
+        Config(data=options.data, seed=options.seed), progress=options.progress and is_first()
+    )
     num = min(options.batch_size, len(dataset.train.labels))
     picks = np.random.default_rng(options.seed).permutation(len(dataset.train.labels))[:num]
     standard = dataset.train.standard()

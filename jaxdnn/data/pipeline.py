@@ -28,11 +28,14 @@ def standardise(images: Array, standard: Standard) -> Array:
 
 
 def make_prepare(options: AugmentOptions, standard: Standard) -> Callable[[Array, Array], Array]:
-    """Return `(key, uint8 batch) -> augmented, standardised float32 batch`."""
+    """Return `(key, uint8 batch) -> augmented, standardised float32 batch`.
+
+    The key is one for the batch, or (batch,) keys, one for each image.
+    """
     augment = make_augment(options)
 
     def prepare(key: Array, images: Array) -> Array:
-        keys = jax.random.split(key, images.shape[0])
+        keys = key if key.shape else jax.random.split(key, images.shape[0])
         return standardise(jax.vmap(augment)(keys, images), standard)
 
     return prepare

@@ -7,6 +7,7 @@ field is its documentation, and its help on the command line.
 from jaxdnn.options.augment import AugmentOptions
 from jaxdnn.options.checks import check
 from jaxdnn.options.data import DataOptions
+from jaxdnn.options.devices import DeviceOptions, ProcessOptions
 from jaxdnn.options.model import ModelOptions
 from jaxdnn.options.optimizer import OptimizerOptions
 from jaxdnn.options.train import TrainOptions
@@ -14,8 +15,10 @@ from jaxdnn.options.train import TrainOptions
 __all__ = [
     "AugmentOptions",
     "DataOptions",
+    "DeviceOptions",
     "ModelOptions",
     "OptimizerOptions",
+    "ProcessOptions",
     "TrainOptions",
     "check",
 ]

@@ -14,6 +14,11 @@ class TrainOptions:
 
     batch_size: int | Literal["full"] = 128
     """Images for each step: 1 (stochastic), n (mini-batch), or `full` (the whole training set)."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged into one step, as of a batch so many times larger; batch
+    norm and dropout see one of them at a time."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the network's arithmetic in training; parameters, statistics and loss stay float32."""
     epochs: int = 10
     """Passes over the training images, at most."""
     monitor: Literal["val/loss", "val/accuracy", "val/balanced_accuracy", "val/auc"] = (
@@ -29,7 +34,10 @@ class TrainOptions:
     checkpoint_seconds: float = 10.0
     """Least time between two checkpoints; one is always written at the end."""
     divergence_factor: float = 1000.0
-    """Training stops as diverged when a batch's loss exceeds so many times that of guessing."""
+    """A step has diverged when its loss is not finite or exceeds so many times that of guessing."""
+    on_nan: Literal["stop", "skip", "halve-lr"] = "stop"
+    """When a step diverges: stop; or leave its update out and go on, with half the learning rate
+    from there if so asked. 25 such steps in a row stop the run in any case."""
     watch_gradients: int = 0
     """Steps between looks at what every layer does to signals and gradients; 0: none."""
 
@@ -39,7 +47,12 @@ class TrainOptions:
             self.batch_size == "full" or self.batch_size >= 1,
             f"--batch-size is {self.batch_size}; give 1 or more, or full",
         )
-        for name in ("epochs", "patience", "evaluate_every"):
+        check(
+            self.batch_size != "full" or self.accumulate == 1,
+            f"--accumulate is {self.accumulate}, but --batch-size full is one batch; "
+            "give a number of images",
+        )
+        for name in ("accumulate", "epochs", "patience", "evaluate_every"):
             check_range(self, name, 1)
         for name in ("min_improvement", "checkpoint_seconds", "watch_gradients"):
             check_range(self, name, 0)

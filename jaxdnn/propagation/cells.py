@@ -9,26 +9,33 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxdnn.errors import Interrupted
+from jaxdnn.processes import fetch, of_any, of_first, on_first
 from jaxdnn.run_folder import draft_of
 
 
 def is_due(path: Path, interrupted: Callable[[], bool]) -> bool:
-    """Tell whether the cell has still to be measured.
+    """Tell whether the cell has still to be measured; every process asks, and is told the same.
 
     Raises:
       Interrupted: it has, but no more is to be begun.
     """
-    if path.exists():
+    (is_there,) = of_first([path.exists()])
+    if is_there:
         return False
-    if interrupted():
+    if of_any(interrupted())[0]:
         raise Interrupted
     return True
 
 
 def save_cell(path: Path, arrays: Mapping[str, ArrayLike]) -> None:
-    """Write an .npz in one piece."""
-    with draft_of(path) as draft, draft.open("wb") as file:
-        np.savez(file, allow_pickle=False, **{name: np.asarray(x) for name, x in arrays.items()})
+    """Write an .npz in one piece; every process calls it, the first one writes."""
+    on_host = fetch(dict(arrays))
+
+    def write() -> None:
+        with draft_of(path) as draft, draft.open("wb") as file:
+            np.savez(file, allow_pickle=False, **on_host)
+
+    on_first(write)
 
 
 def load_cell(path: Path) -> dict[str, np.ndarray]:

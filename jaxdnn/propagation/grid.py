@@ -17,7 +17,7 @@ from jaxdnn.initializers import Initializer
 from jaxdnn.propagation.cells import is_due, load_cell, save_cell
 from jaxdnn.propagation.moments import Moments
 from jaxdnn.propagation.plain_network import Architecture, Batch
-from jaxdnn.propagation.sweep import chunks, make_sweep
+from jaxdnn.propagation.sweep import chunks, make_sweep, spread
 from jaxdnn.propagation.table import STATISTICS, Combination, Layers, Table
 
 # Multiplications and additions in a call: about a second's worth on a laptop.
@@ -127,8 +127,9 @@ def _run_one(
     for indices, seeds in chunks(len(grid.initializers), grid.seeds, _size(grid, architecture)):
         path = folder / f"{architecture.norm}-{architecture.depth}-{indices[0]}-{seeds[0]}.npz"
         if is_due(path, interrupted):
-            program = program or _compile(sweep, architecture, indices, seeds)
-            moments = program.run(indices, seeds)._asdict()
+            pairs = spread(indices), spread(seeds)
+            program = program or _compile(sweep, architecture, *pairs)
+            moments = program.run(*pairs)._asdict()
             save_cell(path, {name: moments[name] for name in STATISTICS})
         found.append(load_cell(path))
         remaining = num_pairs - sum(len(part["delta_rms"]) for part in found[:-1])
@@ -152,7 +153,7 @@ def _size(grid: Grid, architecture: Architecture) -> int:
 
 
 def _compile(
-    sweep: Callable[..., Moments], architecture: Architecture, *arguments: np.ndarray
+    sweep: Callable[..., Moments], architecture: Architecture, *arguments: np.ndarray | jax.Array
 ) -> Program:
     started = time.perf_counter()
     compiled = jax.jit(sweep).lower(*arguments).compile()

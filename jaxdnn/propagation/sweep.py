@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdnn.activations import Activation
 from jaxdnn.initializers import Initializer
+from jaxdnn.processes import put
 from jaxdnn.propagation.moments import Kernels, Moments, kernel_rms
 from jaxdnn.propagation.plain_network import (
     Architecture,
@@ -26,6 +27,8 @@ from jaxdnn.propagation.plain_network import (
     flow,
     gaussian_batch,
 )
+
+PAIR = "pair"
 
 
 def make_sweep(
@@ -65,11 +68,20 @@ def make_sweep(
         return lax.map(one_pair, (indices, seeds))
 
     # Each device goes through its share of the pairs.
-    mesh = jax.make_mesh((jax.device_count(),), ("pair",), axis_types=(AxisType.Auto,))
-    spread = PartitionSpec("pair")
-    return jax.jit(
-        jax.shard_map(sweep, mesh=mesh, in_specs=spread, out_specs=spread, check_vma=False)
-    )
+    cut = PartitionSpec(PAIR)
+    return jax.jit(jax.shard_map(sweep, mesh=_mesh(), in_specs=cut, out_specs=cut, check_vma=False))
+
+
+def _mesh() -> Mesh:
+    """Return all devices of all processes."""
+    return jax.make_mesh((jax.device_count(),), (PAIR,), axis_types=(AxisType.Auto,))
+
+
+def spread(pairs: np.ndarray) -> np.ndarray | Array:
+    """Spread indices or seeds over the devices of all processes, each of which has them all."""
+    if jax.process_count() == 1:
+        return pairs
+    return put(pairs, NamedSharding(_mesh(), PartitionSpec(PAIR)))
 
 
 def _make_draw(

@@ -1,18 +1,22 @@
 """Checkpoints: the latest, to resume from, and the best, to report, each under its own rule.
 
 A checkpoint is flat, `path -> array`, with paths such as `params/layers/0/linear/kernel`, so that
-it can be read without the program that wrote it. One more entry is the digest of all others: what
-the disk has changed since, by a single bit, is not taken for what was saved.
+it can be read without the program that wrote it. One more entry is the fingerprint of all others:
+what the disk has changed since, by a single bit, is not taken for what was saved.
+
+At any moment at most one latest and one best are being written, and two of each are kept: whenever
+the machine stops, a latest and the best that it knows of are whole.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
 import logging
 import sys
-from collections.abc import Callable, Iterator
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +24,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from jaxdnn.errors import InputError
+from jaxdnn.processes import of_any
+from jaxdnn.training.fingerprint import fingerprint
 
-# Orbax reports every save at the level of a warning.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax reports every save at the level of a warning, and what `wait` explains at that of an error.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 Flat = dict[str, Array]
 
-DIGEST = "sha256"
-# The latest two, so that there is one to go on from where the newest is damaged.
-_KEPT = {"latest": 2, "best": 1}
+KINDS = ("latest", "best")
+FINGERPRINT = "fingerprint"
+_NUM_KEPT = 2
+
+
+class Damaged(Exception):
+    """A checkpoint is missing, cannot be read, or is not what was saved."""
+
+
+class Mismatch(Damaged):
+    """A checkpoint is of another network."""
 
 
 def flatten(tree: Any) -> Flat:
@@ -48,11 +63,19 @@ def unflatten(flat: Flat, like: Any) -> Any:
 
 
 class Checkpoints:
-    """The checkpoints of one run, written in the background. A context manager."""
+    """The checkpoints of one run, written in the background by all its processes. A context.
 
-    def __init__(self, folder: Path):
-        self._checkpointers = {kind: _open(folder / kind, num) for kind, num in _KEPT.items()}
-        self._pending: dict[str, Any] = {}
+    Args:
+      folder: of the run's checkpoints.
+      about: kept beside every checkpoint, as JSON: what the run is.
+      tidy: remove what a killed run left half-written; only where no other can be writing.
+    """
+
+    def __init__(self, folder: Path, *, about: Mapping[str, Any] | None = None, tidy: bool = False):
+        self._about = dict(about or {})
+        self._checkpointers = {kind: _open(folder / kind, tidy) for kind in KINDS}
+        self._pending: list[Any] = []
+        self._excepthook, threading.excepthook = threading.excepthook, self._on_exception
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -61,66 +84,89 @@ class Checkpoints:
         self.close()
 
     def save(self, kind: str, step: int, tree: Any) -> None:
-        """Start to save a tree of arrays as the `latest` or `best`, replacing the one before.
+        """Start to save a tree of arrays as the `latest` or `best`.
 
         Nothing happens where that step is saved already.
+
+        Raises:
+          InputError: the disk is full, or cannot be written; perhaps by what was begun before.
         """
-        self._wait(kind)
+        if any(pending == kind for pending, *_ in self._pending):
+            self.wait()
         if self.step(kind) == step:
             return
-        checkpointer = self._checkpointers[kind]
         # A copy, because the training step reuses (donates) the state's memory.
-        copy = jax.tree.map(jnp.copy, flatten(tree))
-        self._pending[kind] = checkpointer.save_async(step, copy | {DIGEST: _digest(copy)})
+        copy = copy_of(flatten(tree))
+        with _Explained(self, kind, step):
+            saving = self._checkpointers[kind].save_async(
+                step, copy | {FINGERPRINT: fingerprint(copy)}, custom_metadata=self._about
+            )
+            self._pending.append((kind, step, saving))
+
+    def steps(self, kind: str) -> list[int]:
+        """Return the steps of the `latest` or `best` checkpoints, the newest first."""
+        return sorted((saved.step for saved in self._checkpointers[kind].checkpoints), reverse=True)
 
     def step(self, kind: str) -> int | None:
-        """Return the step of the `latest` or `best` checkpoint, None if there is none."""
-        latest = self._checkpointers[kind].latest
-        return None if latest is None else latest.step
+        """Return the step of the newest `latest` or `best` checkpoint, None if there is none."""
+        return next(iter(self.steps(kind)), None)
 
-    def restore(self, kind: str, like: Any) -> Any:
-        """Return the `latest` or `best` tree.
+    def restore(self, kind: str, like: Any, step: int | None = None) -> Any:
+        """Return a `latest` or `best` tree; see `restore_flat`.
 
         Args:
           kind: which.
-          like: a tree of the structure and shapes expected; arrays or their abstract shapes.
+          like: a tree of the structure, shapes and shardings expected.
+          step: default the newest.
+        """
+        return unflatten(self.restore_flat(kind, flatten(like), step), like)
+
+    def restore_flat(self, kind: str, like: Flat | None = None, step: int | None = None) -> Flat:
+        """Return a `latest` or `best` as `path -> array`; checked against `like` where given.
 
         Raises:
           InputError: there is none, it cannot be read, or its shapes differ.
         """
-        return unflatten(self.restore_flat(kind, flatten(like)), like)
+        step = self.step(kind) if step is None else step
+        if step is None:
+            where = self._checkpointers[kind].directory
+            raise InputError(f"{where} holds no checkpoint; train anew")
+        try:
+            return self.read(kind, step, like)
+        except Mismatch as mismatch:
+            raise InputError(
+                f"{mismatch}; resume with the settings that the run was started with"
+            ) from mismatch
+        except Damaged as damage:
+            raise InputError(
+                f"the {kind} checkpoint at step {step} is damaged ({damage}); train anew"
+            ) from damage
 
-    def restore_flat(self, kind: str, like: Flat | None = None) -> Flat:
-        """Return the `latest` or `best` as `path -> array`; checked against `like` where given.
+    def read(self, kind: str, step: int, like: Flat | None = None) -> Flat:
+        """Return a checkpoint as `path -> array`.
 
-        Where the newest is damaged, it is removed with a line on stderr, and the one before it is
-        returned.
+        Raises:
+          Damaged: in the eyes of any process.
         """
-        checkpointer = self._checkpointers[kind]
-        steps = sorted((saved.step for saved in checkpointer.checkpoints), reverse=True)
-        if not steps:
-            raise InputError(f"{checkpointer.directory} holds no checkpoint; train anew")
-        damages = []
-        for step in steps:
-            try:
-                found = self._read(kind, step, like)
-            except _Damaged as damage:
-                damages.append(f"the {kind} checkpoint at step {step} is damaged ({damage})")
-                continue
-            for damaged, reason in zip(steps, damages, strict=False):
-                print(f"{reason}; going on from step {step}", file=sys.stderr)
-                checkpointer.delete(damaged)
-            return found
-        raise InputError("; ".join(damages))
+        found, damage = {}, None
+        try:
+            found = self._read(kind, step, like)
+        except Damaged as error:
+            damage = error
+        if of_any(damage is not None)[0]:
+            raise damage or Damaged("another process cannot read it")
+        return found
 
     def _read(self, kind: str, step: int, like: Flat | None) -> Flat:
+        if step not in self.steps(kind):
+            raise Damaged("it is missing")
         with _abandoned_readers_silent():
             loaded, damage = self._load(kind, step, like)
         if damage:
-            raise _Damaged(damage)
-        digest = loaded.pop(DIGEST, None)
-        if digest is None or not np.array_equal(np.asarray(digest), _digest(loaded)):
-            raise _Damaged("its content is not what was saved")
+            raise Damaged(damage)
+        kept = loaded.pop(FINGERPRINT, None)
+        if kept is None or not np.array_equal(np.asarray(kept), np.asarray(fingerprint(loaded))):
+            raise Damaged("its content is not what was saved")
         return loaded
 
     def _load(self, kind: str, step: int, like: Flat | None) -> tuple[Any, str]:
@@ -128,24 +174,53 @@ class Checkpoints:
         checkpointer = self._checkpointers[kind]
         try:
             saved: Any = checkpointer.metadata(step).metadata
+            names = [name for name in saved if name != FINGERPRINT]
             if like is not None:
-                _check_shapes(like, {name: saved[name] for name in saved if name != DIGEST})
-            return checkpointer.load(step, jax.tree.map(_abstract, saved)), ""
-        except InputError:
+                _check_shapes(like, {name: saved[name] for name in names})
+            wanted: Any = {name: _abstract(saved[name], (like or {}).get(name)) for name in saved}
+            return checkpointer.load(step, wanted), ""
+        except Damaged:
             raise
         except Exception as error:  # TensorStore reports damage by many types, at great length.
             return None, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
 
-    def close(self) -> None:
-        """Wait for what is being written."""
-        for kind, checkpointer in self._checkpointers.items():
-            self._wait(kind)
-            checkpointer.close()
+    def about(self, kind: str, step: int) -> dict[str, Any]:
+        """Return what was said about the run when this checkpoint was saved."""
+        about: Any = self._checkpointers[kind].metadata(step).custom_metadata
+        return about or {}
 
-    def _wait(self, kind: str) -> None:
-        pending = self._pending.pop(kind, None)
-        if pending is not None:
-            pending.result()
+    def forget_after(self, kind: str, step: int) -> None:
+        """Remove the checkpoints after this step."""
+        for later in self.steps(kind):
+            if later > step:
+                self._checkpointers[kind].delete(later)
+
+    def wait(self) -> None:
+        """Wait for what is being written.
+
+        Raises:
+          InputError: it could not be.
+        """
+        pending, self._pending = self._pending, []
+        for kind, step, saving in pending:
+            with _Explained(self, kind, step):
+                saving.result()
+
+    def _on_exception(self, raised: threading.ExceptHookArgs) -> None:
+        """Keep Orbax's threads from printing tracebacks of what `wait` explains."""
+        frames = traceback.extract_tb(raised.exc_traceback)
+        if not any("orbax" in frame.filename for frame in frames):
+            self._excepthook(raised)
+
+    def close(self) -> None:
+        """Wait for what is being written, and end."""
+        try:
+            self.wait()
+        finally:
+            for checkpointer in self._checkpointers.values():
+                with contextlib.suppress(Exception):  # It raises again what `wait` has explained.
+                    checkpointer.close()
+            threading.excepthook = self._excepthook
 
 
 def read_best(folder: Path) -> dict[str, np.ndarray]:
@@ -174,28 +249,54 @@ def _abandoned_readers_silent() -> Iterator[None]:
         sys.unraisablehook = hook
 
 
-class _Damaged(Exception):
-    """A checkpoint cannot be read, or is not what was saved."""
+class _Explained:
+    """Turns what goes wrong in a save into one line."""
+
+    def __init__(self, checkpoints: Checkpoints, kind: str, step: int):
+        self._checkpoints, self._kind, self._step = checkpoints, kind, step
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
+        if isinstance(error, Exception):
+            kept = [step for step in self._checkpoints.steps("latest") if step != self._step]
+            raise InputError(
+                f"the {self._kind} checkpoint of step {self._step} cannot be written "
+                f"({_reason(error)}); {f'that of step {kept[0]}' if kept else 'nothing'} is kept: "
+                "make room on the disk, or mend its permissions, and go on with --resume"
+            ) from error
 
 
-def _open(folder: Path, num_kept: int) -> ocp.training.Checkpointer:
-    newest: Any = ocp.training.preservation_policies.LatestN(num_kept)
-    return ocp.training.Checkpointer(str(folder.absolute()), preservation_policy=newest)
+def _reason(error: BaseException) -> str:
+    """Return what the system said, from among what TensorStore and Orbax said about it."""
+    said = str(error)
+    if isinstance(error, TimeoutError):  # Orbax waits by the wall clock.
+        return "it took too long, or the clock jumped"
+    for known in ("No space left on device", "File too large", "Read-only file system"):
+        if known in said:
+            return known
+    for known in ("Permission denied", "Disk quota exceeded", "Input/output error"):
+        if known in said:
+            return known
+    return f"{type(error).__name__}: {(said.splitlines() or [''])[0][:120]}"
 
 
-def _digest(flat: Flat) -> np.ndarray:
-    """Return the SHA-256 of paths, types, shapes and bits, as 32 uint8."""
-    content = hashlib.sha256()
-    for name in sorted(flat):
-        array = np.ascontiguousarray(flat[name])
-        content.update(f"{name} {array.dtype} {array.shape}".encode())
-        content.update(array.reshape(-1).view(np.uint8).data)
-    return np.frombuffer(content.digest(), np.uint8)
+def _open(folder: Path, tidy: bool) -> ocp.training.Checkpointer:
+    newest: Any = ocp.training.preservation_policies.LatestN(_NUM_KEPT)
+    return ocp.training.Checkpointer(
+        str(folder.absolute()),
+        preservation_policy=newest,
+        cleanup_tmp_directories=tidy,
+    )
 
 
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+def _abstract(saved: Any, like: Any) -> jax.ShapeDtypeStruct:
+    """Describe an array to be read to where `like` is, or to a device of this process."""
+    sharding = getattr(like, "sharding", None)
+    if sharding is None:
+        sharding = SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=sharding)
 
 
 def _check_shapes(expected: Flat, saved: dict[str, Any]) -> None:
@@ -203,11 +304,13 @@ def _check_shapes(expected: Flat, saved: dict[str, Any]) -> None:
         ours = tuple(expected[name].shape) if name in expected else "nothing"
         theirs = tuple(saved[name].shape) if name in saved else "nothing"
         if ours != theirs:
-            raise InputError(
-                f"checkpoint and network differ at {name}: {theirs} saved, {ours} expected; "
-                "resume with the settings that the run was started with"
+            raise Mismatch(
+                f"checkpoint and network differ at {name}: {theirs} saved, {ours} expected"
             )
 
+
+copy_of: Callable[[Any], Any] = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+"""Copies a tree of arrays, all in one program."""
 
 all_finite: Callable[[Any], Array] = jax.jit(
     lambda tree: jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

@@ -14,45 +14,55 @@ from jaxdnn.data.pipeline import standardise
 from jaxdnn.data.standard import Standard
 from jaxdnn.data.stream import StreamedImages
 from jaxdnn.models import BatchStats, Model, Params
+from jaxdnn.training.sharding import Layout, one_device, share_of_process
 
 Images = Array | StreamedImages
-"""uint8 (num, height, width, channel), on the device or decoded as they are needed."""
+"""uint8 (num, height, width, channel), on the devices or decoded as they are needed."""
 
 Predict = Callable[[Params, BatchStats, Images], np.ndarray]
 
 
-def on_device(images: np.ndarray | StreamedImages) -> Images:
-    """Put an array on the device; a stream stays what it is."""
-    return images if isinstance(images, StreamedImages) else jnp.asarray(images)
+def on_device(images: np.ndarray | StreamedImages, layout: Layout | None = None) -> Images:
+    """Put an array on every device; a stream stays what it is."""
+    if isinstance(images, StreamedImages):
+        return images
+    return (layout or one_device()).place(images)
 
 
 def _located(
-    images: Images, batches: Int[np.ndarray, "batch index"]
-) -> Iterator[tuple[Array, np.ndarray]]:
-    """Yield for each batch an array on the device, and the places of the batch in it."""
+    images: Images, batches: Int[np.ndarray, "batch index"], layout: Layout
+) -> Iterator[tuple[Array, Array]]:
+    """Yield for each batch an array on the devices, and the places of the batch in it."""
     if not isinstance(images, StreamedImages):
-        yield from ((images, batch) for batch in batches)
+        yield from ((images, layout.cut(jnp.asarray(batch))) for batch in batches)
         return
-    for decoded in images.batches(batches):
-        yield jnp.asarray(decoded), np.arange(len(decoded), dtype=np.int32)
+    mine = batches[:, share_of_process(batches.shape[1])]
+    places = layout.place(np.arange(batches.shape[1], dtype=np.int32))
+    for decoded in images.batches(mine):
+        yield layout.join(decoded), places
 
 
-def make_predict(model: Model, standard: Standard, *, batch_size: int = 256) -> Predict:
+def make_predict(
+    model: Model, standard: Standard, *, batch_size: int = 256, layout: Layout | None = None
+) -> Predict:
     """Return `(params, batch_stats, uint8 images) -> logits`, one row for each image, on the host.
 
     It goes through the images in batches; the last one is filled up with copies of the last image,
-    which are cut off again, so that every image counts once.
+    which are cut off again, so that every image counts once. Every process gets all logits.
     """
+    layout = layout or one_device()
 
     @jax.jit
     def logits_of(params: Params, batch_stats: BatchStats, images: Array, indices: Array) -> Array:
         batch = standardise(images[indices], standard)
-        return model.apply(params, batch_stats, batch).logits
+        gathered = layout.gather(params, len(batch))
+        return layout.keep_whole(model.apply(gathered, batch_stats, batch).logits)
 
     def predict(params: Params, batch_stats: BatchStats, images: Images) -> np.ndarray:
         num, size = len(images), min(batch_size, len(images))
+        size = -(-size // layout.num_devices) * layout.num_devices
         indices = np.arange(-(-num // size) * size, dtype=np.int32).clip(max=num - 1)
-        located = _located(images, indices.reshape(-1, size))
+        located = _located(images, indices.reshape(-1, size), layout)
         logits = [logits_of(params, batch_stats, array, places) for array, places in located]
         return np.concatenate([np.asarray(rows) for rows in logits])[:num]
 
@@ -60,7 +70,10 @@ def make_predict(model: Model, standard: Standard, *, batch_size: int = 256) -> 
 
 
 def make_estimate_batch_stats(
-    model: Model, standard: Standard, batches: Int[np.ndarray, "batch index"]
+    model: Model,
+    standard: Standard,
+    batches: Int[np.ndarray, "batch index"],
+    layout: Layout | None = None,
 ) -> Callable[[Params, BatchStats, Images], BatchStats]:
     """Return `(params, batch_stats, uint8 images) -> batch_stats` over the whole training set.
 
@@ -72,17 +85,21 @@ def make_estimate_batch_stats(
       standard: of the training images.
       batches: one epoch of indices, composed as in training. (Images come sorted by class: without
         shuffling a batch would hold one class, whose statistics stand for no other.)
+      layout: of the devices; by default one.
     """
+    layout = layout or one_device()
 
     @jax.jit
     def own_stats(
         params: Params, batch_stats: BatchStats, images: Array, indices: Array
     ) -> BatchStats:
         batch = standardise(images[indices], standard)
-        return model.apply(params, batch_stats, batch, training=True).batch_stats
+        gathered = layout.gather(params, len(batch))
+        output = model.apply(gathered, batch_stats, batch, training=True)
+        return layout.keep_whole(output.batch_stats)
 
     def estimate(params: Params, batch_stats: BatchStats, images: Images) -> BatchStats:
-        located = _located(images, batches)
+        located = _located(images, batches, layout)
         stats = [own_stats(params, batch_stats, array, places) for array, places in located]
         return pool(jax.tree.map(lambda *leaves: jnp.stack(leaves), *stats))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdnn.clock import seconds_since_start
 from jaxdnn.errors import InputError, Interrupted
 from jaxdnn.models import BatchStats, Params
-from jaxdnn.training.checkpoint import Checkpoints, all_finite
+from jaxdnn.processes import of_any, of_first, put
+from jaxdnn.training.checkpoint import Checkpoints, all_finite, copy_of
 from jaxdnn.training.early_stopping import EarlyStopping
 from jaxdnn.training.recorder import Recorder
 from jaxdnn.training.step import TrainState
@@ -39,7 +42,7 @@ class Program:
       evaluate_every: steps between evaluations.
       checkpoint_seconds: least time between checkpoints.
       monitor: name of the metric that chooses the best.
-      learning_rate: `step -> learning rate`.
+      learning_rate: `(step, number of skipped steps) -> learning rate`.
       waited_seconds: how long the device has had to wait for images so far.
       watch: what looks into the layers, and trains as `train` does; None if nothing does.
     """
@@ -51,7 +54,7 @@ class Program:
     evaluate_every: int
     checkpoint_seconds: float
     monitor: str
-    learning_rate: Callable[[int], Any]
+    learning_rate: Callable[[int, int], Any]
     waited_seconds: Callable[[], float] = lambda: 0.0
     watch: Watch | None = None
 
@@ -77,7 +80,13 @@ class Progress:
             "best_step": -1 if self.stopping.best_step is None else self.stopping.best_step,
             "num_bad": self.stopping.num_bad,
         }
-        return {"state": self.state, "stopping": jax.tree.map(jnp.asarray, stopping)}
+        return {"state": self.state, "stopping": jax.tree.map(self._beside_state, stopping)}
+
+    def _beside_state(self, number: float) -> Array:
+        """Put a number where the state's own are: on the devices of all processes."""
+        array = np.asarray(number, np.int32 if isinstance(number, int) else np.float32)
+        step = self.state.step
+        return put(array, step.sharding) if isinstance(step, Array) else jnp.asarray(array)
 
     def resumed(self, state: TrainState, stopping: dict[str, Array]) -> Progress:
         """Return this progress with what `to_arrays` gave put back."""
@@ -95,6 +104,20 @@ class Progress:
         return dataclasses.replace(self, best=(params, batch_stats))
 
 
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """How long training took.
+
+    Attributes:
+      steps_per_second: without the first call, which compiles.
+      first_step_seconds: from the start of the process to the end of the first step; NaN if there
+        was none.
+    """
+
+    steps_per_second: float
+    first_step_seconds: float
+
+
 def fit(
     progress: Progress,
     program: Program,
@@ -102,25 +125,30 @@ def fit(
     recorder: Recorder,
     checkpoints: Checkpoints,
     interrupted: Callable[[], bool],
-) -> tuple[Progress, float]:
+) -> tuple[Progress, Timing]:
     """Train to the last step, or until patience runs out.
 
+    Every process of a distributed run calls it, and all take the same turns.
+
     Returns:
-      Where training ended, and the steps per second without the first call (compilation).
+      Where training ended, and how fast it was.
 
     Raises:
       Diverged: with the step; the last good checkpoint is kept.
       Interrupted: after saving.
+      InputError: a checkpoint cannot be written.
     """
-    step, saved_at, speed = int(progress.state.step), time.monotonic(), _Speed()
+    step, speed = int(progress.state.step), _Speed()
     watch = program.watch
     train = program.train if watch is None else watch.train
+    clock = _SaveClock(program.checkpoint_seconds)
     if checkpoints.step("latest") is None:
-        _save(progress, checkpoints)
+        _save(progress, checkpoints, recorder)
+    num_steps = 1
     while step < program.num_steps and not progress.stopping.should_stop:
         until_evaluation = program.evaluate_every - step % program.evaluate_every
         started = time.monotonic()
-        state = train(progress.state, min(speed.steps(), until_evaluation))
+        state = train(progress.state, min(num_steps, until_evaluation))
         num_taken = int(state.step) - step  # waits for the device
         speed.add(num_taken, time.monotonic() - started)
         step += num_taken
@@ -128,17 +156,20 @@ def fit(
         if watch is not None:
             watch.record(step, recorder)
         _check_diverged(progress, checkpoints, watch)
+        recorder.tell_skipped(*map(int, state.skipped))
         recorder.advance(step, *_means(state))
         if step % program.evaluate_every == 0 or step == program.num_steps:
             progress = _evaluate(progress, program, recorder)
-        if interrupted():
-            _save(progress, checkpoints)
+        (is_interrupted,) = of_any(interrupted())
+        num_steps, is_due = of_first([speed.steps(), clock.is_due()])
+        if is_interrupted or is_due:
+            _save(progress, checkpoints, recorder)
+            clock.saved()
+        if is_interrupted:
+            checkpoints.wait()
             raise Interrupted
-        if time.monotonic() - saved_at > program.checkpoint_seconds:
-            _save(progress, checkpoints)
-            saved_at = time.monotonic()
-    _save(progress, checkpoints)
-    return progress, speed.steps_per_second
+    _save(progress, checkpoints, recorder)
+    return progress, speed.timing()
 
 
 def _evaluate(progress: Progress, program: Program, recorder: Recorder) -> Progress:
@@ -152,14 +183,14 @@ def _evaluate(progress: Progress, program: Program, recorder: Recorder) -> Progr
             "train/loss": loss,
             "train/accuracy": accuracy,
             **metrics,
-            "learning_rate": float(program.learning_rate(step)),
+            "learning_rate": float(program.learning_rate(step, int(state.skipped.num))),
         }
     )
     # In float32, as checkpoints keep it: a resumed run must compare the same numbers.
     stopping = progress.stopping.update(float(np.float32(metrics[program.monitor])), step)
     best = progress.best
     if stopping.best_step == step:
-        best = jax.tree.map(jnp.copy, (state.params, batch_stats))
+        best = copy_of((state.params, batch_stats))
     return dataclasses.replace(progress, stopping=stopping, best=best)
 
 
@@ -173,6 +204,8 @@ def _check_diverged(progress: Progress, checkpoints: Checkpoints, watch: Watch |
     if not bool(state.diverged):
         return
     why = "its loss is not finite, or far beyond that of guessing"
+    if num_skipped := int(state.skipped.in_a_row):
+        why = f"as the {num_skipped - 1} before it, {why}"
     if watch is not None:
         good = checkpoints.restore("latest", progress.to_arrays())["state"]
         why += f"; {watch.first_bad_layer(good, int(state.step))}"
@@ -186,15 +219,30 @@ def _diverged(why: str, state: TrainState, checkpoints: Checkpoints) -> Diverged
     )
 
 
-def _save(progress: Progress, checkpoints: Checkpoints) -> None:
-    """Save the best first: a crash in between leaves a latest that finds the best again."""
+def _save(progress: Progress, checkpoints: Checkpoints, recorder: Recorder) -> None:
+    """Save the best and the latest, after those before them and the metrics up to here."""
     state, best_step = progress.state, progress.stopping.best_step
     if not bool(all_finite(state.params)):
         raise _diverged("its parameters are not finite", state, checkpoints)
+    checkpoints.wait()
+    recorder.sync()
     if progress.best is not None and best_step is not None:
         params, batch_stats = progress.best
         checkpoints.save("best", best_step, {"params": params, "batch_stats": batch_stats})
     checkpoints.save("latest", int(state.step), progress.to_arrays())
+
+
+class _SaveClock:
+    """Tells when it is time for the next checkpoint, however the wall clock jumps."""
+
+    def __init__(self, seconds: float):
+        self._seconds, self._saved_at = seconds, time.monotonic()
+
+    def is_due(self) -> bool:
+        return time.monotonic() - self._saved_at > self._seconds
+
+    def saved(self) -> None:
+        self._saved_at = time.monotonic()
 
 
 class _Speed:
@@ -203,20 +251,21 @@ class _Speed:
     def __init__(self) -> None:
         self._steps = 0
         self._seconds = 0.0
-        self._compiled = False
+        self._first_step_seconds = math.nan
 
     def add(self, num_steps: int, seconds: float) -> None:
         """Count a call; the first one compiles and does not count."""
-        if self._compiled:
+        if math.isnan(self._first_step_seconds):
+            self._first_step_seconds = seconds_since_start()
+        else:
             self._steps += num_steps
             self._seconds += seconds
-        self._compiled = True
 
-    @property
-    def steps_per_second(self) -> float:
-        return self._steps / self._seconds if self._seconds else float("nan")
+    def timing(self) -> Timing:
+        per_second = self._steps / self._seconds if self._seconds else math.nan
+        return Timing(per_second, self._first_step_seconds)
 
     def steps(self) -> int:
         if not self._seconds:
             return 1
-        return max(1, round(SECONDS_PER_CALL * self.steps_per_second))
+        return max(1, round(SECONDS_PER_CALL * self._steps / self._seconds))

@@ -20,7 +20,8 @@ from jaxdnn.activations import Activation
 from jaxdnn.models import Model, Params
 from jaxdnn.propagation.moments import SATURATED, rms
 from jaxdnn.training.checkpoint import Flat, flatten
-from jaxdnn.training.step import Loss, TrainState
+from jaxdnn.training.gradient import Loss
+from jaxdnn.training.step import TrainState
 
 
 class Look(NamedTuple):

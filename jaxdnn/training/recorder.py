@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from jaxdnn.run_folder import RunFolder, append_metrics, keep_metrics_until
+from jaxdnn.run_folder import RunFolder, append_metrics, keep_metrics_until, sync_file
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 
 class Recorder:
@@ -16,18 +20,13 @@ class Recorder:
     def __init__(
         self, folder: RunFolder, *, num_steps: int, batch_size: int, start: int, progress: bool
     ):
-        # Only here: it loads PyTorch where that is installed, which takes seconds.
-        from tensorboardX import SummaryWriter
-        from tensorboardX.summary import scalar
-
-        self._scalar = scalar
         self._folder = folder
+        self._start = start
         self._batch_size = batch_size
         self._step = start
         self._notes: dict[str, str] = {}
         self._warned: set[str] = set()
         keep_metrics_until(folder.metrics, start)
-        self._writer = SummaryWriter(str(folder.tensorboard), purge_step=start + 1)
         self._bar = tqdm(
             desc="compiling",
             total=num_steps * batch_size,
@@ -44,7 +43,16 @@ class Recorder:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
-        self._writer.close()
+        if "_writer" in vars(self):
+            self._writer.close()
+
+    @functools.cached_property
+    def _writer(self) -> SummaryWriter:
+        # Only when there is something to write: it loads PyTorch where that is installed, which
+        # takes longer than to reach the first step.
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter(str(self._folder.tensorboard), purge_step=self._start + 1)
 
     def advance(self, step: int, loss: float, accuracy: float) -> None:
         """Move the bar to `step`."""
@@ -64,11 +72,11 @@ class Recorder:
 
     def record_look(self, metrics: dict[str, Any]) -> None:
         """Keep what a look saw; `step` and `epoch` are among it."""
+        from tensorboardX.summary import scalar
+
         append_metrics(self._folder.metrics, metrics)
         values = [
-            self._scalar(name, value)
-            for name, value in metrics.items()
-            if name not in ("step", "epoch")
+            scalar(name, value) for name, value in metrics.items() if name not in ("step", "epoch")
         ]
         # One event for all of them: as many events take as long as a step.
         for value in values[1:]:
@@ -77,8 +85,50 @@ class Recorder:
         assert file_writer is not None
         file_writer.add_summary(values[0], metrics["step"])
 
+    def tell_skipped(self, num: int, in_a_row: int, last: int) -> None:
+        """Say that steps were left out: the first time, and whenever their number has doubled."""
+        if num:
+            self._notes["skipped"] = str(num)
+            self.warn(
+                f"{num.bit_length()} bits of skipped steps",
+                f"step {last}: the loss or a gradient was not finite, or the loss far beyond that "
+                f"of guessing; its update was left out ({num:,} so far, {in_a_row} in a row)",
+            )
+
+    def sync(self) -> None:
+        """Bring the metrics to the disk: no checkpoint may be newer than they are."""
+        sync_file(self._folder.metrics)
+
     def warn(self, kind: str, text: str) -> None:
         """Print a line above the bar, the first time for its kind."""
         if kind not in self._warned:
             self._warned.add(kind)
             tqdm.write(f"warning: {text}", file=sys.stderr)
+
+
+class SilentRecorder(Recorder):
+    """Records nothing: for all processes of a run but the first."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def advance(self, step: int, loss: float, accuracy: float) -> None:
+        """Do nothing."""
+
+    def record(self, metrics: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def record_look(self, metrics: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def tell_skipped(self, num: int, in_a_row: int, last: int) -> None:
+        """Do nothing."""
+
+    def sync(self) -> None:
+        """Do nothing."""
+
+    def warn(self, kind: str, text: str) -> None:
+        """Do nothing."""

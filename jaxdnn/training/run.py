@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,17 @@ from jaxdnn.data.stream import StreamedImages
 from jaxdnn.errors import InputError
 from jaxdnn.losses import probabilities
 from jaxdnn.models import Params
-from jaxdnn.options import ModelOptions
+from jaxdnn.options import DeviceOptions
 from jaxdnn.pretrained import match, read_weights
-from jaxdnn.run_folder import RunFolder, write_json
+from jaxdnn.processes import fetch, is_first, on_first
+from jaxdnn.run_folder import RunFolder, draft_of, write_json
 from jaxdnn.training.checkpoint import Checkpoints, flatten
 from jaxdnn.training.early_stopping import EarlyStopping
 from jaxdnn.training.evaluate import make_predict, on_device
 from jaxdnn.training.fit import Progress, fit
 from jaxdnn.training.metrics import classification_metrics, confusion_matrix
-from jaxdnn.training.recorder import Recorder
+from jaxdnn.training.recorder import Recorder, SilentRecorder
+from jaxdnn.training.resume import find_progress
 from jaxdnn.training.setup import Setup, init_state, make_program, make_setup
 from jaxdnn.training.step import TrainState
 
@@ -62,14 +65,18 @@ def train(
     config: Config,
     folder: RunFolder,
     *,
+    devices: DeviceOptions | None = None,
     progress: bool = True,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Train and test a network, from the beginning or from the folder's latest checkpoint.
 
+    Every process of a distributed run calls it, with the same arguments.
+
     Args:
       config: the settings.
       folder: where everything is kept.
+      devices: what to run on; by default one device.
       progress: show bars on stderr.
       interrupted: asked between calls; True saves and stops.
 
@@ -82,23 +89,17 @@ def train(
       Interrupted: after saving.
     """
     started = time.monotonic()
-    dataset = load_data(config, progress=progress)
+    progress = progress and is_first()
+    dataset = load_data(_streaming(config), progress=progress)
     if progress:
         print(dataset.told(), file=sys.stderr)
-    setup = make_setup(config, dataset)
-    _keep_description(folder, describe(setup))
-    save_config(config, folder.config)
-    with Checkpoints(folder.checkpoints) as checkpoints:
+    setup = make_setup(config, dataset, devices)
+    on_first(lambda: _keep_settings(folder, setup))
+    with Checkpoints(folder.checkpoints, about=_about(setup), tidy=True) as checkpoints:
         start = _start(setup, checkpoints)
-        with Recorder(
-            folder,
-            num_steps=setup.num_steps,
-            batch_size=setup.batch_size,
-            start=int(start.state.step),
-            progress=progress,
-        ) as recorder:
+        with _make_recorder(setup, folder, start, progress) as recorder:
             program = make_program(setup)
-            end, steps_per_second = fit(
+            end, timing = fit(
                 start,
                 program,
                 recorder=recorder,
@@ -106,13 +107,49 @@ def train(
                 interrupted=interrupted,
             )
     summary = _test(setup, end, folder) | {
-        "images_per_second": steps_per_second * setup.batch_size,
+        "images_per_second": timing.steps_per_second * setup.batch_size,
+        "first_step_seconds": timing.first_step_seconds,
         "streamed": isinstance(dataset.train.images, StreamedImages),
         "waited_seconds": program.waited_seconds(),
         "wall_seconds": time.monotonic() - started,
+        "num_devices": setup.layout.num_devices,
+        "num_processes": jax.process_count(),
     }
-    write_json(folder.summary, summary)
+    on_first(lambda: write_json(folder.summary, summary))
     return summary
+
+
+def _about(setup: Setup) -> dict[str, Any]:
+    """Return what stands beside every checkpoint."""
+    return {
+        "config": dataclasses.asdict(setup.config),
+        "versions": versions(),
+        "num_devices": setup.layout.num_devices,
+    }
+
+
+def _streaming(config: Config) -> Config:
+    """Let every process decode only its own part of each batch, where there are several."""
+    if jax.process_count() == 1:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, streaming=True))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes."""
+    return {name: version(name) for name in ("jaxdnn", "jax", "jaxlib", "flax", "optax")}
+
+
+def _make_recorder(setup: Setup, folder: RunFolder, start: Progress, progress: bool) -> Recorder:
+    if not is_first():
+        return SilentRecorder()
+    return Recorder(
+        folder,
+        num_steps=setup.num_steps,
+        batch_size=setup.batch_size,
+        start=int(start.state.step),
+        progress=progress,
+    )
 
 
 def _start(setup: Setup, checkpoints: Checkpoints) -> Progress:
@@ -124,26 +161,42 @@ def _start(setup: Setup, checkpoints: Checkpoints) -> Progress:
         min_improvement=options.min_improvement,
     )
     fresh = Progress(init_state(setup), stopping)
-    if checkpoints.step("latest") is None:
-        return dataclasses.replace(fresh, state=_pretrained(setup.config.model, fresh.state))
-    saved = checkpoints.restore("latest", fresh.to_arrays())
-    state = saved["state"]
-    progress = fresh.resumed(state, saved["stopping"])
-    if progress.stopping.best_step is None:
-        return progress
-    like = {"params": state.params, "batch_stats": state.batch_stats}
-    best = checkpoints.restore("best", like)
-    return progress.with_best(best["params"], best["batch_stats"])
+    found = find_progress(fresh, checkpoints)
+    if found is not None:
+        _tell_devices(setup, checkpoints)
+        return found
+    return dataclasses.replace(fresh, state=_pretrained(setup, fresh.state))
 
 
-def _pretrained(options: ModelOptions, state: TrainState) -> TrainState:
+def _tell_devices(setup: Setup, checkpoints: Checkpoints) -> None:
+    """Say where a run goes on with other sums, in another order."""
+    step = checkpoints.step("latest")
+    assert step is not None
+    before, now = checkpoints.about("latest", step).get("num_devices"), setup.layout.num_devices
+    if before != now and is_first():
+        print(
+            f"step {step} was reached on {before} devices, now there are {now}: the same run, up "
+            "to rounding",
+            file=sys.stderr,
+        )
+
+
+def _pretrained(setup: Setup, state: TrainState) -> TrainState:
     """Put pretrained weights into a fresh state where the options ask for them."""
+    options = setup.config.model
     if options.pretrained is None:
         return state
     fresh = (state.params, state.batch_stats)
     (params, batch_stats), account = match(fresh, read_weights(Path(options.pretrained)))
-    print(account, file=sys.stderr)
-    return state._replace(params=params, batch_stats=batch_stats)
+    if is_first():
+        print(account, file=sys.stderr)
+    placed = setup.layout.place_state((params, batch_stats))
+    return state._replace(params=placed[0], batch_stats=placed[1])
+
+
+def _keep_settings(folder: RunFolder, setup: Setup) -> None:
+    _keep_description(folder, describe(setup))
+    save_config(setup.config, folder.config)
 
 
 def _keep_description(folder: RunFolder, description: dict[str, Any]) -> None:
@@ -202,18 +255,18 @@ def _test(setup: Setup, end: Progress, folder: RunFolder) -> dict[str, Any]:
     """Measure the best weights on all three splits, the test images for the only time."""
     dataset = setup.dataset
     params, batch_stats = end.best or (end.state.params, end.state.batch_stats)
-    predict = make_predict(setup.model, setup.standard)
+    predict = make_predict(setup.model, setup.standard, layout=setup.layout)
     summary: dict[str, Any] = {}
     for name, part in (
         ("train", dataset.train),
         ("val", dataset.validation),
         ("test", dataset.test),
     ):
-        logits = predict(params, batch_stats, on_device(part.images))
+        logits = predict(params, batch_stats, on_device(part.images, setup.layout))
         metrics = classification_metrics(logits, part.labels)
         summary |= {f"{name}/{metric}": value for metric, value in metrics.items()}
     scores = np.asarray(probabilities(jnp.asarray(logits)))
-    _keep_predictions(folder, dataset.test, scores)
+    on_first(lambda: _keep_predictions(folder, dataset.test, scores))
     step = int(end.state.step)
     return summary | {
         "majority_fraction": summary["test/majority_fraction"],
@@ -225,10 +278,11 @@ def _test(setup: Setup, end: Progress, folder: RunFolder) -> dict[str, Any]:
         "steps": step,
         "epochs": step / setup.steps_per_epoch,
         "stopped_early": step < setup.num_steps,
+        "skipped_steps": int(end.state.skipped.num),
         "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "num_skipped": len(dataset.skipped),
         "seed": setup.config.seed,
-        "params_sha256": params_sha256(params),
+        "params_sha256": params_sha256(fetch(params)),
         "jax_version": jax.__version__,
     }
 
@@ -238,11 +292,12 @@ def _keep_predictions(folder: RunFolder, test: data.Split, scores: np.ndarray) -
     confidence = scores.max(axis=1)
     wrong = np.flatnonzero(scores.argmax(axis=1) != test.labels)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:NUM_MISTAKES]
-    np.savez_compressed(
-        folder.predictions,
-        names=np.array(test.names, dtype=np.str_),
-        labels=test.labels,
-        probabilities=scores,
-        mistakes=worst,
-        mistake_images=test.images[worst],
-    )
+    with draft_of(folder.predictions) as draft, draft.open("wb") as file:
+        np.savez_compressed(
+            file,
+            names=np.array(test.names, dtype=np.str_),
+            labels=test.labels,
+            probabilities=scores,
+            mistakes=worst,
+            mistake_images=test.images[worst],
+        )

@@ -20,6 +20,7 @@ from jaxdnn.data.splits import class_weights
 from jaxdnn.data.standard import Standard
 from jaxdnn.data.stream import StreamedImages
 from jaxdnn.models import BatchStats, Model
+from jaxdnn.options import DeviceOptions
 from jaxdnn.training.evaluate import (
     Images,
     make_estimate_batch_stats,
@@ -27,17 +28,25 @@ from jaxdnn.training.evaluate import (
     on_device,
 )
 from jaxdnn.training.fit import Program
+from jaxdnn.training.gradient import make_loss
 from jaxdnn.training.keys import run_keys, seed_keys, step_keys
 from jaxdnn.training.look import Look, layers_of, make_look
 from jaxdnn.training.metrics import classification_metrics
 from jaxdnn.training.network import make_model
+from jaxdnn.training.sharding import (
+    Layout,
+    choose_devices,
+    make_layout,
+    one_device,
+    share_of_process,
+)
+from jaxdnn.training.skip import rate_factor
 from jaxdnn.training.step import (
     Indices,
     Step,
     TrainState,
     make_indices,
     make_init,
-    make_loss,
     make_step,
     make_train,
 )
@@ -54,11 +63,12 @@ class Setup:
       dataset: the images.
       standard: mean and standard deviation of the training images.
       model: the network.
-      batch_size: examples in a step.
+      batch_size: examples in a step, those of all its portions.
       steps_per_epoch: a last partial batch is left out; the order changes with every epoch.
       num_steps: of the whole run.
       schedule: `step -> learning rate`.
       optimizer: the optax chain.
+      layout: of the devices.
     """
 
     config: Config
@@ -70,6 +80,7 @@ class Setup:
     num_steps: int
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
+    layout: Layout
 
     @property
     def num_classes(self) -> int:
@@ -77,14 +88,20 @@ class Setup:
         return len(self.dataset.class_names)
 
 
-def make_setup(config: Config, dataset: Dataset) -> Setup:
+def make_setup(config: Config, dataset: Dataset, devices: DeviceOptions | None = None) -> Setup:
     """Derive network, schedule and optimizer.
 
+    Args:
+      config: the settings.
+      dataset: the images.
+      devices: what to run on; by default one device.
+
     Raises:
-      InputError: a setting does not fit the data.
+      InputError: a setting does not fit the data or the devices.
     """
-    num_train = len(dataset.train.labels)
-    batch_size = resolve_batch_size(config.train.batch_size, num_train)
+    num_train, num_portions = len(dataset.train.labels), config.train.accumulate
+    portion = resolve_batch_size(config.train.batch_size, num_train // num_portions)
+    batch_size = portion * num_portions
     steps_per_epoch = num_train // batch_size
     num_steps = steps_per_epoch * config.train.epochs
     schedule = optim.make_schedule(
@@ -100,21 +117,33 @@ def make_setup(config: Config, dataset: Dataset) -> Setup:
         num_steps=num_steps,
         schedule=schedule,
         optimizer=optim.make_optimizer(config.optimizer, schedule, num_examples=num_train),
+        layout=one_device() if devices is None else _make_layout(devices, portion),
     )
 
 
+def _make_layout(options: DeviceOptions, batch_size: int) -> Layout:
+    return make_layout(choose_devices(batch_size, most=options.devices), fsdp=options.fsdp)
+
+
 def init_state(setup: Setup) -> TrainState:
-    """Draw the initial state; it follows from the seed."""
+    """Draw the initial state; it follows from the seed.
+
+    It is drawn into its shardings: no device ever holds more of it than its part.
+    """
     init_key, _ = seed_keys(setup.config.seed)
-    return jax.jit(make_init(setup.model, setup.optimizer))(init_key)
+    init, layout = make_init(setup.model, setup.optimizer), setup.layout
+    if layout.is_single:
+        return jax.jit(init)(init_key)
+    shardings = layout.state_shardings(jax.eval_shape(init, init_key))
+    return jax.jit(init, out_shardings=shardings)(init_key)
 
 
 def make_program(setup: Setup) -> Program:
     """Put the data on the device and make the functions that the loop calls."""
     config, dataset = setup.config, setup.dataset
     _, run_key = seed_keys(config.seed)
-    order, images = make_order_of(setup), on_device(dataset.train.images)
-    indices_of = make_indices(order, key=run_key)
+    order, images = make_order_of(setup), on_device(dataset.train.images, setup.layout)
+    indices_of = _make_indices(setup, order, images, run_key)
     train, waited_seconds = _make_train(setup, order, indices_of, images, run_key)
     watch = None
     if config.train.watch_gradients:
@@ -127,9 +156,21 @@ def make_program(setup: Setup) -> Program:
         evaluate_every=setup.steps_per_epoch * config.train.evaluate_every,
         checkpoint_seconds=config.train.checkpoint_seconds,
         monitor=config.train.monitor,
-        learning_rate=setup.schedule,
+        learning_rate=lambda step, num_skipped: (
+            rate_factor(config.train.on_nan, num_skipped) * setup.schedule(step - num_skipped)
+        ),
         watch=watch,
         waited_seconds=waited_seconds,
+    )
+
+
+def _make_indices(
+    setup: Setup, order: Callable[[Array], Array], images: Images, key: Array
+) -> Indices:
+    if isinstance(images, StreamedImages):  # Only to know them: each process takes its own.
+        return make_indices(order, key=key)
+    return make_indices(
+        order, key=key, layout=setup.layout, num_portions=setup.config.train.accumulate
     )
 
 
@@ -145,23 +186,26 @@ def _make_watch(
     activation = config.model.make_activation()
     layers = layers_of(setup.model, images.shape[1:])
     look = make_look(make_loss(setup.model, _class_weights(setup)), layers, activation)
-    labels = jnp.asarray(setup.dataset.train.labels)
+    layout, on_host = setup.layout, setup.dataset.train.labels
+    labels = layout.place(on_host)
 
     @jax.jit
     def look_at(state: TrainState, images: Array, labels: Array) -> Look:
         prepare_key, apply_key = step_keys(steps_key, state.step)
-        return look(state, apply_key, prepare(prepare_key, images), labels)
+        state = state._replace(params=layout.gather(state.params, len(labels)))
+        return layout.keep_whole(look(state, apply_key, prepare(prepare_key, images), labels))
 
     @jax.jit
     def look_in_memory(state: TrainState, images: Array, labels: Array, indices: Array) -> Look:
-        batch = indices[state.step % setup.steps_per_epoch]
+        batch = indices[state.step % setup.steps_per_epoch].ravel()
         return look_at(state, images[batch], labels[batch])
 
     def look_at_next(state: TrainState, indices: Array) -> Look:
         if not isinstance(images, StreamedImages):
             return look_in_memory(state, images, labels, indices)
         batch = np.asarray(indices[int(state.step) % setup.steps_per_epoch])
-        return look_at(state, jnp.asarray(images[batch]), labels[batch])
+        mine = batch[share_of_process(len(batch))]
+        return look_at(state, layout.join(images[mine]), layout.join(on_host[mine]))
 
     return Watch(
         train,
@@ -186,11 +230,18 @@ def _make_train(
     labels = setup.dataset.train.labels
     if isinstance(images, StreamedImages):
         streamed = make_streamed_train(
-            step, order, images, labels, key=key, steps_per_epoch=steps_per_epoch
+            step,
+            order,
+            images,
+            labels,
+            key=key,
+            steps_per_epoch=steps_per_epoch,
+            layout=setup.layout,
+            num_portions=setup.config.train.accumulate,
         )
         return streamed, lambda: streamed.wait_seconds
     train = make_train(step, indices_of, key=key, steps_per_epoch=steps_per_epoch)
-    classes = jnp.asarray(labels)
+    classes = setup.layout.place(labels)
     return lambda state, num_steps: train(state, images, classes, num_steps), lambda: 0.0
 
 
@@ -202,6 +253,10 @@ def make_step_of(setup: Setup) -> Step:
         prepare=make_prepare(setup.config.augment, setup.standard),
         class_weights=_class_weights(setup),
         loss_limit=setup.config.train.divergence_factor * math.log(setup.num_classes),
+        layout=setup.layout,
+        num_portions=setup.config.train.accumulate,
+        dtype=jnp.dtype(setup.config.train.precision),
+        on_nan=setup.config.train.on_nan,
     )
 
 
@@ -225,14 +280,15 @@ def _make_evaluate(
     setup: Setup, train_images: Images, order: Callable[[Array], Array]
 ) -> Callable[[TrainState], tuple[dict[str, float], BatchStats]]:
     validation = setup.dataset.validation
-    images = on_device(validation.images)
-    predict = make_predict(setup.model, setup.standard)
+    images = on_device(validation.images, setup.layout)
+    predict = make_predict(setup.model, setup.standard, layout=setup.layout)
     estimate = None
     if setup.config.model.norm_statistics == "training_set":
         options, shape = setup.config.model, train_images.shape[1:]
         model = make_model(options, shape, setup.num_classes, norm_momentum=0.0)
         batches = np.asarray(order(jax.random.key(setup.config.seed)))
-        estimate = make_estimate_batch_stats(model, setup.standard, batches)
+        batches = batches.reshape(-1, setup.batch_size // setup.config.train.accumulate)
+        estimate = make_estimate_batch_stats(model, setup.standard, batches, setup.layout)
 
     def evaluate(state: TrainState) -> tuple[dict[str, float], BatchStats]:
         batch_stats = state.batch_stats

@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from jaxdnn.losses import cross_entropy, predictions
-from jaxdnn.models import BatchStats, Model, Output, Params
+from jaxdnn.models import BatchStats, Model, Params
+from jaxdnn.training.gradient import Prepare, make_gradient, make_loss
 from jaxdnn.training.keys import epoch_key, run_keys, step_keys
+from jaxdnn.training.sharding import Layout, one_device
+from jaxdnn.training.skip import MAX_IN_A_ROW, OnNan, Skipped, choose, is_good, rate_factor
 
 
 class Sums(NamedTuple):
@@ -32,6 +34,14 @@ class Sums(NamedTuple):
         """Return the sums before the first example."""
         return cls(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
+    def plus(self, mean_loss: Array, num_correct: Array, num_examples: int) -> Sums:
+        """Return the sums with one more batch."""
+        return Sums(
+            self.loss + mean_loss * num_examples,
+            self.num_correct + num_correct,
+            self.num_examples + num_examples,
+        )
+
 
 class TrainState(NamedTuple):
     """All that changes in training.
@@ -42,7 +52,9 @@ class TrainState(NamedTuple):
       batch_stats: running averages of the batch norms.
       opt_state: of the optax chain.
       sums: of the current epoch.
-      diverged: the loss of the last step was not finite, or beyond the limit.
+      diverged: the loss of the last step was not finite, or beyond the limit; if such steps are
+        skipped, too many were in a row.
+      skipped: the steps that were left out.
     """
 
     step: Array
@@ -51,6 +63,7 @@ class TrainState(NamedTuple):
     opt_state: Any
     sums: Sums
     diverged: Array
+    skipped: Skipped
 
 
 def make_init(
@@ -66,29 +79,9 @@ def start_state(
     """Return the state before the first step, from given weights."""
     step = jnp.zeros((), jnp.int32)
     diverged = jnp.zeros((), bool)
-    return TrainState(step, params, batch_stats, optimizer.init(params), Sums.zero(), diverged)
-
-
-# (params, batch_stats, key, images, labels, probes) -> (loss, output)
-Loss = Callable[..., tuple[Array, Output]]
-
-
-def make_loss(model: Model, class_weights: Array) -> Loss:
-    """Return the weighed mean loss of a batch in training, without the penalties."""
-
-    def loss_of(
-        params: Params,
-        batch_stats: BatchStats,
-        key: Array,
-        images: Array,
-        labels: Array,
-        probes: dict[str, Array] | None = None,
-    ) -> tuple[Array, Output]:
-        output = model.apply(params, batch_stats, images, training=True, key=key, probes=probes)
-        losses = cross_entropy(output.logits, labels)
-        return jnp.mean(class_weights[labels] * losses), output
-
-    return loss_of
+    return TrainState(
+        step, params, batch_stats, optimizer.init(params), Sums.zero(), diverged, Skipped.none()
+    )
 
 
 # (key, state, uint8 images, labels) -> state
@@ -99,9 +92,13 @@ def make_step(
     model: Model,
     optimizer: optax.GradientTransformation,
     *,
-    prepare: Callable[[Array, Array], Array],
+    prepare: Prepare,
     class_weights: Array,
     loss_limit: float,
+    layout: Layout | None = None,
+    num_portions: int = 1,
+    dtype: Any = jnp.float32,
+    on_nan: OnNan = "stop",
 ) -> Step:
     """Return one step.
 
@@ -111,33 +108,41 @@ def make_step(
       prepare: `(key, uint8 batch) -> float32 batch`.
       class_weights: (class,) weight of each class in the loss.
       loss_limit: a batch's loss beyond it counts as divergence.
+      layout: of the devices; by default one.
+      num_portions: portions of each batch, the first axis of images and labels where not 1.
+      dtype: what the network calculates in.
+      on_nan: what becomes of a step that diverged.
     """
-
-    loss_of = make_loss(model, class_weights)
+    layout = layout or one_device()
+    loss_of = make_loss(model, class_weights, dtype=dtype)
+    gradient_of = make_gradient(loss_of, prepare, layout, num_portions=num_portions)
 
     def step(key: Array, state: TrainState, images: Array, labels: Array) -> TrainState:
         prepare_key, apply_key = step_keys(key, state.step)
-        batch = prepare(prepare_key, images)
-        (loss, output), grads = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params, state.batch_stats, apply_key, batch, labels
+        found = gradient_of(state.params, state.batch_stats, prepare_key, apply_key, images, labels)
+        updates, opt_state = optimizer.update(found.grads, state.opt_state, state.params)
+        sums = state.sums.plus(found.loss, found.num_correct, labels.size)
+        after = state._replace(
+            step=state.step + 1, batch_stats=found.batch_stats, opt_state=opt_state, sums=sums
         )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        num_examples = labels.shape[0]
-        num_correct = jnp.sum(predictions(output.logits) == labels)
-        return TrainState(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=output.batch_stats,
-            opt_state=opt_state,
-            sums=Sums(
-                state.sums.loss + loss * num_examples,
-                state.sums.num_correct + num_correct,
-                state.sums.num_examples + num_examples,
-            ),
-            diverged=~(loss <= loss_limit),
-        )
+        if on_nan == "stop":
+            after = after._replace(diverged=~(found.loss <= loss_limit))
+        else:
+            good = is_good(found.loss, found.grads, loss_limit)
+            after = _leave_out(state, after, good)
+            factor = rate_factor(on_nan, after.skipped.num)
+            updates = jax.tree.map(lambda u: jnp.where(good, factor * u, 0), updates)
+        return layout.keep(after._replace(params=optax.apply_updates(state.params, updates)))
 
     return step
+
+
+def _leave_out(before: TrainState, after: TrainState, good: Array) -> TrainState:
+    """Return the state after a step, or where that was not good the one before, a step older."""
+    skipped = before.skipped.after(after.step, good)
+    kept = choose(good, after, before)
+    diverged = skipped.in_a_row >= MAX_IN_A_ROW
+    return kept._replace(step=after.step, skipped=skipped, diverged=diverged)
 
 
 # epoch -> (steps, batch) indices of the images
@@ -146,30 +151,42 @@ Indices = Callable[[int], Array]
 Train = Callable[[TrainState, Array, Array, int], TrainState]
 
 
-def make_indices(order: Callable[[Array], Array], *, key: Array) -> Indices:
-    """Return `epoch -> (steps, batch)` indices, compiled; those of the latest epoch are kept.
+def make_indices(
+    order: Callable[[Array], Array],
+    *,
+    key: Array,
+    layout: Layout | None = None,
+    num_portions: int = 1,
+) -> Indices:
+    """Return `epoch -> indices`, compiled; those of the latest epoch are kept.
 
     To draw an order can take as long as a step, and an epoch may be trained in many calls.
 
     Args:
       order: `key -> (steps, batch)` indices of an epoch.
       key: of the run.
+      layout: of the devices; each gets its part of every batch.
+      num_portions: where not 1, the indices are (steps, portion, batch).
     """
     order_key, _ = run_keys(key)
-    draw = jax.jit(lambda epoch: order(epoch_key(order_key, epoch)))
-    return functools.lru_cache(maxsize=1)(draw)
+    layout = layout or one_device()
+
+    def draw(epoch: Array) -> Array:
+        rows = order(epoch_key(order_key, epoch))
+        return rows if num_portions == 1 else rows.reshape(len(rows), num_portions, -1)
+
+    drawn, axis = jax.jit(draw), 1 if num_portions == 1 else 2
+    return functools.lru_cache(maxsize=1)(lambda epoch: layout.cut(drawn(epoch), axis))
 
 
-def make_train(step: Step, indices_of: Indices, *, key: Array, steps_per_epoch: int) -> Train:
-    """Return `(state, images, labels, num_steps) -> state`, compiled, its state donated.
+def make_loop(step: Step, *, key: Array, steps_per_epoch: int) -> Callable[..., TrainState]:
+    """Return `(state, images, labels, indices of the epoch, num_steps) -> state`.
 
     It takes up to `num_steps` steps, not beyond the current epoch, and stops at the first that
-    diverged, with `state.step` after it. One program serves any number of steps. All images, uint8,
-    and labels are on the device.
+    diverged, with `state.step` after it.
 
     Args:
       step: takes one step.
-      indices_of: `epoch -> (steps, batch)` indices of its images.
       key: of the run.
       steps_per_epoch: rows of the indices.
     """
@@ -191,7 +208,22 @@ def make_train(step: Step, indices_of: Indices, *, key: Array, steps_per_epoch: 
             state,
         )
 
-    compiled = jax.jit(loop, donate_argnums=0)
+    return loop
+
+
+def make_train(step: Step, indices_of: Indices, *, key: Array, steps_per_epoch: int) -> Train:
+    """Return `(state, images, labels, num_steps) -> state`, compiled, its state donated.
+
+    See `make_loop` for what it does. One program serves any number of steps. All images, uint8, and
+    labels are on every device.
+
+    Args:
+      step: takes one step.
+      indices_of: `epoch -> (steps, batch)` indices of its images.
+      key: of the run.
+      steps_per_epoch: rows of the indices.
+    """
+    compiled = jax.jit(make_loop(step, key=key, steps_per_epoch=steps_per_epoch), donate_argnums=0)
 
     def train(state: TrainState, images: Array, labels: Array, num_steps: int) -> TrainState:
         indices = indices_of(int(state.step) // steps_per_epoch)

@@ -22,6 +22,7 @@ from jaxdnn.data.ahead import one_ahead
 from jaxdnn.data.stream import StreamedImages
 from jaxdnn.errors import InputError
 from jaxdnn.training.keys import epoch_key, run_keys
+from jaxdnn.training.sharding import Layout, one_device
 from jaxdnn.training.step import Step, TrainState, start_of_epoch
 
 CHUNK_BYTES = 32 * 2**20
@@ -65,20 +66,25 @@ def make_rows(order: Callable[[Array], Array], *, key: Array, steps_per_epoch: i
     return lambda step: of_epoch(step // steps_per_epoch)[step % steps_per_epoch]
 
 
-def shard_of(rows: Rows, shard: int, num_shards: int) -> Rows:
+def shard_of(rows: Rows, shard: int, num_shards: int, num_portions: int = 1) -> Rows:
     """Return one process's slice of every batch; together they are the batch, in order.
+
+    Args:
+      rows: `step -> places of its images`.
+      shard: of this process.
+      num_shards: processes.
+      num_portions: portions of a batch, each of which is shared.
 
     Raises:
       InputError: the batch cannot be cut into so many equal slices.
     """
-    batch_size = len(rows(0))
+    batch_size = len(rows(0)) // num_portions
     if batch_size % num_shards:
         raise InputError(
             f"--batch-size {batch_size} cannot be shared equally by {num_shards} processes; "
             f"expected a multiple of {num_shards}; choose one"
         )
-    size = batch_size // num_shards
-    return lambda step: rows(step)[shard * size : (shard + 1) * size]
+    return lambda step: rows(step).reshape(num_portions, num_shards, -1)[:, shard].ravel()
 
 
 def chunks(
@@ -127,9 +133,14 @@ class StreamedTrain:
         labels: np.ndarray,
         rows: Rows,
         steps_per_epoch: int,
+        *,
+        layout: Layout,
+        num_portions: int,
     ):
         self._loop, self._images, self._labels = loop, images, labels
         self._rows, self._steps_per_epoch = rows, steps_per_epoch
+        self._layout, self._num_portions = layout, num_portions
+        self._batch_size = len(rows(0))
         self._chunks: Iterator[Chunk] = iter(())
         self._held: _Held | None = None
         self._watcher = ThreadPoolExecutor(1, thread_name_prefix="jaxdnn-watch")
@@ -166,8 +177,15 @@ class StreamedTrain:
         labels = np.zeros(len(chunk.images), np.int32)
         labels[: len(chunk.rows)] = self._labels[chunk.rows]
         self.next_step = chunk.end
-        self._held = _Held(chunk.first, chunk.end, jnp.asarray(chunk.images), jnp.asarray(labels))
+        placed = map(self._place, (chunk.images, labels))
+        self._held = _Held(chunk.first, chunk.end, *placed)
         return self._held
+
+    def _place(self, rows: np.ndarray) -> Array:
+        """Put (step * batch, ...) rows on the devices as (step, batch, ...), or with portions."""
+        sizes = (self._num_portions,) if self._num_portions > 1 else ()
+        shape = (-1, *sizes, self._batch_size // self._num_portions, *rows.shape[1:])
+        return self._layout.join(rows.reshape(shape), axis=1 + len(sizes))
 
     def _count_wait(self, asked: float, got: float) -> None:
         if self._idle_since is None:
@@ -196,15 +214,19 @@ def make_streamed_train(
     *,
     key: Array,
     steps_per_epoch: int,
+    layout: Layout | None = None,
+    num_portions: int = 1,
 ) -> StreamedTrain:
-    """Return `(state, num_steps) -> state`; see `make_train` for the arguments and what it does."""
+    """Return `(state, num_steps) -> state`; see `make_train` for the arguments and what it does.
+
+    Each process decodes its own part of every batch.
+    """
     _, steps_key = run_keys(key)
     rows = make_rows(order, key=key, steps_per_epoch=steps_per_epoch)
-    batch_size = len(rows(0))
+    rows = shard_of(rows, jax.process_index(), jax.process_count(), num_portions)
 
     def take_step(state: TrainState, images: Array, labels: Array, first: Array) -> TrainState:
-        start = (state.step - first) * batch_size
-        batch, classes = (lax.dynamic_slice_in_dim(a, start, batch_size) for a in (images, labels))
+        batch, classes = images[state.step - first], labels[state.step - first]
         return step(steps_key, start_of_epoch(state, steps_per_epoch), batch, classes)
 
     def loop(
@@ -217,4 +239,12 @@ def make_streamed_train(
         )
         return state, -state.step  # Not the donated state: something to watch the device by.
 
-    return StreamedTrain(jax.jit(loop, donate_argnums=0), images, labels, rows, steps_per_epoch)
+    return StreamedTrain(
+        jax.jit(loop, donate_argnums=0),
+        images,
+        labels,
+        rows,
+        steps_per_epoch,
+        layout=layout or one_device(),
+        num_portions=num_portions,
+    )

@@ -9,6 +9,7 @@ from PIL import Image
 NUM_EACH = 40
 # The lecture recipe compiles fastest: it does not augment.
 QUICK = ["lecture", "--widths", "8", "--batch-size", "16", "--epochs", "3", "--no-progress"]
+QUICK += ["--devices", "1"]
 
 
 MODULE = """

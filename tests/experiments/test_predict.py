@@ -16,7 +16,7 @@ def run_dir(photos, tmp_path_factory):
     """A run folder, moved away from where it was trained."""
     path = tmp_path_factory.mktemp("runs") / "run"
     _, arguments = deep_dog.parse([*QUICK, "--data", str(photos), "--positive", "dog"])
-    deep_dog._train(arguments.config, deep_dog.run_folder.create(path), path, False)
+    deep_dog._train(arguments, deep_dog.run_folder.create(path), path)
     return shutil.move(path, path.with_name("moved"))
 
 

@@ -126,25 +126,6 @@ def flip_a_bit(content: bytes) -> bytes:
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, lambda content: content[: len(content) // 2]])
-def test_damaged_latest_falls_back_to_the_one_before_and_says_so(tmp_path, capsys, damage):
-    with Checkpoints(tmp_path) as checkpoints:
-        for step in (1, 2, 3):
-            checkpoints.save("latest", step, random_tree(step))
-    path = data_file(tmp_path / "latest", 3)
-    path.write_bytes(damage(path.read_bytes()))
-    with Checkpoints(tmp_path) as checkpoints:
-        assert_identical(checkpoints.restore("latest", random_tree(0)), random_tree(2))
-        said = capsys.readouterr().err
-        assert "step 3 is damaged" in said
-        assert "going on from step 2" in said
-        # The place of the damaged one is free again.
-        assert checkpoints.step("latest") == 2
-        checkpoints.save("latest", 3, random_tree(3))
-    with Checkpoints(tmp_path) as checkpoints:
-        assert_identical(checkpoints.restore("latest", random_tree(0)), random_tree(3))
-
-
 def test_a_flipped_bit_is_never_taken_for_what_was_saved(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save("best", 4, random_tree(4))

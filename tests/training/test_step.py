@@ -8,6 +8,7 @@ import pytest
 
 from jaxdnn.layers import UnitOptions
 from jaxdnn.models import make_mlp
+from jaxdnn.training.skip import Skipped
 from jaxdnn.training.step import (
     Sums,
     TrainState,
@@ -168,7 +169,7 @@ def test_a_loss_beyond_the_limit_is_divergence():
 def noting_state(num_steps):
     """A state whose parameters are a log of the images that each step was given."""
     log = jnp.full((num_steps, BATCH), -1)
-    return TrainState(jnp.int32(0), log, {}, {}, Sums.zero(), jnp.bool_(False))
+    return TrainState(jnp.int32(0), log, {}, {}, Sums.zero(), jnp.bool_(False), Skipped.none())
 
 
 def note(key, state, images, labels):

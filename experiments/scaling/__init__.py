@@ -1,0 +1,1 @@
+"""The measurements of `scale.py`, one a file."""

@@ -1,0 +1,61 @@
+"""Where compiled programs are kept."""
+
+import os
+from typing import Any
+
+import jax
+import pytest
+
+from jaxdnn import xla
+from jaxdnn.errors import InputError
+
+CONFIG: Any = jax.config
+
+
+@pytest.fixture
+def restored():
+    """Let JAX's own settings be as they were."""
+    names = ("jax_compilation_cache_dir", "jax_enable_compilation_cache")
+    before = {name: getattr(CONFIG, name) for name in names}
+    CONFIG.update("jax_enable_compilation_cache", True)
+    yield
+    for name, value in before.items():
+        CONFIG.update(name, value)
+
+
+def test_by_default_programs_are_kept_in_the_users_cache(restored, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(xla.sys, "platform", "linux")
+    xla.keep_programs("auto")
+    assert CONFIG.jax_compilation_cache_dir.startswith(str(tmp_path / "jaxdnn" / "xla"))
+    assert os.path.isdir(CONFIG.jax_compilation_cache_dir)
+
+
+def test_what_the_user_told_jax_holds(restored, tmp_path):
+    CONFIG.update("jax_compilation_cache_dir", str(tmp_path / "own"))
+    xla.keep_programs("auto")
+    assert CONFIG.jax_compilation_cache_dir == str(tmp_path / "own")
+    xla.keep_programs(str(tmp_path / "other"))
+    assert CONFIG.jax_compilation_cache_dir.startswith(str(tmp_path / "other"))
+    xla.keep_programs("off")
+    assert not CONFIG.jax_enable_compilation_cache
+
+
+def test_a_folder_that_cannot_be_made_matters_only_if_it_was_asked_for(
+    restored, tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(xla.sys, "platform", "linux")
+    xla.keep_programs("auto")
+    with pytest.raises(InputError, match=r"--compilation-cache .*file.* cannot be written"):
+        xla.keep_programs(str(tmp_path / "file"))
+
+
+def test_the_oldest_programs_go_first(tmp_path):
+    for age in range(5):
+        path = tmp_path / str(age)
+        path.write_bytes(bytes(100))
+        os.utime(path, (1e9 - age, 1e9 - age))
+    xla._trim(tmp_path, 250)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
