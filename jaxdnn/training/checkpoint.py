@@ -11,30 +11,26 @@ the machine stops, a latest and the best that it knows of are whole.
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
-import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from jaxdnn.errors import InputError
 from jaxdnn.processes import of_any
+from jaxdnn.training.disk_errors import abandoned_readers_silent, explained, first_line
 from jaxdnn.training.fingerprint import fingerprint
+from jaxdnn.training.flat import Flat, copy_of, flatten, unflatten
 
 # Orbax reports every save at the level of a warning, and what `wait` explains at that of an error.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
-
-Flat = dict[str, Array]
 
 KINDS = ("latest", "best")
 FINGERPRINT = "fingerprint"
@@ -47,19 +43,6 @@ class Damaged(Exception):
 
 class Mismatch(Damaged):
     """A checkpoint is of another network."""
-
-
-def flatten(tree: Any) -> Flat:
-    """Return `path -> leaf`, with paths joined by `/`."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree.leaves_with_path(tree)
-    }
-
-
-def unflatten(flat: Flat, like: Any) -> Any:
-    """Return a tree of the structure of `like` with the leaves of `flat`."""
-    return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in flatten(like)])
 
 
 class Checkpoints:
@@ -97,7 +80,7 @@ class Checkpoints:
             return
         # A copy, because the training step reuses (donates) the state's memory.
         copy = copy_of(flatten(tree))
-        with _Explained(self, kind, step):
+        with explained(kind, step, lambda: self.steps("latest")):
             saving = self._checkpointers[kind].save_async(
                 step, copy | {FINGERPRINT: fingerprint(copy)}, custom_metadata=self._about
             )
@@ -160,7 +143,7 @@ class Checkpoints:
     def _read(self, kind: str, step: int, like: Flat | None) -> Flat:
         if step not in self.steps(kind):
             raise Damaged("it is missing")
-        with _abandoned_readers_silent():
+        with abandoned_readers_silent():
             loaded, damage = self._load(kind, step, like)
         if damage:
             raise Damaged(damage)
@@ -182,7 +165,7 @@ class Checkpoints:
         except Damaged:
             raise
         except Exception as error:  # TensorStore reports damage by many types, at great length.
-            return None, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+            return None, first_line(error)
 
     def about(self, kind: str, step: int) -> dict[str, Any]:
         """Return what was said about the run when this checkpoint was saved."""
@@ -203,7 +186,7 @@ class Checkpoints:
         """
         pending, self._pending = self._pending, []
         for kind, step, saving in pending:
-            with _Explained(self, kind, step):
+            with explained(kind, step, lambda: self.steps("latest")):
                 saving.result()
 
     def _on_exception(self, raised: threading.ExceptHookArgs) -> None:
@@ -235,53 +218,6 @@ def read_best(folder: Path) -> dict[str, np.ndarray]:
         return jax.tree.map(np.asarray, checkpoints.restore_flat("best"))
 
 
-@contextlib.contextmanager
-def _abandoned_readers_silent() -> Iterator[None]:
-    """Drop what Orbax's readers complain of when they are collected unfinished.
-
-    One damaged file ends the loading; the readers of the others then write tracebacks to stderr.
-    """
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        yield
-    finally:
-        gc.collect()
-        sys.unraisablehook = hook
-
-
-class _Explained:
-    """Turns what goes wrong in a save into one line."""
-
-    def __init__(self, checkpoints: Checkpoints, kind: str, step: int):
-        self._checkpoints, self._kind, self._step = checkpoints, kind, step
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
-        if isinstance(error, Exception):
-            kept = [step for step in self._checkpoints.steps("latest") if step != self._step]
-            raise InputError(
-                f"the {self._kind} checkpoint of step {self._step} cannot be written "
-                f"({_reason(error)}); {f'that of step {kept[0]}' if kept else 'nothing'} is kept: "
-                "make room on the disk, or mend its permissions, and go on with --resume"
-            ) from error
-
-
-def _reason(error: BaseException) -> str:
-    """Return what the system said, from among what TensorStore and Orbax said about it."""
-    said = str(error)
-    if isinstance(error, TimeoutError):  # Orbax waits by the wall clock.
-        return "it took too long, or the clock jumped"
-    for known in ("No space left on device", "File too large", "Read-only file system"):
-        if known in said:
-            return known
-    for known in ("Permission denied", "Disk quota exceeded", "Input/output error"):
-        if known in said:
-            return known
-    return f"{type(error).__name__}: {(said.splitlines() or [''])[0][:120]}"
-
-
 def _open(folder: Path, tidy: bool) -> ocp.training.Checkpointer:
     newest: Any = ocp.training.preservation_policies.LatestN(_NUM_KEPT)
     return ocp.training.Checkpointer(
@@ -307,11 +243,3 @@ def _check_shapes(expected: Flat, saved: dict[str, Any]) -> None:
             raise Mismatch(
                 f"checkpoint and network differ at {name}: {theirs} saved, {ours} expected"
             )
-
-
-copy_of: Callable[[Any], Any] = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
-"""Copies a tree of arrays, all in one program."""
-
-all_finite: Callable[[Any], Array] = jax.jit(
-    lambda tree: jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
-)

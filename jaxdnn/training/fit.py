@@ -17,8 +17,9 @@ from jaxdnn.clock import seconds_since_start
 from jaxdnn.errors import InputError, Interrupted
 from jaxdnn.models import BatchStats, Params
 from jaxdnn.processes import of_any, of_first, put
-from jaxdnn.training.checkpoint import Checkpoints, all_finite, copy_of
+from jaxdnn.training.checkpoint import Checkpoints
 from jaxdnn.training.early_stopping import EarlyStopping
+from jaxdnn.training.flat import all_finite, copy_of
 from jaxdnn.training.recorder import Recorder
 from jaxdnn.training.step import TrainState
 from jaxdnn.training.watch import Watch

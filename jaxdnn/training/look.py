@@ -19,7 +19,7 @@ from jaxtyping import Float
 from jaxdnn.activations import Activation
 from jaxdnn.models import Model, Params
 from jaxdnn.propagation.moments import SATURATED, rms
-from jaxdnn.training.checkpoint import Flat, flatten
+from jaxdnn.training.flat import Flat, flatten
 from jaxdnn.training.gradient import Loss
 from jaxdnn.training.step import TrainState
 

@@ -10,8 +10,9 @@ import sys
 
 from jaxdnn.errors import InputError
 from jaxdnn.processes import is_first
-from jaxdnn.training.checkpoint import Checkpoints, Damaged, Mismatch, flatten, unflatten
+from jaxdnn.training.checkpoint import Checkpoints, Damaged, Mismatch
 from jaxdnn.training.fit import Progress
+from jaxdnn.training.flat import flatten, unflatten
 
 
 def find_progress(fresh: Progress, checkpoints: Checkpoints) -> Progress | None:

@@ -26,10 +26,11 @@ from jaxdnn.options import DeviceOptions
 from jaxdnn.pretrained import match, read_weights
 from jaxdnn.processes import fetch, is_first, on_first
 from jaxdnn.run_folder import RunFolder, draft_of, write_json
-from jaxdnn.training.checkpoint import Checkpoints, flatten
+from jaxdnn.training.checkpoint import Checkpoints
 from jaxdnn.training.early_stopping import EarlyStopping
 from jaxdnn.training.evaluate import make_predict, on_device
 from jaxdnn.training.fit import Progress, fit
+from jaxdnn.training.flat import flatten
 from jaxdnn.training.metrics import classification_metrics, confusion_matrix
 from jaxdnn.training.recorder import Recorder, SilentRecorder
 from jaxdnn.training.resume import find_progress

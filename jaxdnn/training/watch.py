@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from jaxdnn.training.checkpoint import flatten
+from jaxdnn.training.flat import flatten
 from jaxdnn.training.gradient_problems import find_problems
 from jaxdnn.training.look import Layer, Look
 from jaxdnn.training.recorder import Recorder
