@@ -10,10 +10,7 @@ from typing import Any
 from benchmarks.timing import num_cores
 from jaxdnn.errors import InputError
 
-HINT = (
-    "bench.py needs PyTorch: pip install -e '.[bench]' "
-    "--extra-index-url https://download.pytorch.org/whl/cpu"
-)
+HINT = "bench.py needs PyTorch: pip install -e '.[bench]' (a CPU build of it is enough)"
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "torch", "opencv-python-headless")
 
 
