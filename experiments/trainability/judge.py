@@ -12,7 +12,7 @@ from jax import Array
 from jaxtyping import Float
 
 from jaxdnn.diagnosis import verdict
-from jaxdnn.diagnosis.rehearsal import Rehearsal, make_rehearsal
+from jaxdnn.diagnosis.rehearsal import Rehearsal, make_scanned_rehearsal
 from jaxdnn.losses import cross_entropy
 
 from .family import Choice, chosen_optimizer, make_forward
@@ -58,7 +58,7 @@ def make_judge(style: str, num_steps: int) -> Callable[..., Judgement]:
     forward = make_forward(style)
 
     def judge(params: Any, choice: Choice, inputs: Array, labels: Array) -> Judgement:
-        rehearsal = make_rehearsal(
+        rehearsal = make_scanned_rehearsal(
             lambda params, inputs, _: forward(params, inputs, choice),
             mean_loss,
             chosen_optimizer(choice.optimizer),

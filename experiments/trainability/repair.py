@@ -14,6 +14,7 @@ from jaxdnn.diagnosis.diagnose import edited, make_rehearse
 from jaxdnn.diagnosis.examine import examine
 from jaxdnn.diagnosis.optimizers import make_optimizer
 from jaxdnn.diagnosis.prescribe import Tried, try_changes
+from jaxdnn.diagnosis.rehearsal import Scales
 from jaxdnn.diagnosis.remedies import Change
 
 from .family import Member, another, choice_of, make_forward, make_model
@@ -27,10 +28,12 @@ def make_repair(
 ) -> Callable[[Sequence[Member]], Iterator[dict[str, Any]]]:
     """Return what repairs a member, by prescription and by chance, and trains it again."""
 
-    def learns(forward: Callable[..., Any], params: Any, member: Member, rate: float = 1.0) -> bool:
+    def learns(
+        forward: Callable[..., Any], params: Any, member: Member, scales: Scales = Scales()
+    ) -> bool:
         train = make_train(forward, num_steps)
         key = jax.random.key(member.seed)
-        loss = train(params, choice_of(member), task.images, task.labels, key, rate)
+        loss = train(params, choice_of(member), task.images, task.labels, key, scales)
         return bool(loss < task.bound)
 
     def repair(member: Member) -> dict[str, Any]:
@@ -40,7 +43,7 @@ def make_repair(
         words, score, repaired = "nothing", None, False
         if best is not None:
             words, score = best.change.words, float(best.score)
-            repaired = learns(forward, best.change.params, member, best.change.rate)
+            repaired = learns(forward, best.change.params, member, best.change.scales)
         changed = another(member, np.random.default_rng(member.seed))
         by_chance = learns(make_forward(changed.style), start(changed, task), changed)
         return {
@@ -63,7 +66,7 @@ def prescribed(
     rehearse = make_rehearse(seen, make_optimizer(member.optimizer), *batch)
 
     def attempt(change: Change) -> float:
-        rehearsed = rehearse(change.params, change.edits, change.rate)
+        rehearsed = rehearse(change.params, change.edits, change.scales)
         return verdict.score(rehearsed, horizon=num_steps)
 
     before = attempt(Change("nothing", "", params, {}))

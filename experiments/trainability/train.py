@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
+from jaxdnn.diagnosis.rehearsal import Scales
+
 from .family import Choice, chosen_optimizer
 from .judge import mean_loss
 
@@ -19,7 +21,7 @@ NUM_LAST = 30
 
 
 def make_train(forward: Callable[..., Array], num_steps: int) -> Callable[..., Array]:
-    """Return the compiled `(params, choice, images, labels, key, scale) -> final loss`.
+    """Return the compiled `(params, choice, images, labels, key, scales) -> final loss`.
 
     Args:
       forward: `(params, inputs, choice) -> logits`.
@@ -28,9 +30,18 @@ def make_train(forward: Callable[..., Array], num_steps: int) -> Callable[..., A
 
     @jax.jit
     def train(
-        params: Any, choice: Choice, images: Array, labels: Array, key: Array, scale: float = 1.0
+        params: Any,
+        choice: Choice,
+        images: Array,
+        labels: Array,
+        key: Array,
+        scales: Scales = Scales(),
     ) -> Array:
-        chain = optax.chain(chosen_optimizer(choice.optimizer), optax.scale(scale))
+        chain = optax.chain(
+            optax.scale(scales.gradient),
+            chosen_optimizer(choice.optimizer),
+            optax.scale(scales.rate),
+        )
 
         def step(carry: Any, index: Array) -> Any:
             params, state = carry

@@ -21,7 +21,7 @@ from jaxdnn.diagnosis.prescribe import prescribe
 from jaxdnn.diagnosis.probe import Edit, run
 from jaxdnn.diagnosis.profile import make_layers
 from jaxdnn.diagnosis.reduce import Measurement
-from jaxdnn.diagnosis.rehearsal import Forward, Rehearsal, make_rehearsal
+from jaxdnn.diagnosis.rehearsal import Forward, Rehearsal, Scales, make_rehearsal
 from jaxdnn.diagnosis.remedies import Change
 from jaxdnn.diagnosis.result import Diagnosis
 
@@ -62,10 +62,10 @@ def diagnose(
     rehearse = make_rehearse(seen, transformation, inputs, targets)
 
     def attempt(change: Change) -> float:
-        rehearsed = rehearse(change.params, change.edits, change.rate)
+        rehearsed = rehearse(change.params, change.edits, change.scales)
         return verdict.score(rehearsed, horizon=horizon)
 
-    rehearsed = rehearse(seen.params, {}, 1.0)
+    rehearsed = rehearse(seen.params, {}, Scales())
     value = verdict.score(rehearsed, horizon=horizon) if seen.measured.finite else 0.0
     causes, prescriptions = seen.causes, ()
     if try_changes and (value < verdict.TRAINS or causes):
@@ -87,8 +87,8 @@ def diagnose(
 
 def make_rehearse(
     seen: Examination, optimizer: optax.GradientTransformation, inputs: Any, targets: Any
-) -> Callable[[Any, Mapping[int, Edit], float], Rehearsal]:
-    """Return `(params, edits, rate) -> Rehearsal` of changed parameters in an edited network."""
+) -> Callable[[Any, Mapping[int, Edit], Scales], Rehearsal]:
+    """Return `(params, edits, scales) -> Rehearsal` of changed parameters in an edited network."""
 
     def make(edits: Mapping[int, Edit]) -> Callable[..., Rehearsal]:
         forward = edited(seen, edits) if edits else seen.network.apply
@@ -98,11 +98,11 @@ def make_rehearse(
     # Changes that share their edits share a program. Kept with it, an id stays theirs.
     made: dict[int, tuple[Mapping[int, Edit], Callable[..., Rehearsal]]] = {}
 
-    def rehearse(params: Any, edits: Mapping[int, Edit], rate: float) -> Rehearsal:
+    def rehearse(params: Any, edits: Mapping[int, Edit], scales: Scales) -> Rehearsal:
         if edits and id(edits) not in made:
             made[id(edits)] = edits, make(edits)
         run_it = made[id(edits)][1] if edits else plain
-        return jax.device_get(run_it(params, inputs, targets, seen.key, rate))
+        return run_it(params, inputs, targets, seen.key, scales)
 
     return rehearse
 

@@ -24,6 +24,20 @@ from jaxdnn.diagnosis.measure import Loss
 Forward = Callable[[Any, Any, Array | None], Any]
 
 
+class Scales(NamedTuple):
+    """Factors to try, beside those of the network itself.
+
+    Attributes:
+      rate: on the updates, as a learning rate.
+      gradient: on the gradient, as a factor on the loss.
+      loss: on the loss on its way back alone: the gradient is divided by it again, in float32.
+    """
+
+    rate: float = 1.0
+    gradient: float = 1.0
+    loss: float = 1.0
+
+
 class Rehearsal(NamedTuple):
     """What happened, step by step.
 
@@ -41,9 +55,10 @@ class Rehearsal(NamedTuple):
 def make_rehearsal(
     forward: Forward, loss: Loss, optimizer: optax.GradientTransformation, *, num_steps: int
 ) -> Callable[..., Rehearsal]:
-    """Return the compiled `(params, inputs, targets, key, rate) -> Rehearsal`.
+    """Return `(params, inputs, targets, key, scales) -> Rehearsal`, its arrays on the host.
 
-    `rate`, 1 unless given, multiplies the updates: a learning rate that is tried.
+    Each step is a call: XLA's CPU takes 20 times as long for the gradient of a convolution inside
+    a loop of its own.
 
     Args:
       forward: the network.
@@ -51,27 +66,71 @@ def make_rehearsal(
       optimizer: optax transformation.
       num_steps: how many steps to take.
     """
+    step, init = jax.jit(_make_step(forward, loss, optimizer)), jax.jit(optimizer.init)
 
-    @jax.jit
     def rehearse(
-        params: Any, inputs: Any, targets: Any, key: Array, rate: Array | float = 1.0
+        params: Any, inputs: Any, targets: Any, key: Array, scales: Scales | None = None
     ) -> Rehearsal:
-        def objective(params: Any, key: Array) -> tuple[Array, Array]:
-            logits = forward(params, inputs, key)
-            constant = jnp.broadcast_to(logits.mean(0, keepdims=True), logits.shape)
-            return loss(logits, targets), loss(constant, targets)
-
-        def step(carry: Any, index: Array) -> Any:
-            params, state = carry
-            differentiate = jax.value_and_grad(objective, has_aux=True)
-            losses, grads = differentiate(params, jax.random.fold_in(key, index))
-            updates, state = optimizer.update(grads, state, params)
-            updates = jax.tree.map(lambda update: jnp.asarray(rate, update.dtype) * update, updates)
-            return (optax.apply_updates(params, updates), state), losses
-
-        start = (params, optimizer.init(params))
-        _, (losses, constant) = lax.scan(step, start, jnp.arange(num_steps + 1))
-        output = jax.eval_shape(forward, params, inputs, key)
-        return Rehearsal(losses, constant, loss(jnp.zeros(output.shape, output.dtype), targets))
+        carry, seen = (params, init(params)), []
+        for index in range(num_steps + 1):
+            carry, losses = step(carry, index, inputs, targets, key, scales or Scales())
+            seen.append(losses)
+        return _gather(*np.array(jax.device_get(seen)).T)
 
     return rehearse
+
+
+def make_scanned_rehearsal(
+    forward: Forward, loss: Loss, optimizer: optax.GradientTransformation, *, num_steps: int
+) -> Callable[..., Rehearsal]:
+    """Return `(params, inputs, targets, key) -> Rehearsal` as one program, for `vmap`.
+
+    Args:
+      forward: the network.
+      loss: `(logits, targets) -> scalar`.
+      optimizer: optax transformation.
+      num_steps: how many steps to take.
+    """
+    step = _make_step(forward, loss, optimizer)
+
+    def rehearse(params: Any, inputs: Any, targets: Any, key: Array) -> Rehearsal:
+        start, indices = (params, optimizer.init(params)), jnp.arange(num_steps + 1)
+        return _gather(
+            *lax.scan(lambda c, i: step(c, i, inputs, targets, key, Scales()), start, indices)[1]
+        )
+
+    return rehearse
+
+
+def _gather(loss: Any, constant: Any, zero: Any) -> Rehearsal:
+    return Rehearsal(loss, constant, zero[0])
+
+
+def _make_step(
+    forward: Forward, loss: Loss, optimizer: optax.GradientTransformation
+) -> Callable[..., tuple[Any, tuple[Array, Array, Array]]]:
+    """Return one step; the carry is (params, state of the optimizer)."""
+
+    def step(
+        carry: Any, index: Array | int, inputs: Any, targets: Any, key: Array, scales: Scales
+    ) -> Any:
+        params, state = carry
+
+        def objective(params: Any) -> tuple[Array, tuple[Array, Array, Array]]:
+            logits = forward(params, inputs, jax.random.fold_in(key, index))
+            constant = jnp.broadcast_to(logits.mean(0, keepdims=True), logits.shape)
+            value = loss(logits, targets)
+            others = loss(constant, targets), loss(jnp.zeros_like(logits), targets)
+            return _times(scales.loss, value), (value, *others)
+
+        grads, losses = jax.grad(objective, has_aux=True)(params)
+        grads = jax.tree.map(lambda grad: _times(scales.gradient / scales.loss, grad), grads)
+        updates, state = optimizer.update(grads, state, params)
+        updates = jax.tree.map(lambda update: _times(scales.rate, update), updates)
+        return (optax.apply_updates(params, updates), state), losses
+
+    return step
+
+
+def _times(factor: float, x: Array) -> Array:
+    return (factor * x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)

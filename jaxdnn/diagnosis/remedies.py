@@ -13,6 +13,7 @@ from jaxdnn.diagnosis.gains import Gain
 from jaxdnn.diagnosis.graph import Graph
 from jaxdnn.diagnosis.measure import named_stations
 from jaxdnn.diagnosis.probe import Edit, Environment
+from jaxdnn.diagnosis.rehearsal import Scales
 from jaxdnn.diagnosis.stations import Station
 from jaxdnn.layers import BATCH_NORM_EPSILON
 
@@ -28,14 +29,14 @@ class Change(NamedTuple):
       code: the line of Flax that does it.
       params: changed parameters.
       edits: of the forward pass.
-      rate: factor on the learning rate.
+      scales: factors on learning rate, gradient and loss.
     """
 
     words: str
     code: str
     params: Any
     edits: Mapping[int, Edit]
-    rate: float = 1.0
+    scales: Scales = Scales()
 
 
 def both(one: Change, other: Change) -> Change:
@@ -45,7 +46,7 @@ def both(one: Change, other: Change) -> Change:
         f"{one.code}; {other.code}",
         other.params,
         one.edits,
-        one.rate * other.rate,
+        Scales(*(a * b for a, b in zip(one.scales, other.scales, strict=True))),
     )
 
 
@@ -53,7 +54,7 @@ def slower(params: Any) -> Iterator[Change]:
     """Smaller learning rates."""
     for rate in (0.1, 0.01):
         words = f"{rate:g} x the learning rate"
-        yield Change(words, f"learning_rate = {rate:g} * learning_rate", params, {}, rate)
+        yield Change(words, f"learning_rate = {rate:g} * learning_rate", params, {}, Scales(rate=rate))
 
 
 def shortcuts(graph: Graph, params: Any, gains: Mapping[str, Gain]) -> Iterator[Change]:

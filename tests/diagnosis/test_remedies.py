@@ -10,7 +10,7 @@ from jaxdnn.diagnosis.critical import critical
 from jaxdnn.diagnosis.diagnose import edited
 from jaxdnn.diagnosis.examine import examine
 from jaxdnn.diagnosis.rectify import rectifiers
-from jaxdnn.diagnosis.rehearsal import Rehearsal, make_rehearsal
+from jaxdnn.diagnosis.rehearsal import Rehearsal, Scales, make_rehearsal
 from jaxdnn.diagnosis.remedies import batch_norms, shortcuts
 from jaxdnn.diagnosis.terms import log_factor
 from jaxdnn.diagnosis.verdict import score
@@ -120,11 +120,11 @@ def test_rate_of_a_rehearsal_is_a_factor_on_the_learning_rate():
     def loss(logits, targets):
         return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
 
-    def rehearsed(learning_rate, *rate):
+    def rehearsed(learning_rate, rate=1.0):
         rehearse = make_rehearsal(
             lambda params, x, _: x @ params, loss, optax.sgd(learning_rate), num_steps=5
         )
-        return rehearse(jnp.zeros((5, 3)), INPUTS, TARGETS, jax.random.key(0), *rate).loss
+        return rehearse(jnp.zeros((5, 3)), INPUTS, TARGETS, jax.random.key(0), Scales(rate)).loss
 
     np.testing.assert_allclose(rehearsed(1.0, 0.1), rehearsed(0.1), rtol=1e-6)
     assert rehearsed(1.0)[-1] < rehearsed(0.1)[-1]
