@@ -129,7 +129,7 @@ def measure_row(name: str, effort: Any, peak: float) -> dict[str, Any]:
     row = rows.ROWS[name]()
     working, failures = warm_up(row.contenders, rows.OURS)
     elsewhere = Elsewhere()
-    seconds = interleave(working, effort)
+    seconds = interleave(working, effort._replace(rounds=row.more_rounds * effort.rounds))
     return table.summarise(row, seconds, failures, peak=peak, elsewhere=elsewhere.share())
 
 

@@ -73,7 +73,8 @@ def make_watched_epoch_work(config: Config, dataset: Dataset, folder: Path) -> W
         nonlocal state
         for _ in range(num_epochs):
             state = watch.train(state, setup.steps_per_epoch)
-            watch.record(int(state.step), recorder)
+            watch.record(recorder)
+        jax.block_until_ready(state)
 
     return work
 

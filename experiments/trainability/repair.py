@@ -29,11 +29,11 @@ def make_repair(
     """Return what repairs a member, by prescription and by chance, and trains it again."""
 
     def learns(
-        forward: Callable[..., Any], params: Any, member: Member, scales: Scales = Scales()
+        forward: Callable[..., Any], params: Any, member: Member, scales: Scales | None = None
     ) -> bool:
         train = make_train(forward, num_steps)
         key = jax.random.key(member.seed)
-        loss = train(params, choice_of(member), task.images, task.labels, key, scales)
+        loss = train(params, choice_of(member), task.images, task.labels, key, scales or Scales())
         return bool(loss < task.bound)
 
     def repair(member: Member) -> dict[str, Any]:

@@ -35,8 +35,9 @@ def make_train(forward: Callable[..., Array], num_steps: int) -> Callable[..., A
         images: Array,
         labels: Array,
         key: Array,
-        scales: Scales = Scales(),
+        scales: Scales | None = None,
     ) -> Array:
+        scales = scales or Scales()
         chain = optax.chain(
             optax.scale(scales.gradient),
             chosen_optimizer(choice.optimizer),

@@ -54,7 +54,9 @@ def slower(params: Any) -> Iterator[Change]:
     """Smaller learning rates."""
     for rate in (0.1, 0.01):
         words = f"{rate:g} x the learning rate"
-        yield Change(words, f"learning_rate = {rate:g} * learning_rate", params, {}, Scales(rate=rate))
+        yield Change(
+            words, f"learning_rate = {rate:g} * learning_rate", params, {}, Scales(rate=rate)
+        )
 
 
 def shortcuts(graph: Graph, params: Any, gains: Mapping[str, Gain]) -> Iterator[Change]:

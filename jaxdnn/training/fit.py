@@ -36,7 +36,7 @@ class Program:
     """What is fixed for a run.
 
     Attributes:
-      train: compiled `(state, num_steps) -> state`; stays within an epoch.
+      train: compiled `(state, num_steps, step=None) -> state`; stays within an epoch.
       evaluate: `state -> (metrics, batch_stats)`: validation metrics and the statistics used.
       num_steps: where training ends at the latest.
       steps_per_epoch: optimizer steps.
@@ -48,7 +48,7 @@ class Program:
       watch: what looks into the layers, and trains as `train` does; None if nothing does.
     """
 
-    train: Callable[[TrainState, int], TrainState]
+    train: Callable[..., TrainState]
     evaluate: Callable[[TrainState], tuple[dict[str, float], BatchStats]]
     num_steps: int
     steps_per_epoch: int
@@ -150,12 +150,12 @@ def fit(
         until_evaluation = program.evaluate_every - step % program.evaluate_every
         started = time.monotonic()
         state = train(progress.state, min(num_steps, until_evaluation))
+        if watch is not None:
+            watch.record(recorder)
         num_taken = int(state.step) - step  # waits for the device
         speed.add(num_taken, time.monotonic() - started)
         step += num_taken
         progress = dataclasses.replace(progress, state=state)
-        if watch is not None:
-            watch.record(step, recorder)
         _check_diverged(progress, checkpoints, watch)
         recorder.tell_skipped(*map(int, state.skipped))
         recorder.advance(step, *_means(state))

@@ -13,19 +13,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
 from jaxdnn.activations import Activation
-from jaxdnn.models import Model, Params
+from jaxdnn.models import BatchStats, Model, Params
 from jaxdnn.propagation.moments import SATURATED, rms
 from jaxdnn.training.flat import Flat, flatten
 from jaxdnn.training.gradient import Loss
-from jaxdnn.training.step import TrainState
 
 
 class Look(NamedTuple):
     """Statistics of every layer in one batch, in the order of the network, the output last.
+
+    On the host.
 
     Attributes:
       delta_rms: root mean square of dL/dz.
@@ -37,13 +39,27 @@ class Look(NamedTuple):
       slope_rms: of phi'; 1 in the output.
     """
 
-    delta_rms: Float[Array, " layer"]
-    pre_activation_rms: Float[Array, " layer"]
-    dead_fraction: Float[Array, " layer"]
-    saturated_fraction: Float[Array, " layer"]
-    kernel_grad_rms: Float[Array, " layer"]
-    kernel_rms: Float[Array, " layer"]
-    slope_rms: Float[Array, " layer"]
+    delta_rms: Float[np.ndarray, " layer"]
+    pre_activation_rms: Float[np.ndarray, " layer"]
+    dead_fraction: Float[np.ndarray, " layer"]
+    saturated_fraction: Float[np.ndarray, " layer"]
+    kernel_grad_rms: Float[np.ndarray, " layer"]
+    kernel_rms: Float[np.ndarray, " layer"]
+    slope_rms: Float[np.ndarray, " layer"]
+
+
+class Seen(NamedTuple):
+    """What a look takes of the state of training: the fewer arrays, the sooner it starts.
+
+    Attributes:
+      step: steps taken.
+      params: of the network.
+      batch_stats: of its batch norms.
+    """
+
+    step: Array
+    params: Params
+    batch_stats: BatchStats
 
 
 class Layer(NamedTuple):
@@ -90,28 +106,32 @@ def kernel_of(flat: Flat, path: str) -> Array:
 
 
 def make_look(
-    loss_of: Loss, layers: list[Layer], activation: Activation
-) -> Callable[[TrainState, Array, Array, Array], Look]:
-    """Return `(state, key, float32 images, labels) -> Look`.
+    loss_of: Loss, layers: list[Layer], activation: Activation, *, dtype: Any = jnp.float32
+) -> Callable[[Seen, Array, Array, Array], Array]:
+    """Return `(seen, key, float32 images, labels) -> (statistic, layer)`, the rows of a `Look`.
+
+    One array, for every array that leaves the device takes its time.
 
     Args:
       loss_of: of a batch; the key is its own.
       layers: of the network, the output last.
       activation: of all layers but the output.
+      dtype: what the network calculates in.
     """
     paths = [layer.path for layer in layers]
     output = paths[-1]
 
-    def look(state: TrainState, key: Array, images: Array, labels: Array) -> Look:
-        zeros = {layer.path: jnp.zeros((len(labels), *layer.shape)) for layer in layers}
+    def look(seen: Seen, key: Array, images: Array, labels: Array) -> Array:
+        zeros = {layer.path: jnp.zeros((len(labels), *layer.shape), dtype) for layer in layers}
 
         def loss(params: Params, probes: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-            value, found = loss_of(params, state.batch_stats, key, images, labels, probes)
+            value, found = loss_of(params, seen.batch_stats, key, images, labels, probes)
             return value, found.pre_activations
 
-        (grads, deltas), zs = jax.grad(loss, (0, 1), has_aux=True)(state.params, zeros)
-        params, grads = flatten(state.params), flatten(grads)
-        rows = [
+        (grads, deltas), zs = jax.grad(loss, (0, 1), has_aux=True)(seen.params, zeros)
+        zs, deltas = jax.tree.map(lambda x: x.astype(jnp.float32), (zs, deltas))
+        params, grads = flatten(seen.params), flatten(grads)
+        columns = [
             _reduce(
                 zs[path],
                 None if path == output else _slope(activation, params, path, zs[path]),
@@ -122,7 +142,8 @@ def make_look(
             )
             for path in paths
         ]
-        return Look(*map(jnp.stack, zip(*rows, strict=True)))
+        rows = [[column[name] for column in columns] for name in Look._fields]
+        return jnp.stack([jnp.stack(row) for row in rows])
 
     return look
 
@@ -140,8 +161,8 @@ def _reduce(
     kernel_grad: Array,
     kernel: Array,
     activation: Activation,
-) -> Look:
-    """Reduce one layer to scalars."""
+) -> dict[str, Array]:
+    """Reduce one layer to scalars, by the names of a `Look`."""
     dead = saturated = jnp.zeros(())
     slope_rms = jnp.ones(())
     if slope is not None:
@@ -149,7 +170,15 @@ def _reduce(
         dead = jnp.mean(jnp.all(slope == 0, axis=range(z.ndim - 1)).astype(jnp.float32))
         saturated = jnp.mean((jnp.abs(slope) < SATURATED * steepest).astype(jnp.float32))
         slope_rms = _rms(slope)
-    return Look(_rms(delta), _rms(z), dead, saturated, _rms(kernel_grad), _rms(kernel), slope_rms)
+    return {
+        "delta_rms": _rms(delta),
+        "pre_activation_rms": _rms(z),
+        "dead_fraction": dead,
+        "saturated_fraction": saturated,
+        "kernel_grad_rms": _rms(kernel_grad),
+        "kernel_rms": _rms(kernel),
+        "slope_rms": slope_rms,
+    }
 
 
 def _rms(x: Array) -> Array:

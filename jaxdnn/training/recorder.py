@@ -72,18 +72,20 @@ class Recorder:
 
     def record_look(self, metrics: dict[str, Any]) -> None:
         """Keep what a look saw; `step` and `epoch` are among it."""
-        from tensorboardX.summary import scalar
+        from tensorboardX.proto import summary_pb2
 
+        # Its classes are made when it is imported.
+        summary = vars(summary_pb2)["Summary"]
         append_metrics(self._folder.metrics, metrics)
         values = [
-            scalar(name, value) for name, value in metrics.items() if name not in ("step", "epoch")
+            summary.Value(tag=name, simple_value=value)
+            for name, value in metrics.items()
+            if name not in ("step", "epoch")
         ]
-        # One event for all of them: as many events take as long as a step.
-        for value in values[1:]:
-            values[0].MergeFrom(value)
         file_writer = self._writer.file_writer
         assert file_writer is not None
-        file_writer.add_summary(values[0], metrics["step"])
+        # One event for all of them: as many events take as long as a step.
+        file_writer.add_summary(summary(value=values), metrics["step"])
 
     def tell_skipped(self, num: int, in_a_row: int, last: int) -> None:
         """Say that steps were left out: the first time, and whenever their number has doubled."""

@@ -30,7 +30,7 @@ from jaxdnn.training.evaluate import (
 from jaxdnn.training.fit import Program
 from jaxdnn.training.gradient import make_loss
 from jaxdnn.training.keys import run_keys, seed_keys, step_keys
-from jaxdnn.training.look import Look, layers_of, make_look
+from jaxdnn.training.look import Seen, layers_of, make_look
 from jaxdnn.training.metrics import classification_metrics
 from jaxdnn.training.network import make_model
 from jaxdnn.training.sharding import (
@@ -176,7 +176,7 @@ def _make_indices(
 
 def _make_watch(
     setup: Setup,
-    train: Callable[[TrainState, int], TrainState],
+    train: Callable[..., TrainState],
     images: Images,
     indices_of: Indices,
 ) -> Watch:
@@ -185,27 +185,33 @@ def _make_watch(
     prepare = make_prepare(config.augment, setup.standard)
     activation = config.model.make_activation()
     layers = layers_of(setup.model, images.shape[1:])
-    look = make_look(make_loss(setup.model, _class_weights(setup)), layers, activation)
+    dtype = jnp.dtype(config.train.precision)
+    loss_of = make_loss(setup.model, _class_weights(setup), dtype=dtype)
+    look = make_look(loss_of, layers, activation, dtype=dtype)
     layout, on_host = setup.layout, setup.dataset.train.labels
     labels = layout.place(on_host)
 
     @jax.jit
-    def look_at(state: TrainState, images: Array, labels: Array) -> Look:
-        prepare_key, apply_key = step_keys(steps_key, state.step)
-        state = state._replace(params=layout.gather(state.params, len(labels)))
-        return layout.keep_whole(look(state, apply_key, prepare(prepare_key, images), labels))
+    def look_at(seen: Seen, images: Array, labels: Array) -> tuple[Array, Array]:
+        prepare_key, apply_key = step_keys(steps_key, seen.step)
+        whole = seen._replace(params=layout.gather(seen.params, len(labels)))
+        rows = look(whole, apply_key, prepare(prepare_key, images), labels)
+        return layout.keep_whole((seen.step, rows))
 
     @jax.jit
-    def look_in_memory(state: TrainState, images: Array, labels: Array, indices: Array) -> Look:
-        batch = indices[state.step % setup.steps_per_epoch].ravel()
-        return look_at(state, images[batch], labels[batch])
+    def look_in_memory(
+        seen: Seen, images: Array, labels: Array, indices: Array
+    ) -> tuple[Array, Array]:
+        batch = indices[seen.step % setup.steps_per_epoch].ravel()
+        return look_at(seen, images[batch], labels[batch])
 
-    def look_at_next(state: TrainState, indices: Array) -> Look:
+    def look_at_next(state: TrainState, indices: Array) -> tuple[Array, Array]:
+        seen = Seen(state.step, state.params, state.batch_stats)
         if not isinstance(images, StreamedImages):
-            return look_in_memory(state, images, labels, indices)
+            return look_in_memory(seen, images, labels, indices)
         batch = np.asarray(indices[int(state.step) % setup.steps_per_epoch])
         mine = batch[share_of_process(len(batch))]
-        return look_at(state, layout.join(images[mine]), layout.join(on_host[mine]))
+        return look_at(seen, layout.join(images[mine]), layout.join(on_host[mine]))
 
     return Watch(
         train,
@@ -224,8 +230,8 @@ def _make_train(
     indices_of: Indices,
     images: Images,
     key: Array,
-) -> tuple[Callable[[TrainState, int], TrainState], Callable[[], float]]:
-    """Return `(state, num_steps) -> state`, and how long it has waited for images, in seconds."""
+) -> tuple[Callable[..., TrainState], Callable[[], float]]:
+    """Return `(state, num_steps, step=None) -> state`, and the seconds it has waited for images."""
     step, steps_per_epoch = make_step_of(setup), setup.steps_per_epoch
     labels = setup.dataset.train.labels
     if isinstance(images, StreamedImages):
@@ -242,7 +248,11 @@ def _make_train(
         return streamed, lambda: streamed.wait_seconds
     train = make_train(step, indices_of, key=key, steps_per_epoch=steps_per_epoch)
     classes = setup.layout.place(labels)
-    return lambda state, num_steps: train(state, images, classes, num_steps), lambda: 0.0
+
+    def train_in_memory(state: TrainState, num_steps: int, step: int | None = None) -> TrainState:
+        return train(state, images, classes, num_steps, step)
+
+    return train_in_memory, lambda: 0.0
 
 
 def make_step_of(setup: Setup) -> Step:

@@ -147,8 +147,8 @@ def _leave_out(before: TrainState, after: TrainState, good: Array) -> TrainState
 
 # epoch -> (steps, batch) indices of the images
 Indices = Callable[[int], Array]
-# (state, images, labels, num_steps) -> state
-Train = Callable[[TrainState, Array, Array, int], TrainState]
+# (state, images, labels, num_steps, step=None) -> state
+Train = Callable[..., TrainState]
 
 
 def make_indices(
@@ -212,10 +212,11 @@ def make_loop(step: Step, *, key: Array, steps_per_epoch: int) -> Callable[..., 
 
 
 def make_train(step: Step, indices_of: Indices, *, key: Array, steps_per_epoch: int) -> Train:
-    """Return `(state, images, labels, num_steps) -> state`, compiled, its state donated.
+    """Return `(state, images, labels, num_steps, step=None) -> state`, compiled, its state donated.
 
     See `make_loop` for what it does. One program serves any number of steps. All images, uint8, and
-    labels are on every device.
+    labels are on every device. To read the state's step waits for the device: a caller that knows
+    it gives it.
 
     Args:
       step: takes one step.
@@ -225,8 +226,10 @@ def make_train(step: Step, indices_of: Indices, *, key: Array, steps_per_epoch: 
     """
     compiled = jax.jit(make_loop(step, key=key, steps_per_epoch=steps_per_epoch), donate_argnums=0)
 
-    def train(state: TrainState, images: Array, labels: Array, num_steps: int) -> TrainState:
-        indices = indices_of(int(state.step) // steps_per_epoch)
+    def train(
+        state: TrainState, images: Array, labels: Array, num_steps: int, step: int | None = None
+    ) -> TrainState:
+        indices = indices_of((int(state.step) if step is None else step) // steps_per_epoch)
         return compiled(state, images, labels, indices, num_steps)
 
     return train

@@ -119,7 +119,7 @@ def _spans(start: int, num_steps: int, steps_per_epoch: int) -> Iterator[tuple[i
 
 
 class StreamedTrain:
-    """`(state, num_steps) -> state` like `make_train`'s, from a stream.
+    """`(state, num_steps, step=None) -> state` like `make_train`'s, from a stream.
 
     Attributes:
       wait_seconds: how long the device has had nothing to do because images were not ready.
@@ -148,8 +148,8 @@ class StreamedTrain:
         self.wait_seconds = 0.0
         self.next_step = -1
 
-    def __call__(self, state: TrainState, num_steps: int) -> TrainState:
-        step = int(state.step)
+    def __call__(self, state: TrainState, num_steps: int, step: int | None = None) -> TrainState:
+        step = int(state.step) if step is None else step
         last = min(step + num_steps, (step // self._steps_per_epoch + 1) * self._steps_per_epoch)
         while step < last:
             held = self._hold(step)
@@ -217,7 +217,7 @@ def make_streamed_train(
     layout: Layout | None = None,
     num_portions: int = 1,
 ) -> StreamedTrain:
-    """Return `(state, num_steps) -> state`; see `make_train` for the arguments and what it does.
+    """Return `(state, num_steps, step=None) -> state`; see `make_train` for arguments and work.
 
     Each process decodes its own part of every batch.
     """

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jax import Array
 
@@ -20,16 +19,19 @@ from jaxdnn.training.recorder import Recorder
 from jaxdnn.training.step import Indices, TrainState
 
 
-class Seen(NamedTuple):
-    """A look at the gradients of a step.
+class Pending(NamedTuple):
+    """A look at the gradients of a step that is not recorded yet.
 
     Attributes:
       step: its number, from 1 on.
-      look: at its batch, with the parameters before it.
+      taken: steps that were taken before; fewer than step - 1 where training had stopped already.
+      rows: of the look at its batch, with the parameters before it. Like `taken` they may still be
+        on their way.
     """
 
     step: int
-    look: Look
+    taken: Array
+    rows: Array
 
 
 def metrics_of(layers: list[Layer], look: Look) -> dict[str, float]:
@@ -47,8 +49,9 @@ class Watch:
     """Trains as `train` does, and looks at step 1 and at every step that `every` divides.
 
     Args:
-      train: compiled `(state, num_steps) -> state`; stays within an epoch.
-      look: compiled `(state, indices of the epoch) -> Look` at the step after `state.step`.
+      train: compiled `(state, num_steps, step) -> state`; stays within an epoch.
+      look: compiled `(state, indices of the epoch) -> state.step, (statistic, layer)` at the step
+        after that; see `make_look`.
       indices_of: `epoch -> indices`.
       layers: of the network, the output last.
       bounded: whether the activation has bounds on both sides.
@@ -58,8 +61,8 @@ class Watch:
 
     def __init__(
         self,
-        train: Callable[[TrainState, int], TrainState],
-        look: Callable[[TrainState, Array], Look],
+        train: Callable[..., TrainState],
+        look: Callable[[TrainState, Array], tuple[Array, Array]],
         indices_of: Indices,
         layers: list[Layer],
         *,
@@ -74,42 +77,47 @@ class Watch:
         self._bounded = bounded
         self._every = every
         self._steps_per_epoch = steps_per_epoch
-        self._pending: list[Seen] = []
+        self._pending: list[Pending] = []
 
     def train(self, state: TrainState, num_steps: int) -> TrainState:
         """Take up to `num_steps` steps, not beyond the epoch; the state is donated."""
         step, size = int(state.step), self._steps_per_epoch
-        last = min(step + num_steps, (step // size + 1) * size)
+        epoch = step // size
+        last = min(step + num_steps, (epoch + 1) * size)
         while step < last:
             if self._is_due(step + 1):
-                self._pending.append(Seen(step + 1, self.look(state, step)))
+                self._pending.append(Pending(step + 1, *self._look(state, self._indices_of(epoch))))
             until = step + 1
             while until < last and not self._is_due(until + 1):
                 until += 1
-            state, step = self._train(state, until - step), until
+            # Nothing here waits for the device: it goes from one call to the next.
+            state, step = self._train(state, until - step, step), until
         return state
 
     def _is_due(self, step: int) -> bool:
         return step == 1 or step % self._every == 0
 
     def look(self, state: TrainState, step: int) -> Look:
-        """Look at the step that comes next, after `step` steps."""
-        return self._look(state, self._indices_of(step // self._steps_per_epoch))
+        """Look at the step that comes next, after `step` steps, and wait for what is seen."""
+        _, rows = self._look(state, self._indices_of(step // self._steps_per_epoch))
+        return Look(*np.asarray(rows))
 
-    def record(self, step: int, recorder: Recorder) -> None:
+    def record(self, recorder: Recorder) -> None:
         """Record the looks since the last call, and warn of what is wrong in them.
 
-        Args:
-          step: the number of steps taken: a run that diverged took fewer than it was asked for.
-          recorder: of the run.
+        The device may still take the steps after the last look: so this costs no time of its own.
+        A run that diverged took fewer steps than it was asked for; it saw nothing after them.
         """
         pending, self._pending = self._pending, []
-        for seen in jax.device_get([seen for seen in pending if seen.step <= step]):
-            when = {"step": seen.step, "epoch": seen.step / self._steps_per_epoch}
-            recorder.record_look(when | metrics_of(self._layers, seen.look))
-            problems = find_problems(self._layers, seen.look, bounded=self._bounded)
+        for each in pending:
+            if int(each.taken) < each.step - 1:
+                continue
+            look = Look(*np.asarray(each.rows))
+            when = {"step": each.step, "epoch": each.step / self._steps_per_epoch}
+            recorder.record_look(when | metrics_of(self._layers, look))
+            problems = find_problems(self._layers, look, bounded=self._bounded)
             for kind, text in problems.items():
-                recorder.warn(kind, f"step {seen.step}: {text}")
+                recorder.warn(kind, f"step {each.step}: {text}")
 
     def first_bad_layer(self, state: TrainState, step: int) -> str:
         """Say which layer was the first not to be finite when the loss of step `step` was not.
@@ -124,14 +132,14 @@ class Watch:
         if (taken := int(state.step)) < step - 1:
             state = self._repeat(state, step - 2)
             before = self.look(state, step - 2)
-            state = self._train(state, 1)
+            state = self._train(state, 1, step - 2)
         elif taken >= step:
             raise ValueError(f"step {step} lies before the state of step {taken}")
         return describe_first_bad(self._layers, state, before, self.look(state, step - 1))
 
     def _repeat(self, state: TrainState, step: int) -> TrainState:
-        while int(state.step) < step:
-            state = self._train(state, step - int(state.step))
+        while (taken := int(state.step)) < step:
+            state = self._train(state, step - taken, taken)
         return state
 
 
