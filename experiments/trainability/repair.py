@@ -12,10 +12,11 @@ import numpy as np
 from jaxdnn.diagnosis import verdict
 from jaxdnn.diagnosis.diagnose import edited, make_rehearse
 from jaxdnn.diagnosis.examine import examine
+from jaxdnn.diagnosis.first_step import take_first_step
 from jaxdnn.diagnosis.optimizers import make_optimizer
-from jaxdnn.diagnosis.prescribe import Tried, try_changes
+from jaxdnn.diagnosis.prescribe import try_changes
 from jaxdnn.diagnosis.rehearsal import Scales
-from jaxdnn.diagnosis.remedies import Change
+from jaxdnn.diagnosis.remedies import Change, Tried
 
 from .family import Member, another, choice_of, make_forward, make_model
 from .judge import mean_loss
@@ -63,14 +64,15 @@ def prescribed(
     """Return the first prescription, if there is one, and the forward function that it gives."""
     params, batch = start(member, task), task.first_batch
     seen = examine((make_model(member), params), *batch, loss=mean_loss)
-    rehearse = make_rehearse(seen, make_optimizer(member.optimizer), *batch)
+    optimizer = make_optimizer(member.optimizer)
+    rehearse = make_rehearse(seen, optimizer, *batch)
 
     def attempt(change: Change) -> float:
         rehearsed = rehearse(change.params, change.edits, change.scales)
         return verdict.score(rehearsed, horizon=num_steps)
 
     before = attempt(Change("nothing", "", params, {}))
-    best = next(iter(try_changes(seen, before, attempt)), None)
+    best = next(iter(try_changes(seen, take_first_step(seen, optimizer), before, attempt)), None)
     if best is None or not best.change.edits:
         return make_forward(member.style), best
     program = edited(seen, best.change.edits)

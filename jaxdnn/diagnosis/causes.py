@@ -10,28 +10,27 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from jaxdnn.diagnosis.formats import find_format_causes
 from jaxdnn.diagnosis.gains import Gain
 from jaxdnn.diagnosis.graph import Graph
 from jaxdnn.diagnosis.measure import named_stations
 from jaxdnn.diagnosis.reduce import Measurement
 from jaxdnn.diagnosis.result import Cause
+from jaxdnn.diagnosis.strengths import (
+    ACTIVATION_SPREAD,
+    CERTAIN,
+    DROPOUT_SPREAD,
+    FACTOR_SPREAD,
+    NAMED,
+    PADDING_SPREAD,
+    STRUCTURAL,
+    WEIGHT_SPREAD,
+)
 from jaxdnn.diagnosis.terms import log, log_factor
-
-# A deviation of so many spreads is named.
-NAMED = 3.0
-# Spreads of healthy networks, in logs.
-WEIGHT_SPREAD = 0.15
-ACTIVATION_SPREAD = 0.12
-DROPOUT_SPREAD = 0.3
-PADDING_SPREAD = 0.3
-FACTOR_SPREAD = 2.3
-# A deviation that no spread explains.
-CERTAIN = 100.0
-_STRUCTURAL = 20.0
 
 
 def find_causes(graph: Graph, measured: Measurement, gains: dict[str, Gain]) -> tuple[Cause, ...]:
@@ -51,9 +50,14 @@ def find_causes(graph: Graph, measured: Measurement, gains: dict[str, Gain]) -> 
         *_padding(graph),
         *_softmax(graph),
         *_everywhere(graph, measured),
+        *find_format_causes(graph, measured),
     ]
-    named = [cause for cause in found if cause.strength >= NAMED]
-    return tuple(sorted(named, key=lambda cause: -cause.strength))
+    return ranked(cause for cause in found if cause.strength >= NAMED)
+
+
+def ranked(causes: Iterable[Cause]) -> tuple[Cause, ...]:
+    """Return causes, the worst first."""
+    return tuple(sorted(causes, key=lambda cause: -cause.strength))
 
 
 def _weights(graph: Graph, measured: Measurement) -> list[Cause]:
@@ -105,7 +109,7 @@ def _biases(graph: Graph, measured: Measurement) -> list[Cause]:
             text = f"the bias is {bias / signal:.3g} x the signal"
             name = "dead units" if dead > 0.5 else "bias too large"
             text += f"; {dead:.0%} of the units are dead" if dead else ""
-            causes.append(Cause(site.path, name, text, _STRUCTURAL * (1 + log(bias / signal))))
+            causes.append(Cause(site.path, name, text, STRUCTURAL * (1 + log(bias / signal))))
     return causes
 
 
@@ -156,7 +160,7 @@ def _missing_norms(graph: Graph) -> list[Cause]:
         if len(ways) >= 3 and having > len(ways) / 2:
             text = f"{having} of {len(ways)} layers like it are followed by a norm; it is not"
             causes += [
-                Cause(graph.layers[below].path, "missing norm", text, _STRUCTURAL)
+                Cause(graph.layers[below].path, "missing norm", text, STRUCTURAL)
                 for upper, has in ways
                 if not has and (below := graph.links[upper].below) is not None
             ]

@@ -10,14 +10,16 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdnn.diagnosis.critical import critical, init_line, usual_sigma, with_sigma
+from jaxdnn.diagnosis.first_step import FirstStep
 from jaxdnn.diagnosis.gains import Gain
 from jaxdnn.diagnosis.graph import Graph
 from jaxdnn.diagnosis.measure import named_stations
 from jaxdnn.diagnosis.probe import Edit
 from jaxdnn.diagnosis.rectify import rectifiers
 from jaxdnn.diagnosis.reduce import Measurement
-from jaxdnn.diagnosis.remedies import Change, batch_norms, both, layer_norms, shortcuts, slower
+from jaxdnn.diagnosis.remedies import Change, batch_norms, both, layer_norms, shortcuts
 from jaxdnn.diagnosis.result import Cause
+from jaxdnn.diagnosis.step_changes import step_changes
 
 
 def candidates(
@@ -26,6 +28,7 @@ def candidates(
     params: Any,
     causes: Sequence[Cause],
     gains: Mapping[str, Gain],
+    first: FirstStep,
 ) -> Iterator[Change]:
     """Changes that answer the causes first, then those that help many networks.
 
@@ -35,7 +38,7 @@ def candidates(
         yield from _answer(graph, measured, params, cause)
     tuned = critical(graph, measured, params, gains)
     yield tuned
-    yield from slower(params)
+    yield from step_changes(measured, params, causes, first)
     for shortcut in shortcuts(graph, params, gains):
         yield shortcut
         yield both(shortcut, tuned)

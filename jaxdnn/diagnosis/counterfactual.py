@@ -16,6 +16,8 @@ from jaxdnn.diagnosis.terms import log
 
 # Faults of what follows a layer's pre-activation; the others lie in its weights or bias.
 _ABOVE = {"saturating activation", "dead units", "bias too large", "missing norm", "dropout"}
+# Nothing that a Jacobian changes.
+_OF_FORMATS = {"not finite", "underflow"}
 
 
 def confirm(seen: Examination, inputs: Any, targets: Any) -> tuple[Cause, ...]:
@@ -29,7 +31,7 @@ def confirm(seen: Examination, inputs: Any, targets: Any) -> tuple[Cause, ...]:
     if not seen.causes:
         return ()
     first, *others = seen.causes
-    cut = _way(seen, first)
+    cut = None if first.cause in _OF_FORMATS else _way(seen, first)
     change = math.nan if cut is None else bridged_change(seen, inputs, targets, cut)
     return (dataclasses.replace(first, recovery=change), *others)
 

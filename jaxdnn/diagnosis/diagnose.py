@@ -7,22 +7,25 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 from jax import Array
+from jaxtyping import Float
 
-from jaxdnn.diagnosis import verdict
+from jaxdnn.diagnosis import prescribe, verdict
+from jaxdnn.diagnosis.bands import redrawn_deltas
+from jaxdnn.diagnosis.causes import ranked
 from jaxdnn.diagnosis.counterfactual import confirm
 from jaxdnn.diagnosis.examine import Examination, examine
-from jaxdnn.diagnosis.graph import Graph
+from jaxdnn.diagnosis.first_step import take_first_step
 from jaxdnn.diagnosis.optimizers import make_optimizer
-from jaxdnn.diagnosis.prescribe import prescribe
 from jaxdnn.diagnosis.probe import Edit, run
 from jaxdnn.diagnosis.profile import make_layers
-from jaxdnn.diagnosis.reduce import Measurement
 from jaxdnn.diagnosis.rehearsal import Forward, Rehearsal, Scales, make_rehearsal
 from jaxdnn.diagnosis.remedies import Change
 from jaxdnn.diagnosis.result import Diagnosis
+from jaxdnn.diagnosis.training_causes import find_training_causes
 
 
 def diagnose(
@@ -66,19 +69,24 @@ def diagnose(
 
     rehearsed = rehearse(seen.params, {}, Scales())
     value = verdict.score(rehearsed, horizon=horizon) if seen.measured.finite else 0.0
-    causes, prescriptions = seen.causes, ()
+    causes, tried = seen.causes, []
     if try_changes and (value < verdict.TRAINS or causes):
+        first = take_first_step(seen, transformation)
         with ThreadPoolExecutor(1) as beside:
             confirmed = beside.submit(confirm, seen, inputs, targets)
-            prescriptions = prescribe(seen, value, attempt)
+            tried = prescribe.try_changes(seen, first, value, attempt)
             causes = confirmed.result()
+        if value < verdict.TRAINS:
+            others = find_training_causes(seen.graph, seen.measured, first, tried)
+            causes = ranked([*causes, *others])
+    deltas = redrawn_deltas(seen, inputs, targets)
     return Diagnosis(
         verdict=verdict.word(value),
         score=value,
-        reason=_reason(seen.graph, seen.measured, np.asarray(rehearsed.loss)),
-        layers=make_layers(seen.graph, seen.measured),
+        reason=_reason(seen, deltas, np.asarray(rehearsed.loss)),
+        layers=make_layers(seen, deltas),
         causes=causes,
-        prescriptions=prescriptions,
+        prescriptions=prescribe.prescriptions(tried, value),
         loss=seen.measured.loss,
         optimizer=optimizer if isinstance(optimizer, str) else "the given optimizer",
     )
@@ -91,7 +99,9 @@ def make_rehearse(
 
     def make(edits: Mapping[int, Edit]) -> Callable[..., Rehearsal]:
         forward = edited(seen, edits) if edits else seen.network.apply
-        return make_rehearsal(forward, seen.loss, optimizer, num_steps=verdict.NUM_STEPS)
+        return make_rehearsal(
+            _narrowed(forward, seen.params), seen.loss, optimizer, num_steps=verdict.NUM_STEPS
+        )
 
     plain = make({})
     # Changes that share their edits share a program. Kept with it, an id stays theirs.
@@ -104,6 +114,16 @@ def make_rehearse(
         return run_it(params, inputs, targets, seen.key, scales)
 
     return rehearse
+
+
+def _narrowed(forward: Forward, like: Any) -> Forward:
+    """Return a network that takes wider parameters than its own, and calculates as before."""
+
+    def narrowed(params: Any, inputs: Any, key: Array | None) -> Array:
+        params = jax.tree.map(lambda wide, own: wide.astype(own.dtype), params, like)
+        return forward(params, inputs, key)
+
+    return narrowed
 
 
 def edited(seen: Examination, edits: Mapping[int, Edit]) -> Forward:
@@ -130,14 +150,20 @@ def assert_trainable(model: Any, inputs: Any, targets: Any, **options: Any) -> N
         raise AssertionError(str(diagnosis))
 
 
-def _reason(graph: Graph, measured: Measurement, losses: np.ndarray) -> str:
+def _reason(
+    seen: Examination, deltas: Float[np.ndarray, "seed layer+1"], losses: np.ndarray
+) -> str:
     """Say in numbers what stands behind the verdict."""
+    measured = seen.measured
     if not measured.finite:
         return "the loss or its gradient is not finite at the start"
-    first, last = (measured.delta[graph.layers[i].z] for i in (0, -1))
+    first, last = (measured.delta[seen.graph.layers[i].z] for i in (0, -1))
     spread = measured.logits_spread / measured.logits_rms if measured.logits_rms else 0.0
     ratio = first / last if last else math.nan
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = deltas[:, 0] / deltas[:, -2]
     return (
         f"loss {losses[0]:.4g} -> {losses[-1]:.4g} in {len(losses) - 1} steps; delta of the first"
-        f" layer over the last {ratio:.2g}; {spread:.2g} of the logits tell inputs apart"
+        f" layer over the last {ratio:.2g} ({ratios.min():.2g} to {ratios.max():.2g} with such"
+        f" weights drawn anew); {spread:.2g} of the logits tell inputs apart"
     )

@@ -13,7 +13,7 @@ from jaxdnn.diagnosis.causes import find_causes
 from jaxdnn.diagnosis.checks import check_inputs, default_loss, logits_shape, mean_loss
 from jaxdnn.diagnosis.gains import Gain, activation_gains
 from jaxdnn.diagnosis.graph import Graph, make_graph
-from jaxdnn.diagnosis.measure import Loss, make_pass
+from jaxdnn.diagnosis.measure import Loss, Raw, make_pass
 from jaxdnn.diagnosis.reduce import Measurement, reduce
 from jaxdnn.diagnosis.result import Cause
 from jaxdnn.diagnosis.trace import trace
@@ -28,7 +28,9 @@ class Examination(NamedTuple):
       graph: of the network.
       loss: `(logits, targets) -> scalar`.
       key: of dropout.
+      look: compiled `(params, inputs, targets, key) -> Raw`.
       measured: at the start.
+      grads: of the parameters, likewise.
       gains: what each activation does at standard normal values, by station.
       causes: worst first.
     """
@@ -37,7 +39,9 @@ class Examination(NamedTuple):
     graph: Graph
     loss: Loss
     key: Array
+    look: Callable[..., Raw]
     measured: Measurement
+    grads: Any
     gains: dict[str, Gain]
     causes: tuple[Cause, ...]
 
@@ -68,8 +72,11 @@ def examine(
             "no layer was found: no parameter multiplies the inputs; give the model's own forward"
             " function"
         )
-    raw = make_pass(graph, mean)(network.params, inputs, targets, key)
+    look = make_pass(graph, mean)
+    raw = look(network.params, inputs, targets, key)
     measured = reduce(graph, network.params, raw)
     gains = activation_gains(graph, network.params)
     causes = find_causes(graph, measured, gains)
-    return Examination(network, graph, mean, key, measured, gains, causes)
+    return Examination(
+        network, graph, mean, key, look, measured, jax.device_get(raw.grads), gains, causes
+    )

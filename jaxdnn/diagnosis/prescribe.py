@@ -10,11 +10,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 from jaxdnn.diagnosis.changes import candidates
 from jaxdnn.diagnosis.examine import Examination
-from jaxdnn.diagnosis.remedies import Change
+from jaxdnn.diagnosis.first_step import FirstStep
+from jaxdnn.diagnosis.remedies import Change, Tried
 from jaxdnn.diagnosis.result import Prescription
 
 # Changes that are shown, and programs that are compiled.
@@ -27,35 +27,17 @@ _HELPS = 0.1
 Try = Callable[[Change], float]
 
 
-class Tried(NamedTuple):
-    """A change that was tried.
-
-    Attributes:
-      change: what was done.
-      score: with it.
-    """
-
-    change: Change
-    score: float
-
-
-def prescribe(seen: Examination, before: float, attempt: Try) -> tuple[Prescription, ...]:
+def try_changes(seen: Examination, first: FirstStep, before: float, attempt: Try) -> list[Tried]:
     """Try changes and return those that help, best first.
 
     Args:
       seen: of the network; its parameters are not changed.
+      first: the optimizer's first step.
       before: score as it stands.
       attempt: gives the score of a change.
     """
-    return tuple(
-        Prescription(change.words, change.code, before, after)
-        for change, after in try_changes(seen, before, attempt)[:MOST_SHOWN]
-    )
-
-
-def try_changes(seen: Examination, before: float, attempt: Try) -> list[Tried]:
-    """Return the changes that help, best first; arguments as in `prescribe`."""
-    changes = list(candidates(seen.graph, seen.measured, seen.params, seen.causes, seen.gains))
+    graph, measured = seen.graph, seen.measured
+    changes = list(candidates(graph, measured, seen.params, seen.causes, seen.gains, first))
     by_edits = itertools.groupby(changes, key=lambda change: id(change.edits))
     groups = [list(group) for _, group in by_edits]
     edited = [group for group in groups if group[0].edits]
@@ -65,6 +47,19 @@ def try_changes(seen: Examination, before: float, attempt: Try) -> list[Tried]:
         tried += later.result()
     helped = [each for each in tried if each.score - before > _HELPS * (1 - before)]
     return sorted(helped, key=lambda each: -each.score)
+
+
+def prescriptions(tried: Sequence[Tried], before: float) -> tuple[Prescription, ...]:
+    """Return the changes to show.
+
+    Args:
+      tried: those that help, best first.
+      before: score without them.
+    """
+    return tuple(
+        Prescription(change.words, change.code, before, after)
+        for change, after in tried[:MOST_SHOWN]
+    )
 
 
 def _try_until_it_trains(groups: Sequence[Sequence[Change]], attempt: Try) -> list[Tried]:

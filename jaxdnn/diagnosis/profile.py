@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+from jaxtyping import Float
+
+from jaxdnn.diagnosis.bands import Bands, bands_of
+from jaxdnn.diagnosis.examine import Examination
 from jaxdnn.diagnosis.graph import Graph
 from jaxdnn.diagnosis.reduce import Measurement
 from jaxdnn.diagnosis.result import Layer
 from jaxdnn.diagnosis.terms import layer_terms, log_factor
 
 
-def make_layers(graph: Graph, measured: Measurement) -> tuple[Layer, ...]:
-    """Return all layers in the order in which they run."""
-    return tuple(_layer(graph, measured, index) for index in range(len(graph.layers)))
+def make_layers(seen: Examination, deltas: Float[np.ndarray, "seed layer+1"]) -> tuple[Layer, ...]:
+    """Return all layers in the order in which they run.
+
+    Args:
+      seen: of the network.
+      deltas: with weights drawn anew.
+    """
+    return tuple(
+        _layer(seen.graph, seen.measured, index, bands)
+        for index, bands in enumerate(bands_of(seen.graph, deltas))
+    )
 
 
-def _layer(graph: Graph, measured: Measurement, index: int) -> Layer:
+def _layer(graph: Graph, measured: Measurement, index: int, bands: Bands) -> Layer:
     site, forward = graph.layers[index], measured.forward[index]
     slopes = [
         measured.slopes[name]
@@ -35,8 +48,10 @@ def _layer(graph: Graph, measured: Measurement, index: int) -> Layer:
         pre_activation_rms=forward.rms,
         correlation=forward.correlation,
         delta_rms=measured.delta[site.z],
+        delta_band=bands.delta,
         delta_rms_by_example=tuple(measured.delta_by_example[index].tolist()),
         factor=math.exp(factor) if factor < 700 else math.inf,
+        factor_band=bands.factor,
         terms=layer_terms(graph, measured, index),
         dead=slopes[0].dead if slopes else 0.0,
         saturated=slopes[0].saturated if slopes else 0.0,

@@ -75,6 +75,7 @@ class Measurement(NamedTuple):
     finite: bool
 
 
+@np.errstate(invalid="ignore", over="ignore", divide="ignore")
 def reduce(graph: Graph, params: Any, raw: Raw) -> Measurement:
     """Reduce the arrays of a pass to numbers, on the host and in float64."""
     raw, params = jax.device_get((raw, params))
@@ -117,8 +118,7 @@ def _forward(z: np.ndarray) -> Forward:
     rows = np.asarray(z, np.float64).reshape(z.shape[0], -1)
     lengths = np.sqrt(np.sum(rows**2, axis=1))
     products = np.sum(rows[1:] * rows[:-1], axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        cosines = products / (lengths[1:] * lengths[:-1])
+    cosines = products / (lengths[1:] * lengths[:-1])
     return Forward(float(rows.mean()), host_rms(rows), float(cosines.mean()))
 
 

@@ -1,10 +1,10 @@
-"""Changes that help many networks, whatever is wrong: learning rate, shortcuts, norms."""
+"""Changes that help many networks, whatever is wrong: shortcuts and norms."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 from jax import Array
@@ -30,6 +30,7 @@ class Change(NamedTuple):
       params: changed parameters.
       edits: of the forward pass.
       scales: factors on learning rate, gradient and loss.
+      kind: what it changes: `network`, or of the step `rate`, `gradient`, `loss scale`, `float32`.
     """
 
     words: str
@@ -37,6 +38,19 @@ class Change(NamedTuple):
     params: Any
     edits: Mapping[int, Edit]
     scales: Scales = Scales()
+    kind: Literal["network", "rate", "gradient", "loss scale", "float32"] = "network"
+
+
+class Tried(NamedTuple):
+    """A change that was tried.
+
+    Attributes:
+      change: what was done.
+      score: with it.
+    """
+
+    change: Change
+    score: float
 
 
 def both(one: Change, other: Change) -> Change:
@@ -48,15 +62,6 @@ def both(one: Change, other: Change) -> Change:
         one.edits,
         Scales(*(a * b for a, b in zip(one.scales, other.scales, strict=True))),
     )
-
-
-def slower(params: Any) -> Iterator[Change]:
-    """Smaller learning rates."""
-    for rate in (0.1, 0.01):
-        words = f"{rate:g} x the learning rate"
-        yield Change(
-            words, f"learning_rate = {rate:g} * learning_rate", params, {}, Scales(rate=rate)
-        )
 
 
 def shortcuts(graph: Graph, params: Any, gains: Mapping[str, Gain]) -> Iterator[Change]:

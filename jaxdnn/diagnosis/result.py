@@ -24,6 +24,13 @@ CauseName = Literal[
     "padding",
     "gain too small everywhere",
     "gain too large everywhere",
+    "not finite",
+    "underflow",
+    "inputs look alike",
+    "gradient below epsilon",
+    "step rounded away",
+    "learning rate too small",
+    "learning rate too large",
 ]
 # Rows of the printed table beyond which its middle is left out.
 _MOST_ROWS = 24
@@ -43,7 +50,9 @@ class Layer:
       correlation: mean cosine between the pre-activations of two examples.
       delta_rms: root mean square of dL/dz.
       delta_rms_by_example: the same for each example.
+      delta_band: the least and the greatest delta_rms with weights of the same scale drawn anew.
       factor: delta_rms over that of the layer above (of the logits for the last).
+      factor_band: as delta_band.
       terms: log of the factor as a sum; see `jaxdnn.diagnosis.terms`.
       dead: share of units with slope 0 in the whole batch; 0 without an activation.
       saturated: share with less than 1 % of the greatest slope.
@@ -61,7 +70,9 @@ class Layer:
     correlation: float
     delta_rms: float
     delta_rms_by_example: tuple[float, ...]
+    delta_band: tuple[float, float]
     factor: float
+    factor_band: tuple[float, float]
     terms: dict[str, float]
     dead: float
     saturated: float
@@ -139,11 +150,15 @@ class Diagnosis:
 
     def _table(self) -> list[str]:
         width = max([5, *(len(layer.path) for layer in self.layers)])
-        rows = [f"{'layer':{width}}  {'delta':>9}  {'factor':>8}  {'z':>8}  dead  mostly"]
+        rows = [
+            f"{'layer':{width}}  {'delta':>9}  {'factor':>8}  {'drawn anew':>16}  {'z':>8}  dead"
+            "  mostly"
+        ]
         for layer in self.layers:
             term = max(layer.terms, key=lambda name: abs(layer.terms[name]))
             rows.append(
                 f"{layer.path:{width}}  {layer.delta_rms:9.2e}  {layer.factor:8.3g}"
+                f"  {_span(layer.factor_band):>16}"
                 f"  {layer.pre_activation_rms:8.3g}  {layer.dead:4.0%}"
                 f"  {term} {layer.terms[term]:+.2f}"
             )
@@ -182,16 +197,23 @@ class Diagnosis:
 
     def to_markdown(self) -> str:
         """Return headings, lists and a table."""
-        head = "| layer | delta RMS | factor | " + " | ".join(self.layers[0].terms) + " |"
-        rule = "|---" * (3 + len(self.layers[0].terms)) + "|"
+        head = (
+            "| layer | delta RMS | factor | drawn anew | " + " | ".join(self.layers[0].terms) + " |"
+        )
+        rule = "|---" * (4 + len(self.layers[0].terms)) + "|"
         rows = [
-            f"| `{layer.path}` | {layer.delta_rms:.2e} | {layer.factor:.3g} | "
+            f"| `{layer.path}` | {layer.delta_rms:.2e} | {layer.factor:.3g} |"
+            f" {_span(layer.factor_band)} | "
             + " | ".join(f"{term:+.2f}" for term in layer.terms.values())
             + " |"
             for layer in self.layers
         ]
         findings = [f"- {line}" for line in self._findings()]
         return "\n".join([f"# {self._headline()}", "", *findings, "", head, rule, *rows, ""])
+
+
+def _span(band: tuple[float, float]) -> str:
+    return f"{band[0]:.3g} to {band[1]:.3g}"
 
 
 def _confirmed(cause: Cause) -> str:

@@ -118,7 +118,13 @@ def _draw_layers(layers: Sequence[Content]) -> Figure:
     above, below = figure.subplots(2, 1, sharex=True)
     places = np.arange(len(layers))
     delta = np.array([_finite(layer["delta_rms"]) for layer in layers])
+    bands = np.array([[_finite(end) for end in layer["delta_band"]] for layer in layers])
+    low, high = np.log10(np.maximum(bands, _LEAST)).T
+    above.fill_between(
+        places, low, high, color=GREY, alpha=0.3, label="such weights drawn anew", linewidth=0
+    )
     above.plot(places, np.log10(np.maximum(delta, _LEAST)), "o-", color=BLUE, markersize=4)
+    above.legend(fontsize=10, frameon=False)
     tidy(above, title="Gradient by layer: log₁₀ RMS of δ = ∂L/∂z")
     bottom = np.zeros((2, len(layers)))
     for index, name in enumerate(layers[0]["terms"]):

@@ -26,6 +26,11 @@ QUANTITIES: dict[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
     "dead": ("share of dead units", lambda layer: layer["dead"]),
     "saturated": ("share of saturated units", lambda layer: layer["saturated"]),
     "factor": ("factor of δ", lambda layer: layer["factor"]),
+    "signal": ("RMS z", lambda layer: layer["pre_activation_rms"]),
+    "delta": ("RMS δ", lambda layer: layer["delta_rms"]),
+    "apart": ("1 − cosine of two inputs", lambda layer: 1 - layer["correlation"]),
+    "gradient": ("RMS ∂L/∂W", lambda layer: layer["kernel_grad_rms"]),
+    "step": ("RMS ∂L/∂W over RMS W", lambda layer: layer["kernel_grad_ratio"]),
 }
 _GAIN = "RMS δ_l / RMS δ_(l+1) = σ_w √(fan_out / fan_in) · RMS φ'(z_l)"
 _SCALE = "σ_w = RMS(W) √fan_in,   RMS δ_l ∝ σ_w,   RMS z_(l+1) ∝ σ_w"
@@ -101,5 +106,47 @@ EXPLANATIONS: dict[str, Words] = {
         _GAIN,
         "Every layer makes the gradient a little larger, and the depth is the exponent.",
         "factor",
+    ),
+    "not finite": Words(
+        "|z| > z_max ⇒ z = ∞,   ∞ − ∞ = NaN",
+        "A number beyond the end of its format is infinite, and what is made of infinities is not "
+        "a number: no step can be taken.",
+        "signal",
+    ),
+    "underflow": Words(
+        "|δ| < δ_min ⇒ δ loses its digits, then δ = 0",
+        "Below the smallest normal number a format has ever fewer digits, and then only zero: the "
+        "gradient is there, but it cannot be written down.",
+        "delta",
+    ),
+    "inputs look alike": Words(
+        "cos(z_a, z_b) → 1  with depth",
+        "Every layer makes two inputs a little more alike, or one mixes so many values that only "
+        "their mean is left. What comes out hardly depends on what goes in.",
+        "apart",
+    ),
+    "gradient below epsilon": Words(
+        "step = η m / (√v + ε),   √v ≪ ε ⇒ step ≈ η m / ε",
+        "Adam and its like divide by the gradient's own size, which makes its scale irrelevant, "
+        "until it is smaller than ε: then the steps shrink with it.",
+        "gradient",
+    ),
+    "step rounded away": Words(
+        "|ΔW| < |W| 2^(−p−1) ⇒ W + ΔW = W",
+        "A number of p binary digits does not change when less than half of its last digit is "
+        "added to it. The parameters need a finer format than the calculation.",
+        "step",
+    ),
+    "learning rate too small": Words(
+        "ΔW = −η ∂L/∂W,   |ΔW| ≪ |W|",
+        "The gradient arrives, but the steps are so small that nothing is learnt in the time "
+        "there is. For plain SGD a factor on the loss is a factor on the rate.",
+        "step",
+    ),
+    "learning rate too large": Words(
+        "L(W + ΔW) ≈ L + ∂L/∂W · ΔW  only for small ΔW",
+        "A step goes further than the slope holds, and the loss rises. For plain SGD a factor on "
+        "the loss is a factor on the rate.",
+        "step",
     ),
 }
