@@ -50,7 +50,7 @@ def _layer(graph: Graph, measured: Measurement, index: int, bands: Bands) -> Lay
         delta_rms=measured.delta[site.z],
         delta_band=bands.delta,
         delta_rms_by_example=tuple(measured.delta_by_example[index].tolist()),
-        factor=math.exp(factor) if factor < 700 else math.inf,
+        factor=_factor(measured.delta[site.z], factor),
         factor_band=bands.factor,
         terms=layer_terms(graph, measured, index),
         dead=slopes[0].dead if slopes else 0.0,
@@ -59,3 +59,10 @@ def _layer(graph: Graph, measured: Measurement, index: int, bands: Bands) -> Lay
         kernel_grad_rms=grad,
         kernel_grad_ratio=grad / kernel if kernel else math.nan,
     )
+
+
+def _factor(delta: float, log_factor: float) -> float:
+    """Return the factor; NaN where delta is zero and that above it as well."""
+    if delta == 0:
+        return math.nan if log_factor == 0 else 0.0
+    return math.exp(log_factor) if log_factor < 700 else math.inf

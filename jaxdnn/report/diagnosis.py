@@ -16,8 +16,8 @@ from jaxdnn.report.style import BLUE, GREY, VERMILION, new_figure, tidy
 
 Content = Mapping[str, Any]
 _COLOURS = {"trains": "#009E73", "at risk": "#E69F00", "will not train": "#D55E00"}
-# Floats smaller than this are drawn as this; float32 holds nothing below.
-_LEAST = 1e-38
+# Below this nothing is drawn: float32 holds nothing there.
+_LEAST = 1e-45
 
 
 def page(content: Content) -> str:
@@ -117,15 +117,7 @@ def _draw_layers(layers: Sequence[Content]) -> Figure:
     figure = new_figure(9.0, 5.5)
     above, below = figure.subplots(2, 1, sharex=True)
     places = np.arange(len(layers))
-    delta = np.array([_finite(layer["delta_rms"]) for layer in layers])
-    bands = np.array([[_finite(end) for end in layer["delta_band"]] for layer in layers])
-    low, high = np.log10(np.maximum(bands, _LEAST)).T
-    above.fill_between(
-        places, low, high, color=GREY, alpha=0.3, label="such weights drawn anew", linewidth=0
-    )
-    above.plot(places, np.log10(np.maximum(delta, _LEAST)), "o-", color=BLUE, markersize=4)
-    above.legend(fontsize=10, frameon=False)
-    tidy(above, title="Gradient by layer: log₁₀ RMS of δ = ∂L/∂z")
+    _draw_delta(above, layers)
     bottom = np.zeros((2, len(layers)))
     for index, name in enumerate(layers[0]["terms"]):
         if not _matters(name, layers):
@@ -136,10 +128,32 @@ def _draw_layers(layers: Sequence[Content]) -> Figure:
         below.bar(places, values, bottom=bottom[side, places], color=colour, label=name)
         bottom[side, places] += values
     below.axhline(0, color=GREY, linewidth=1)
-    below.legend(fontsize=10, frameon=False, ncols=4)
+    low, high = below.get_ylim()
+    below.set_ylim(low, high + 0.3 * (high - low))
+    below.legend(fontsize=10, frameon=False, ncols=5, loc="upper left")
     tidy(below, title="Why: log of the factor, term by term")
     _name_layers(below, layers)
     return figure
+
+
+def _draw_delta(axes: Any, layers: Sequence[Content]) -> None:
+    """Draw delta and its band; a layer whose delta is zero or not finite has no point."""
+    places = np.arange(len(layers))
+    delta = np.array([_finite(layer["delta_rms"]) for layer in layers])
+    bands = np.array([[_finite(end) for end in layer["delta_band"]] for layer in layers])
+    low, high = (np.ma.masked_less(ends, _LEAST) for ends in bands.T)
+    label = "such weights drawn anew"
+    axes.fill_between(
+        places, np.ma.log10(low), np.ma.log10(high), color=GREY, alpha=0.3, label=label, linewidth=0
+    )
+    logs = np.ma.log10(np.ma.masked_less(delta, _LEAST))
+    axes.plot(places, logs, "o-", color=BLUE, markersize=4)
+    if lost := int(logs.mask.sum()):
+        text = f"δ is 0 or not finite in {lost} of {len(layers)} layers"
+        axes.text(0.98, 0.06, text, transform=axes.transAxes, ha="right", color=VERMILION)
+    else:
+        axes.legend(fontsize=10, frameon=False)
+    tidy(axes, title="Gradient by layer: log₁₀ RMS of δ = ∂L/∂z")
 
 
 def _matters(term: str, layers: Sequence[Content]) -> bool:

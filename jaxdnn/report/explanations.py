@@ -28,7 +28,7 @@ QUANTITIES: dict[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
     "factor": ("factor of δ", lambda layer: layer["factor"]),
     "signal": ("RMS z", lambda layer: layer["pre_activation_rms"]),
     "delta": ("RMS δ", lambda layer: layer["delta_rms"]),
-    "apart": ("1 − cosine of two inputs", lambda layer: 1 - layer["correlation"]),
+    "apart": ("1 − cosine", lambda layer: 1 - layer["correlation"]),
     "gradient": ("RMS ∂L/∂W", lambda layer: layer["kernel_grad_rms"]),
     "step": ("RMS ∂L/∂W over RMS W", lambda layer: layer["kernel_grad_ratio"]),
 }
