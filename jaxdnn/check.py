@@ -48,6 +48,8 @@ class Arguments:
     """Of random data and dropout."""
     json: bool = False
     """Print JSON instead of a table."""
+    progress: bool = True
+    """Show a progress bar on stderr."""
     out: Path | None = None
     """Folder for report.html, diagnosis.json and diagnosis.md."""
 
@@ -94,7 +96,14 @@ def _diagnose(options: Arguments) -> Diagnosis:
         raise InputError("neither --input nor --data came; give --input 64,32,32,3 or --data FILE")
     else:
         inputs, targets = _random(options.input, options.target, options.seed)
-    return diagnose(model, inputs, targets, optimizer=options.optimizer, seed=options.seed)
+    return diagnose(
+        model,
+        inputs,
+        targets,
+        optimizer=options.optimizer,
+        seed=options.seed,
+        progress=options.progress,
+    )
 
 
 def _load(name: str) -> Any:

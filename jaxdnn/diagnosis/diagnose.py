@@ -38,6 +38,7 @@ def diagnose(
     seed: int = 0,
     horizon: int = verdict.HORIZON,
     try_changes: bool = True,
+    progress: bool = False,
 ) -> Diagnosis:
     """Examine a network as it stands; it is not changed.
 
@@ -55,6 +56,7 @@ def diagnose(
       seed: of dropout.
       horizon: steps that the training may take.
       try_changes: look for prescriptions, and confirm the first cause.
+      progress: show a bar on stderr while changes are tried.
 
     Raises:
       InputError: the model, the inputs or the loss cannot be examined; it says what to give.
@@ -74,7 +76,7 @@ def diagnose(
         first = take_first_step(seen, transformation)
         with ThreadPoolExecutor(1) as beside:
             confirmed = beside.submit(confirm, seen, inputs, targets)
-            tried = prescribe.try_changes(seen, first, value, attempt)
+            tried = prescribe.try_changes(seen, first, value, attempt, progress=progress)
             causes = confirmed.result()
         if value < verdict.TRAINS:
             others = find_training_causes(seen.graph, seen.measured, first, tried)

@@ -11,6 +11,8 @@ import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from tqdm import tqdm
+
 from jaxdnn.diagnosis.changes import candidates
 from jaxdnn.diagnosis.examine import Examination
 from jaxdnn.diagnosis.first_step import FirstStep
@@ -27,7 +29,9 @@ _HELPS = 0.1
 Try = Callable[[Change], float]
 
 
-def try_changes(seen: Examination, first: FirstStep, before: float, attempt: Try) -> list[Tried]:
+def try_changes(
+    seen: Examination, first: FirstStep, before: float, attempt: Try, *, progress: bool = False
+) -> list[Tried]:
     """Try changes and return those that help, best first.
 
     Args:
@@ -35,16 +39,25 @@ def try_changes(seen: Examination, first: FirstStep, before: float, attempt: Try
       first: the optimizer's first step.
       before: score as it stands.
       attempt: gives the score of a change.
+      progress: show a bar on stderr.
     """
     graph, measured = seen.graph, seen.measured
     changes = list(candidates(graph, measured, seen.params, seen.causes, seen.gains, first))
     by_edits = itertools.groupby(changes, key=lambda change: id(change.edits))
     groups = [list(group) for _, group in by_edits]
-    edited = [group for group in groups if group[0].edits]
-    with ThreadPoolExecutor(1) as beside:
-        later = beside.submit(_try_until_it_trains, edited[:MOST_EDITS], attempt)
-        tried = [Tried(each, attempt(each)) for each in changes if not each.edits]
-        tried += later.result()
+    edited = [group for group in groups if group[0].edits][:MOST_EDITS]
+    plain = [change for change in changes if not change.edits]
+    total = len(plain) + sum(map(len, edited))
+    bar = tqdm(total=total, desc="trying changes", disable=not progress, leave=False)
+
+    def try_one(change: Change) -> Tried:
+        tried = Tried(change, attempt(change))
+        bar.update()
+        return tried
+
+    with bar, ThreadPoolExecutor(1) as beside:
+        later = beside.submit(_try_until_it_trains, edited, try_one)
+        tried = [try_one(change) for change in plain] + later.result()
     helped = [each for each in tried if each.score - before > _HELPS * (1 - before)]
     return sorted(helped, key=lambda each: -each.score)
 
@@ -62,10 +75,12 @@ def prescriptions(tried: Sequence[Tried], before: float) -> tuple[Prescription, 
     )
 
 
-def _try_until_it_trains(groups: Sequence[Sequence[Change]], attempt: Try) -> list[Tried]:
+def _try_until_it_trains(
+    groups: Sequence[Sequence[Change]], try_one: Callable[[Change], Tried]
+) -> list[Tried]:
     tried: list[Tried] = []
     for group in groups:
-        tried += [Tried(change, attempt(change)) for change in group]
+        tried += map(try_one, group)
         if max(each.score for each in tried) >= _GOOD:
             break
     return tried

@@ -27,6 +27,7 @@ CauseName = Literal[
     "not finite",
     "underflow",
     "inputs look alike",
+    "signal too large",
     "gradient below epsilon",
     "step rounded away",
     "learning rate too small",

@@ -1,9 +1,9 @@
-"""Causes that only training shows: steps of the wrong size, and inputs that look alike."""
+"""Causes that count where a network does not train: its signal, and steps of the wrong size."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +18,8 @@ from jaxdnn.diagnosis.verdict import TRAINS
 
 # Of the entries of a kernel.
 _MOST_LOST = 0.5
+# Of the best change's score.
+_AS_GOOD = 0.9
 
 
 def find_training_causes(
@@ -34,6 +36,7 @@ def find_training_causes(
     below_epsilon = _below_epsilon(graph, first)
     return [
         *_alike(graph, measured),
+        *_grown(graph, measured),
         *below_epsilon,
         *_rounded(graph, first, tried),
         *(_rate(graph, first, tried) if not below_epsilon else ()),
@@ -42,21 +45,41 @@ def find_training_causes(
 
 def _alike(graph: Graph, measured: Measurement) -> list[Cause]:
     """Tell whether the inputs grow alike on their way: then no layer above can part them."""
-    apart = [
-        max(1 - forward.correlation, float(jnp.finfo(graph.program.values[site.z].dtype).eps))
+    values = graph.program.values
+    # Two numbers always have a cosine of 1 or -1.
+    wide = [
+        (site.path, max(1 - forward.correlation, float(jnp.finfo(values[site.z].dtype).eps)))
         for site, forward in zip(graph.layers, measured.forward, strict=True)
+        if math.prod(values[site.z].shape[1:]) > 1
     ]
-    logs = np.log(apart)
+    logs = np.log([apart for _, apart in wide])
     if len(logs) < 2 or not np.isfinite(logs).all():
         return []
+    (first, start), (last, end) = wide[0], wide[-1]
     # Of the largest fall, the layer that it ends in.
-    path = graph.layers[int(np.argmin(np.diff(logs))) + 1].path
+    path = wide[int(np.argmin(np.diff(logs))) + 1][0]
     text = (
-        f"1 - cosine between two inputs falls from {apart[0]:.2g} in {graph.layers[0].path} to"
-        f" {apart[-1]:.2g} in {graph.layers[-1].path}, most of all here"
+        f"1 - cosine between two inputs falls from {start:.2g} in {first} to {end:.2g} in {last},"
+        " most of all here"
     )
     strength = float(logs[0] - logs[-1]) / FACTOR_SPREAD
     return _named([Cause(path, "inputs look alike", text, strength)])
+
+
+def _grown(graph: Graph, measured: Measurement) -> list[Cause]:
+    """Tell whether the signal grows on its way: large logits have to come down first."""
+    sizes = np.array([forward.rms for forward in measured.forward])
+    if not np.isfinite(sizes).all() or sizes.min() <= 0:
+        return []
+    largest = int(np.argmax(sizes))
+    typical = math.exp(float(np.median(np.diff(np.log(sizes[: largest + 1]))))) if largest else 1
+    path = graph.layers[largest].path
+    text = (
+        f"RMS z grows from {sizes[0]:.2g} in {graph.layers[0].path} to {sizes[largest]:.2g} here,"
+        f" by {typical:.3g} in a typical layer"
+    )
+    strength = float(np.log(sizes[largest] / sizes[0])) / FACTOR_SPREAD
+    return _named([Cause(path, "signal too large", text, strength)])
 
 
 def _below_epsilon(graph: Graph, first: FirstStep) -> list[Cause]:
@@ -85,22 +108,22 @@ def _rounded(graph: Graph, first: FirstStep, tried: Sequence[Tried]) -> list[Cau
     return [Cause(graph.layers[worst].path, "step rounded away", text, strength)]
 
 
-def _rate(graph: Graph, first: FirstStep, tried: Iterable[Tried]) -> list[Cause]:
-    """Blame the learning rate where another one alone makes the network train."""
-    rates = [
-        each.change.scales.rate
-        for each in tried
-        if each.score >= TRAINS and each.change.kind == "rate"
-    ]
+def _rate(graph: Graph, first: FirstStep, tried: Sequence[Tried]) -> list[Cause]:
+    """Blame the learning rate where another one alone makes the network train.
+
+    It ranks last, unless no change of the network does better by much.
+    """
+    rates = [each for each in tried if each.change.kind == "rate" and each.score >= TRAINS]
     if not rates:
         return []
-    rate, layer = rates[0], first.greatest
+    rate, layer = rates[0].change.scales.rate, first.greatest
     name = "learning rate too small" if rate > 1 else "learning rate too large"
     text = (
         f"the first step moves its weights by {first.relative[layer]:.2g} of their RMS, further"
         f" than those of any other layer; {rate:g} times the rate makes the network train"
     )
-    strength = max(NAMED, abs(math.log(rate)) / FACTOR_SPREAD)
+    is_best = rates[0].score > _AS_GOOD * max(each.score for each in tried)
+    strength = max(NAMED, abs(math.log(rate)) / FACTOR_SPREAD) if is_best else NAMED
     return [Cause(graph.layers[layer].path, name, text, strength)]
 
 

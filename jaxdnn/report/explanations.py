@@ -125,6 +125,12 @@ EXPLANATIONS: dict[str, Words] = {
         "their mean is left. What comes out hardly depends on what goes in.",
         "apart",
     ),
+    "signal too large": Words(
+        "RMS z_(l+1) / RMS z_l > 1,   L ∝ |z|",
+        "Every layer makes the signal a little larger. The outputs start far from anything asked "
+        "of them, and all they learn at first is to come down.",
+        "signal",
+    ),
     "gradient below epsilon": Words(
         "step = η m / (√v + ε),   √v ≪ ε ⇒ step ≈ η m / ε",
         "Adam and its like divide by the gradient's own size, which makes its scale irrelevant, "

@@ -124,17 +124,18 @@ def test_rehearsals_by_call_and_in_one_program_agree():
 
 
 def test_a_loss_scale_changes_nothing_in_float32_and_saves_float16():
-    def learnt(dtype, scale):
+    def learnt(optimizer, dtype, scale):
         apply, kernels = network(dtype=dtype)
-        rehearse = make_rehearsal(
-            lambda p, x, _: apply(p, x), times(1e-6), optax.adam(0.01, eps=1e-20), num_steps=20
-        )
+        rehearse = make_rehearsal(lambda p, x, _: apply(p, x), times(1e-6), optimizer, num_steps=20)
         loss = rehearse(kernels, INPUTS, TARGETS, jax.random.key(0), Scales(loss=scale)).loss
         return loss[0] / loss[-1]
 
-    assert learnt(jnp.float32, 2.0**20) == pytest.approx(learnt(jnp.float32, 1.0), rel=1e-3)
+    sgd, adam = optax.sgd(3e4), optax.adam(0.01, eps=1e-20)
+    plain, scaled = (learnt(sgd, jnp.float32, scale) for scale in (1.0, 2.0**20))
+    assert plain > 1.5
+    assert scaled == pytest.approx(plain, rel=1e-3)
     # Of 1e-6 times this gradient float16 holds next to nothing.
-    assert learnt(jnp.float16, 2.0**20) > 10 * learnt(jnp.float16, 1.0)
+    assert learnt(adam, jnp.float16, 2.0**20) > 10 * learnt(adam, jnp.float16, 1.0)
 
 
 def test_float16_ends_where_the_signal_of_float32_passes_its_end():
@@ -180,6 +181,31 @@ def test_inputs_that_grow_alike_are_named():
     diagnosis = diagnose(network(phi=jax.nn.sigmoid, depth=16), INPUTS, TARGETS)
     assert diagnosis.verdict == "will not train"
     assert "inputs look alike" in causes(diagnosis)
+
+
+def test_a_signal_that_grows_is_named_before_the_rate_that_would_cure_it():
+    """Blocks x + relu(W x) of He's weights."""
+
+    def apply(params, x):
+        for kernel in params[:-1]:
+            x = x + jax.nn.relu(x @ kernel)
+        return x @ params[-1]
+
+    kernels = [normal(i, WIDTH, WIDTH) * np.sqrt(2 / WIDTH) for i in range(20)]
+    diagnosis = diagnose((apply, kernels), INPUTS, INPUTS, optimizer="sgd:0.1")
+    assert diagnosis.verdict == "will not train"
+    found = causes(diagnosis)
+    assert "signal too large" in found
+    rate = found.index("learning rate too large") if "learning rate too large" in found else 99
+    assert found.index("signal too large") < rate
+    assert "branches" in diagnosis.prescriptions[0].change
+
+
+def test_a_single_output_has_no_angle():
+    apply, kernels = network()
+    single = [*kernels[:-1], kernels[-1][:, :1]]
+    diagnosis = diagnose((apply, single), INPUTS, normal(51, BATCH, 1), optimizer="sgd:1e-06")
+    assert causes(diagnosis) == ["learning rate too small"]
 
 
 def test_weights_that_are_not_finite_are_named():
