@@ -74,7 +74,7 @@ def main(args: Sequence[str] | None = None) -> int:
         said = " ".join(str(error).split())[:300]
         print(f"error: {type(error).__name__}: {said}", file=sys.stderr)
         return NOT_EXAMINED
-    print(diagnosis.to_json() if options.json else diagnosis)
+    command_line.say(diagnosis.to_json() if options.json else str(diagnosis))
     return EXIT_CODES[diagnosis.verdict]
 
 
@@ -159,4 +159,4 @@ def _read(path: Path) -> tuple[Any, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line.run(main)

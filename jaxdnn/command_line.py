@@ -94,10 +94,22 @@ def run(main: Callable[[], int]) -> None:
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED_EXIT_CODE
     except BrokenPipeError:
-        # Who read the output has seen enough (`| head`); what is still to be flushed goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_stdout()
         code = 1
     sys.exit(code)
+
+
+def say(text: str) -> None:
+    """Print; a reader that has seen enough (`| head`) changes nothing."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _close_stdout()
+
+
+def _close_stdout() -> None:
+    """Let what is still to be flushed go nowhere: who read the output has seen enough."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class StopSignal:

@@ -88,8 +88,11 @@ def _norms_and_zeros(grads: Any) -> tuple[Array, Array]:
 
 def score_of(row: dict[str, Any], *, num_steps: int, horizon: int) -> float:
     """Return the verdict's score of a row's rehearsal, or of its first steps."""
-    loss, constant = (np.array(row[name][: num_steps + 1]) for name in Rehearsal._fields[:2])
-    return verdict.score(Rehearsal(loss, constant, np.array(row["zero_loss"])), horizon=horizon)
+    loss, shrunk, constant = (
+        np.array(row[name][: num_steps + 1]) for name in Rehearsal._fields[:3]
+    )
+    rehearsal = Rehearsal(loss, shrunk, constant, np.array(row["zero_loss"]))
+    return verdict.score(rehearsal, horizon=horizon)
 
 
 def auc(scores: Float[np.ndarray, " network"], learned: np.ndarray) -> float:

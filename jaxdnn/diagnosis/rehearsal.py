@@ -2,9 +2,11 @@
 
 What counts is what the network learns by telling inputs apart. A network that gives all inputs the
 same answer can still lower its loss, toward that of the best constant; so each loss is compared
-with the loss at the batch's mean logits, and only the difference is progress:
+with the loss at the batch's mean logits, and only the difference is progress. Logits that are
+random and large make it negative, though what is learnt may lie in them already; so their
+deviations from the mean may be made smaller:
 
-    progress_n = loss(mean logits of step n) - loss(logits of step n)
+    progress_n = loss(mean logits of step n) - min over t of loss(mean + t (logits - mean)), t <= 1
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from jax import Array, lax
 
 from jaxdnn.diagnosis.measure import Loss
 
+# What the deviations of the logits from their mean are multiplied by.
+SHRINKING = (0.5, 0.25, 0.125)
 # (params, inputs, key) -> logits
 Forward = Callable[[Any, Any, Array | None], Any]
 
@@ -43,11 +47,13 @@ class Rehearsal(NamedTuple):
 
     Attributes:
       loss: before each step.
+      shrunk_loss: the least that making each step's logits more alike gives.
       constant_loss: of the mean logits of each step.
       zero_loss: of logits that are all zero.
     """
 
     loss: Array | np.ndarray
+    shrunk_loss: Array | np.ndarray
     constant_loss: Array | np.ndarray
     zero_loss: Array | np.ndarray
 
@@ -102,13 +108,13 @@ def make_scanned_rehearsal(
     return rehearse
 
 
-def _gather(loss: Any, constant: Any, zero: Any) -> Rehearsal:
-    return Rehearsal(loss, constant, zero[0])
+def _gather(loss: Any, shrunk: Any, constant: Any, zero: Any) -> Rehearsal:
+    return Rehearsal(loss, shrunk, constant, zero[0])
 
 
 def _make_step(
     forward: Forward, loss: Loss, optimizer: optax.GradientTransformation
-) -> Callable[..., tuple[Any, tuple[Array, Array, Array]]]:
+) -> Callable[..., tuple[Any, tuple[Array, ...]]]:
     """Return one step; the carry is (params, state of the optimizer)."""
 
     def step(
@@ -116,12 +122,13 @@ def _make_step(
     ) -> Any:
         params, state = carry
 
-        def objective(params: Any) -> tuple[Array, tuple[Array, Array, Array]]:
+        def objective(params: Any) -> tuple[Array, tuple[Array, ...]]:
             logits = forward(params, inputs, jax.random.fold_in(key, index))
             constant = jnp.broadcast_to(logits.mean(0, keepdims=True), logits.shape)
             value = loss(logits, targets)
+            shrunk = [loss(_times(t, logits - constant) + constant, targets) for t in SHRINKING]
             others = loss(constant, targets), loss(jnp.zeros_like(logits), targets)
-            return _times(scales.loss, value), (value, *others)
+            return _times(scales.loss, value), (value, jnp.stack([value, *shrunk]).min(), *others)
 
         grads, losses = jax.grad(objective, has_aux=True)(params)
         grads = jax.tree.map(lambda grad: _times(scales.gradient / scales.loss, grad), grads)

@@ -45,12 +45,13 @@ def score(rehearsal: Rehearsal, *, horizon: int = HORIZON) -> float:
       rehearsal: with arrays on the host.
       horizon: steps that the training may take.
     """
-    loss, constant = (np.asarray(x, np.float64) for x in rehearsal[:2])
+    loss, shrunk, constant = (np.asarray(x, np.float64) for x in rehearsal[:3])
     if not (np.isfinite(loss).all() and np.isfinite(constant).all()):
         return 0.0
     best = np.minimum(constant, float(rehearsal.zero_loss))
     late = max(1, len(loss) // 4)
-    ahead = float((best - loss)[-late:].mean())
+    gain = np.maximum(best - shrunk, 0)
+    ahead = float(gain[-late:].mean() - gain[0])
     to_learn = max(float(best.min()), 1e-12)
     steps = (len(loss) - 1) * to_learn / ahead if ahead > 0 else _steps_down(loss / to_learn, late)
     far = max(float(np.log(max(loss[0], 1e-12) / to_learn)), 0.0)

@@ -53,11 +53,13 @@ class Seen(NamedTuple):
 
     Attributes:
       step: steps taken.
+      diverged: whether the last of them was the run's last.
       params: of the network.
       batch_stats: of its batch norms.
     """
 
     step: Array
+    diverged: Array
     params: Params
     batch_stats: BatchStats
 

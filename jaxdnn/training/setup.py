@@ -196,7 +196,7 @@ def _make_watch(
         prepare_key, apply_key = step_keys(steps_key, seen.step)
         whole = seen._replace(params=layout.gather(seen.params, len(labels)))
         rows = look(whole, apply_key, prepare(prepare_key, images), labels)
-        return layout.keep_whole((seen.step, rows))
+        return layout.keep_whole((~seen.diverged, rows))
 
     @jax.jit
     def look_in_memory(
@@ -206,7 +206,7 @@ def _make_watch(
         return look_at(seen, images[batch], labels[batch])
 
     def look_at_next(state: TrainState, indices: Array) -> tuple[Array, Array]:
-        seen = Seen(state.step, state.params, state.batch_stats)
+        seen = Seen(state.step, state.diverged, state.params, state.batch_stats)
         if not isinstance(images, StreamedImages):
             return look_in_memory(seen, images, labels, indices)
         batch = np.asarray(indices[int(state.step) % setup.steps_per_epoch])

@@ -24,13 +24,13 @@ class Pending(NamedTuple):
 
     Attributes:
       step: its number, from 1 on.
-      taken: steps that were taken before; fewer than step - 1 where training had stopped already.
-      rows: of the look at its batch, with the parameters before it. Like `taken` they may still be
-        on their way.
+      is_taken: whether training had not stopped before it.
+      rows: of the look at its batch, with the parameters before it. Like `is_taken` they may still
+        be on their way.
     """
 
     step: int
-    taken: Array
+    is_taken: Array
     rows: Array
 
 
@@ -50,8 +50,8 @@ class Watch:
 
     Args:
       train: compiled `(state, num_steps, step) -> state`; stays within an epoch.
-      look: compiled `(state, indices of the epoch) -> state.step, (statistic, layer)` at the step
-        after that; see `make_look`.
+      look: compiled `(state, indices of the epoch) -> is the next step taken, (statistic, layer)`
+        at that step; see `make_look`.
       indices_of: `epoch -> indices`.
       layers: of the network, the output last.
       bounded: whether the activation has bounds on both sides.
@@ -110,8 +110,8 @@ class Watch:
         """
         pending, self._pending = self._pending, []
         for each in pending:
-            if int(each.taken) < each.step - 1:
-                continue
+            if not each.is_taken:
+                break
             look = Look(*np.asarray(each.rows))
             when = {"step": each.step, "epoch": each.step / self._steps_per_epoch}
             recorder.record_look(when | metrics_of(self._layers, look))

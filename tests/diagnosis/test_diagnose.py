@@ -73,7 +73,7 @@ def test_score_follows_what_is_learnt_and_not_the_constant():
     steps = np.arange(31.0)
 
     def rehearsed(loss, constant):
-        return Rehearsal(loss, constant, np.ones(()))
+        return Rehearsal(loss, loss, constant, np.ones(()))
 
     flat = np.ones(31)
     assert score(rehearsed(1 - 0.01 * steps, 1 - 0.01 * steps)) == 0
@@ -81,6 +81,18 @@ def test_score_follows_what_is_learnt_and_not_the_constant():
     assert score(rehearsed(flat + steps, flat)) == 0
     slow, fast = (score(rehearsed(1 - rate * steps, flat)) for rate in (1e-4, 1e-2))
     assert 0 < slow < 0.5 < fast < 1
+
+
+def test_what_is_learnt_counts_beneath_random_logits_and_what_was_there_by_chance_does_not():
+    steps, flat = np.arange(31.0), np.ones(31)
+    learnt = score(Rehearsal(1 - 0.01 * steps, 1 - 0.01 * steps, flat, np.ones(())))
+    # The same beneath random logits that cost 0.2, and with a chance gain of 0.1 from the start.
+    assert score(Rehearsal(1.2 - 0.01 * steps, 1 - 0.01 * steps, flat, np.ones(()))) < learnt
+    hidden = Rehearsal(1.2 - 0.01 * steps, 0.9 - 0.01 * steps, flat, np.ones(()))
+    assert score(hidden) == pytest.approx(
+        score(Rehearsal(1.2 - 0.01 * steps, 1 - 0.01 * steps, flat, np.ones(())))
+    )
+    assert score(Rehearsal(1.2 * flat, 0.9 * flat, flat, np.ones(()))) == 0
 
 
 def not_scalar(logits, targets):
@@ -137,7 +149,9 @@ def test_shell_command(tmp_path, monkeypatch, capsys):
     assert check.main(good) == 0
     assert json.loads(capsys.readouterr().out)["verdict"] == "trains"
     assert (tmp_path / "out" / "diagnosis.json").is_file()
+    assert check.main(["some_networks:good", *options, "--optimizer", "sgd:0.01"]) == 1
     assert check.main(["some_networks:bad", *options]) == 2
+    capsys.readouterr()
     for wrong in (
         ["some_networks:broken", *options],
         ["some_networks:good"],

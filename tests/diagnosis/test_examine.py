@@ -1,5 +1,7 @@
 """What is measured is the user's own network: same logits, same gradients, nothing changed."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,8 +143,11 @@ def test_terms_sum_to_the_log_of_the_factor(name):
 
 
 def test_terms_of_a_wide_network_are_those_of_theory():
-    """Width 400, batch 64: sqrt(2 E phi'²) with RMS over 25,600 entries; a few per cent."""
-    params = [zoo.normal(i, 400, 400) * np.sqrt(2 / 400) for i in range(4)]
+    """RMS over at least 12,800 entries of delta; a few per cent."""
+    widths = (400, 400, 200, 400, 400)
+    params = [
+        zoo.normal(i, a, b) * np.sqrt(2 / a) for i, (a, b) in enumerate(itertools.pairwise(widths))
+    ]
 
     def apply(params, x):
         for kernel in params[:-1]:
@@ -150,10 +155,12 @@ def test_terms_of_a_wide_network_are_those_of_theory():
         return x @ params[-1]
 
     seen = examine((apply, params), zoo.normal(9, 64, 400), jnp.arange(64))
-    terms = layer_terms(seen.graph, seen.measured, 1)
-    assert terms["weights"] == pytest.approx(np.log(2) / 2, abs=0.02)
-    assert terms["activation"] == pytest.approx(-np.log(2) / 2, abs=0.05)
-    assert terms["remainder"] == pytest.approx(0, abs=0.06)
+    for layer in (0, 1, 2):
+        fan_in, fan_out = widths[layer + 1 : layer + 3]
+        terms = layer_terms(seen.graph, seen.measured, layer)
+        assert terms["weights"] == pytest.approx(np.log(2 * fan_out / fan_in) / 2, abs=0.02)
+        assert terms["activation"] == pytest.approx(-np.log(2) / 2, abs=0.05)
+        assert terms["remainder"] == pytest.approx(0, abs=0.08)
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,8 @@ def test_loss_that_comes_down_from_far_scores_by_when_it_is_down():
     steps, constant = np.arange(61.0), np.ones(61)
 
     def down(pace):
-        return score(Rehearsal(np.exp(20 - pace * steps), constant, np.ones(())), horizon=300)
+        loss = np.exp(20 - pace * steps)
+        return score(Rehearsal(loss, loss, constant, np.ones(())), horizon=300)
 
     assert down(0.0) == 0
     assert down(-0.1) == 0
@@ -144,4 +145,4 @@ def test_loss_that_comes_down_from_far_scores_by_when_it_is_down():
     assert down(0.1) < down(0.2)
     # Down there for long, and nothing learnt: it is dead.
     stuck = np.maximum(np.exp(20 - 2 * steps), 1.0)
-    assert score(Rehearsal(stuck, constant, np.ones(())), horizon=300) == 0
+    assert score(Rehearsal(stuck, stuck, constant, np.ones(())), horizon=300) == 0

@@ -20,7 +20,7 @@ from jaxdnn.training.early_stopping import EarlyStopping
 from jaxdnn.training.fit import Diverged, Interrupted, Progress, fit
 from jaxdnn.training.keys import epoch_key, run_keys, seed_keys
 from jaxdnn.training.look import layers_of
-from jaxdnn.training.recorder import Recorder
+from jaxdnn.training.recorder import Recorder, SilentRecorder
 from jaxdnn.training.setup import Setup, init_state, make_order_of, make_program, make_setup
 from jaxdnn.training.watch import Watch, describe_first_bad
 
@@ -226,6 +226,34 @@ def test_the_layer_that_overflows_first_is_named(plain):
     state = with_kernel(init_state(setup), 1, lambda kernel: jnp.full_like(kernel, 3e38))
     said = watch.first_bad_layer(state, 1)
     assert said == "the first layer that is not finite is layers/1, in its pre-activation"
+
+
+class Kept(SilentRecorder):
+    """Keeps the steps that a recorder would write."""
+
+    def __init__(self):
+        self.steps = []
+
+    def record_look(self, metrics):
+        self.steps.append(metrics["step"])
+
+    def warn(self, kind, text):
+        pass
+
+
+def test_nothing_is_seen_after_the_step_that_diverged():
+    model = dataclasses.replace(PLAIN, activation="relu")
+    config = config_of(model, every=1, optimizer=OptimizerOptions(learning_rate=1e25))
+    setup = make_setup(config, DATASET)
+    watch = make_program(setup).watch
+    assert watch is not None
+    state = watch.train(init_state(setup), STEPS_PER_EPOCH)
+    last = int(state.step)
+    assert bool(state.diverged)
+    assert last < STEPS_PER_EPOCH - 1
+    kept = Kept()
+    watch.record(kept)
+    assert kept.steps == list(range(1, last + 1))
 
 
 def broken(values, value):
