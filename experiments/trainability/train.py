@@ -37,7 +37,7 @@ def make_train(forward: Callable[..., Array], num_steps: int) -> Callable[..., A
         key: Array,
         scales: Scales | None = None,
     ) -> Array:
-        scales = scales or Scales()
+        scales = Scales() if scales is None else scales
         chain = optax.chain(
             optax.scale(scales.gradient),
             chosen_optimizer(choice.optimizer),

@@ -14,6 +14,7 @@ from trainability.trial import Task, make_trial, start
 
 from jaxdnn import diagnose
 from jaxdnn.diagnosis import verdict
+from jaxdnn.diagnosis.rehearsal import Scales
 from jaxdnn.errors import Interrupted
 
 MEMBER = family.Member("selu", "lecun_normal", 5, "layer", "adam:0.001", seed=3)
@@ -47,7 +48,7 @@ def test_training_with_the_chosen_optimizer():
     ]
     key = jax.random.key(0)
     sgd, adam = (float(train(jnp.zeros((20, 4)), c, images, labels, key)) for c in choices)
-    still = float(train(jnp.zeros((20, 4)), choices[0], images, labels, key, 0.0))
+    still = float(train(jnp.zeros((20, 4)), choices[0], images, labels, key, Scales(rate=0.0)))
     assert still == pytest.approx(np.log(4), rel=1e-5)
     assert sgd < adam < still
 
@@ -112,8 +113,10 @@ def test_goes_on_where_it_stopped(tmp_path):
 def test_table_counts_words_and_repairs():
     flat = {"constant_loss": [1.0] * 61, "zero_loss": 1.0, "optimizer": "sgd:0.1"}
     rules = dict.fromkeys(judge.RULES, False)
-    good = flat | {"loss": list(np.linspace(1, 0, 61)), "learned": True, "rules": rules}
-    bad = flat | {"loss": [1.0] * 61, "learned": False, "rules": rules}
+    learnt = {key: list(np.linspace(1, 0, 61)) for key in ("loss", "shrunk_loss")}
+    stuck = {key: [1.0] * 61 for key in ("loss", "shrunk_loss")}
+    good = flat | learnt | {"learned": True, "rules": rules}
+    bad = flat | stuck | {"learned": False, "rules": rules}
     repairs = [{"repaired": True, "by_chance": False}, {"repaired": True, "by_chance": True}]
     text = table.markdown([good, good, bad], repairs, horizon=300)
     assert "| score of the diagnosis | 1.000 | 1.000 | – |" in text
