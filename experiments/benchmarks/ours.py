@@ -14,8 +14,9 @@ from jaxdnn.data.dataset import Dataset
 from jaxdnn.models import Model
 from jaxdnn.options import OptimizerOptions
 from jaxdnn.run_folder import RunFolder
+from jaxdnn.training.program import make_program
 from jaxdnn.training.recorder import Recorder
-from jaxdnn.training.setup import init_state, make_program, make_setup
+from jaxdnn.training.setup import init_state, make_setup
 from jaxdnn.training.step import make_init, make_step
 
 from .timing import Work

@@ -20,6 +20,7 @@ from jaxdnn.processes import of_any, of_first, put
 from jaxdnn.training.checkpoint import Checkpoints
 from jaxdnn.training.early_stopping import EarlyStopping
 from jaxdnn.training.flat import all_finite, copy_of
+from jaxdnn.training.program import Program
 from jaxdnn.training.recorder import Recorder
 from jaxdnn.training.step import TrainState
 from jaxdnn.training.watch import Watch
@@ -29,35 +30,6 @@ SECONDS_PER_CALL = 0.5
 
 class Diverged(InputError):
     """The loss was not finite, or far beyond that of guessing."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """What is fixed for a run.
-
-    Attributes:
-      train: compiled `(state, num_steps, step=None) -> state`; stays within an epoch.
-      evaluate: `state -> (metrics, batch_stats)`: validation metrics and the statistics used.
-      num_steps: where training ends at the latest.
-      steps_per_epoch: optimizer steps.
-      evaluate_every: steps between evaluations.
-      checkpoint_seconds: least time between checkpoints.
-      monitor: name of the metric that chooses the best.
-      learning_rate: `(step, number of skipped steps) -> learning rate`.
-      waited_seconds: how long the device has had to wait for images so far.
-      watch: what looks into the layers, and trains as `train` does; None if nothing does.
-    """
-
-    train: Callable[..., TrainState]
-    evaluate: Callable[[TrainState], tuple[dict[str, float], BatchStats]]
-    num_steps: int
-    steps_per_epoch: int
-    evaluate_every: int
-    checkpoint_seconds: float
-    monitor: str
-    learning_rate: Callable[[int, int], Any]
-    waited_seconds: Callable[[], float] = lambda: 0.0
-    watch: Watch | None = None
 
 
 @dataclasses.dataclass(frozen=True)

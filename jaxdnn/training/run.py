@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -13,31 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from jaxdnn.config import Config, save_config
+from jaxdnn.config import Config
 from jaxdnn.data import dataset as data
 from jaxdnn.data.stream import StreamedImages
-from jaxdnn.errors import InputError
-from jaxdnn.losses import probabilities
-from jaxdnn.models import Params
 from jaxdnn.options import DeviceOptions
 from jaxdnn.pretrained import match, read_weights
-from jaxdnn.processes import fetch, is_first, on_first
-from jaxdnn.run_folder import RunFolder, draft_of, write_json
+from jaxdnn.processes import is_first, on_first
+from jaxdnn.run_folder import RunFolder, write_json
 from jaxdnn.training.checkpoint import Checkpoints
+from jaxdnn.training.description import keep_settings
 from jaxdnn.training.early_stopping import EarlyStopping
-from jaxdnn.training.evaluate import make_predict, on_device
 from jaxdnn.training.fit import Progress, fit
-from jaxdnn.training.flat import flatten
-from jaxdnn.training.metrics import classification_metrics, confusion_matrix
+from jaxdnn.training.outcome import measure_best
+from jaxdnn.training.program import make_program
 from jaxdnn.training.recorder import Recorder, SilentRecorder
 from jaxdnn.training.resume import find_progress
-from jaxdnn.training.setup import Setup, init_state, make_program, make_setup
+from jaxdnn.training.setup import Setup, init_state, make_setup
 from jaxdnn.training.step import TrainState
-
-NUM_MISTAKES = 24
 
 
 def load_data(config: Config, *, progress: bool) -> data.Dataset:
@@ -95,7 +86,7 @@ def train(
     if progress:
         print(dataset.told(), file=sys.stderr)
     setup = make_setup(config, dataset, devices)
-    on_first(lambda: _keep_settings(folder, setup))
+    on_first(lambda: keep_settings(folder, setup))
     with Checkpoints(folder.checkpoints, about=_about(setup), tidy=True) as checkpoints:
         start = _start(setup, checkpoints)
         with _make_recorder(setup, folder, start, progress) as recorder:
@@ -107,7 +98,7 @@ def train(
                 checkpoints=checkpoints,
                 interrupted=interrupted,
             )
-    summary = _test(setup, end, folder) | {
+    summary = measure_best(setup, end, folder) | {
         "images_per_second": timing.steps_per_second * setup.batch_size,
         "first_step_seconds": timing.first_step_seconds,
         "streamed": isinstance(dataset.train.images, StreamedImages),
@@ -193,112 +184,3 @@ def _pretrained(setup: Setup, state: TrainState) -> TrainState:
         print(account, file=sys.stderr)
     placed = setup.layout.place_state((params, batch_stats))
     return state._replace(params=placed[0], batch_stats=placed[1])
-
-
-def _keep_settings(folder: RunFolder, setup: Setup) -> None:
-    _keep_description(folder, describe(setup))
-    save_config(setup.config, folder.config)
-
-
-def _keep_description(folder: RunFolder, description: dict[str, Any]) -> None:
-    """Write dataset.json; where a run has one already, the data must be what it was.
-
-    Raises:
-      InputError: they differ.
-    """
-    if folder.dataset.exists():
-        before = json.loads(folder.dataset.read_text())
-        differs = [name for name in description if before.get(name) != description[name]]
-        if differs:
-            raise InputError(
-                f"the data is not what {folder.path} was started with "
-                f"({', '.join(differs)} differ); put the same images back, or train anew"
-            )
-    write_json(folder.dataset, description)
-
-
-def describe(setup: Setup) -> dict[str, Any]:
-    """Return what dataset.json holds: all that prediction needs, and what the data was."""
-    dataset = setup.dataset
-    parts = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
-    counts = {
-        name: {
-            class_name: int(np.sum(part.labels == label))
-            for label, class_name in enumerate(dataset.class_names)
-        }
-        for name, part in parts.items()
-    }
-    height, width, channels = dataset.train.images.shape[1:]
-    return {
-        "origin": dataset.origin,
-        "class_names": list(dataset.class_names),
-        "height": height,
-        "width": width,
-        "channels": channels,
-        "mean": list(setup.standard.mean),
-        "std": list(setup.standard.std),
-        "counts": counts,
-        "skipped": [[item.name, item.reason] for item in dataset.skipped],
-    }
-
-
-def params_sha256(params: Params) -> str:
-    """Return the SHA-256 over all parameters in the order of their paths: name, shape, bytes."""
-    digest = hashlib.sha256()
-    for name, leaf in sorted(flatten(params).items()):
-        values = np.ascontiguousarray(leaf, dtype="<f4")
-        digest.update(f"{name}{values.shape}".encode())
-        digest.update(values.tobytes())
-    return digest.hexdigest()
-
-
-def _test(setup: Setup, end: Progress, folder: RunFolder) -> dict[str, Any]:
-    """Measure the best weights on all three splits, the test images for the only time."""
-    dataset = setup.dataset
-    params, batch_stats = end.best or (end.state.params, end.state.batch_stats)
-    predict = make_predict(setup.model, setup.standard, layout=setup.layout)
-    summary: dict[str, Any] = {}
-    for name, part in (
-        ("train", dataset.train),
-        ("val", dataset.validation),
-        ("test", dataset.test),
-    ):
-        logits = predict(params, batch_stats, on_device(part.images, setup.layout))
-        metrics = classification_metrics(logits, part.labels)
-        summary |= {f"{name}/{metric}": value for metric, value in metrics.items()}
-    scores = np.asarray(probabilities(jnp.asarray(logits)))
-    on_first(lambda: _keep_predictions(folder, dataset.test, scores))
-    step = int(end.state.step)
-    return summary | {
-        "majority_fraction": summary["test/majority_fraction"],
-        "confusion": confusion_matrix(
-            dataset.test.labels, scores.argmax(axis=1), setup.num_classes
-        ).tolist(),
-        "class_names": list(dataset.class_names),
-        "best_step": end.stopping.best_step,
-        "steps": step,
-        "epochs": step / setup.steps_per_epoch,
-        "stopped_early": step < setup.num_steps,
-        "skipped_steps": int(end.state.skipped.num),
-        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-        "num_skipped": len(dataset.skipped),
-        "seed": setup.config.seed,
-        "params_sha256": params_sha256(fetch(params)),
-        "jax_version": jax.__version__,
-    }
-
-
-def _keep_predictions(folder: RunFolder, test: data.Split, scores: np.ndarray) -> None:
-    """Keep every test prediction, and the pictures of the most confident mistakes."""
-    confidence = scores.max(axis=1)
-    wrong = np.flatnonzero(scores.argmax(axis=1) != test.labels)
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:NUM_MISTAKES]
-    with draft_of(folder.predictions) as draft, draft.open("wb") as file:
-        np.savez_compressed(
-            file,
-            names=np.array(test.names, dtype=np.str_),
-            labels=test.labels,
-            probabilities=scores,
-            mistakes=worst,
-            mistake_images=test.images[worst],
-        )
