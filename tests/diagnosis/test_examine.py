@@ -43,6 +43,24 @@ PATHS = {
     ],
     "linen_mlp": ["Dense_0", "Dense_1", "Dense_2", "Dense_3"],
     "linen_cnn": ["Conv_0", "Dense_0"],
+    "linen_resnet": [
+        "Conv_0",
+        "LinenBlock_0/Conv_0",
+        "LinenBlock_0/Conv_1",
+        "LinenBlock_1/Conv_0",
+        "LinenBlock_1/Conv_1",
+        "Dense_0",
+    ],
+    "linen_transformer": [
+        "Embed_0",
+        "MultiHeadDotProductAttention_0/query",
+        "MultiHeadDotProductAttention_0/key",
+        "MultiHeadDotProductAttention_0/value",
+        "MultiHeadDotProductAttention_0/out",
+        "Dense_0",
+        "Dense_1",
+        "Dense_2",
+    ],
     "scanned": ["first", "hidden[0]", "hidden[1]", "hidden[2]", "first#2", "head"],
 }
 # What lies between a layer and the one below, for some layers.
@@ -55,6 +73,10 @@ WAYS = {
     ("transformer", "attention/value"): ["norm"],
     ("transformer", "down"): ["activation"],
     ("linen_cnn", "Dense_0"): ["norm", "activation", "pooling", "dropout", "shape"],
+    ("linen_resnet", "LinenBlock_0/Conv_1"): ["norm", "activation"],
+    ("linen_resnet", "LinenBlock_1/Conv_0"): ["norm", "residual", "activation"],
+    ("linen_transformer", "MultiHeadDotProductAttention_0/value"): ["norm"],
+    ("linen_transformer", "Dense_1"): ["activation"],
     ("scanned", "first#2"): ["activation"],
 }
 
@@ -132,7 +154,9 @@ def test_delta_and_pre_activations_are_those_of_the_probes_in_models():
         assert seen.measured.forward[index].rms == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["cnn", "resnet", "transformer"])
+@pytest.mark.parametrize(
+    "name", ["cnn", "resnet", "transformer", "linen_resnet", "linen_transformer"]
+)
 def test_terms_sum_to_the_log_of_the_factor(name):
     make, inputs = zoo.ZOO[name]
     seen = examine(make(), inputs, zoo.TARGETS)

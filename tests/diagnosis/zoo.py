@@ -93,6 +93,35 @@ class LinenCNN(linen.Module):
         return linen.Dense(3)(x.reshape(x.shape[0], -1))
 
 
+class LinenBlock(linen.Module):
+    @linen.compact
+    def __call__(self, x, train: bool):
+        y = linen.Conv(4, (3, 3), use_bias=False)(x)
+        y = linen.relu(linen.BatchNorm(use_running_average=not train)(y))
+        y = linen.Conv(4, (3, 3), use_bias=False)(y)
+        return linen.relu(x + linen.BatchNorm(use_running_average=not train)(y))
+
+
+class LinenResNet(linen.Module):
+    @linen.compact
+    def __call__(self, x, train: bool):
+        x = linen.Conv(4, (3, 3))(x)
+        for _ in range(2):
+            x = LinenBlock()(x, train)
+        return linen.Dense(3)(x.mean((1, 2)))
+
+
+class LinenTransformer(linen.Module):
+    @linen.compact
+    def __call__(self, tokens, deterministic: bool):
+        x = linen.Embed(7, 8)(tokens)
+        y = linen.LayerNorm()(x)
+        x = x + linen.MultiHeadDotProductAttention(2, deterministic=deterministic)(y, y)
+        y = linen.gelu(linen.Dense(16)(linen.LayerNorm()(x)))
+        x = x + linen.Dropout(0.1, deterministic=deterministic)(linen.Dense(8)(y))
+        return linen.Dense(3)(x.mean(1))
+
+
 def scanned(params, x):
     """Stacked layers in a scan, rematerialised, with a kernel that is used twice."""
 
@@ -134,5 +163,7 @@ ZOO = {
     "transformer": (lambda: Transformer(nnx.Rngs(0)), TOKENS),
     "linen_mlp": (lambda: linen_pair(LinenMLP(), VECTORS), VECTORS),
     "linen_cnn": (lambda: linen_pair(LinenCNN(), IMAGES, True), IMAGES),
+    "linen_resnet": (lambda: linen_pair(LinenResNet(), IMAGES, True), IMAGES),
+    "linen_transformer": (lambda: linen_pair(LinenTransformer(), TOKENS, False), TOKENS),
     "scanned": (lambda: (scanned, scanned_params()), VECTORS),
 }
