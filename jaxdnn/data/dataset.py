@@ -155,16 +155,9 @@ def load(
     _check_memory(size, depth)
     limit = MEMORY_SHARE * _memory_bytes() if max_bytes is None else max_bytes
     if streaming or len(source.labels) * size * size * depth > limit:
-        with reporting(len(source.labels), progress) as on_done:
-            stream = open_stream(
-                source,
-                (size, size, depth),
-                train=parts[0],
-                cache_bytes=cache_bytes,
-                max_workers=max_workers,
-                on_done=on_done,
-            )
-        found, inventory = [_streamed(stream, part) for part in parts], stream.survey.inventory
+        found, inventory = _stream_parts(
+            source, parts, (size, size, depth), cache_bytes, max_workers, progress
+        )
     else:
         found = _decode_parts(source, parts, size, depth, max_workers, progress)
         inventory = sum((part.inventory for part in found), Inventory())
@@ -180,6 +173,26 @@ def load(
     set_aside = [Skipped(*found) for found in source.set_aside]
     skipped = (*set_aside, *outside, *unreadable)
     return Dataset(class_names, train, validation, test, skipped, source.name, inventory, leakage)
+
+
+def _stream_parts(
+    source: Source,
+    parts: Sequence[Int[np.ndarray, " _"]],
+    shape: tuple[int, int, int],
+    cache_bytes: float,
+    max_workers: int | None,
+    progress: Progress | bool | None,
+) -> tuple[list[Decoded], Inventory]:
+    with reporting(len(source.labels), progress) as on_done:
+        stream = open_stream(
+            source,
+            shape,
+            train=parts[0],
+            cache_bytes=cache_bytes,
+            max_workers=max_workers,
+            on_done=on_done,
+        )
+    return [_streamed(stream, part) for part in parts], stream.survey.inventory
 
 
 def _open(

@@ -79,8 +79,7 @@ def diagnose(
             tried = prescribe.try_changes(seen, first, value, attempt, progress=progress)
             causes = confirmed.result()
         if value < verdict.TRAINS:
-            others = find_training_causes(seen.graph, seen.measured, first, tried)
-            causes = ranked([*causes, *others])
+            causes = ranked([*causes, *find_training_causes(seen, first, tried)])
     deltas = redrawn_deltas(seen, inputs, targets)
     return Diagnosis(
         verdict=verdict.word(value),

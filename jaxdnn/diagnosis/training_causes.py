@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdnn.diagnosis.examine import Examination
 from jaxdnn.diagnosis.first_step import FirstStep
 from jaxdnn.diagnosis.graph import Graph
 from jaxdnn.diagnosis.reduce import Measurement
@@ -23,16 +24,16 @@ _AS_GOOD = 0.9
 
 
 def find_training_causes(
-    graph: Graph, measured: Measurement, first: FirstStep, tried: Sequence[Tried]
+    seen: Examination, first: FirstStep, tried: Sequence[Tried]
 ) -> list[Cause]:
     """Say why a network does not train that may be sound at its start.
 
     Args:
-      graph: of the network.
-      measured: of one pass.
+      seen: of the network.
       first: the optimizer's first step.
       tried: changes that help.
     """
+    graph, measured = seen.graph, seen.measured
     below_epsilon = _below_epsilon(graph, first)
     return [
         *_alike(graph, measured),

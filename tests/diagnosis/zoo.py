@@ -116,7 +116,8 @@ class LinenTransformer(linen.Module):
     def __call__(self, tokens, deterministic: bool):
         x = linen.Embed(7, 8)(tokens)
         y = linen.LayerNorm()(x)
-        x = x + linen.MultiHeadDotProductAttention(2, deterministic=deterministic)(y, y)
+        y = linen.MultiHeadDotProductAttention(2, deterministic=deterministic)(y, y)
+        x = x + jnp.asarray(y)
         y = linen.gelu(linen.Dense(16)(linen.LayerNorm()(x)))
         x = x + linen.Dropout(0.1, deterministic=deterministic)(linen.Dense(8)(y))
         return linen.Dense(3)(x.mean(1))
