@@ -55,7 +55,7 @@ def diagnose(
       optimizer: such as `sgd:0.1` or `adam:0.001`, or an optax transformation.
       seed: of dropout.
       horizon: steps that the training may take.
-      try_changes: look for prescriptions, and confirm the first cause.
+      try_changes: look for prescriptions, and confirm the first cause, unless all goes well.
       progress: show a bar on stderr while changes are tried.
 
     Raises:
@@ -72,7 +72,7 @@ def diagnose(
     rehearsed = rehearse(seen.params, {}, Scales())
     value = verdict.score(rehearsed, horizon=horizon) if seen.measured.finite else 0.0
     causes, tried = seen.causes, []
-    if try_changes and (value < verdict.TRAINS or causes):
+    if try_changes and value < prescribe.WELL and (value < verdict.TRAINS or causes):
         first = take_first_step(seen, transformation)
         with ThreadPoolExecutor(1) as beside:
             confirmed = beside.submit(confirm, seen, inputs, targets)

@@ -24,6 +24,8 @@ from jaxdnn.diagnosis.measure import Loss
 
 # What the deviations of the logits from their mean are multiplied by.
 SHRINKING = (0.5, 0.25, 0.125)
+# Steps between looks at the loss; each waits for the device.
+_CHECKED = 10
 # (params, inputs, key) -> logits
 Forward = Callable[[Any, Any, Array | None], Any]
 
@@ -81,6 +83,10 @@ def make_rehearsal(
         for index in range(num_steps + 1):
             carry, losses = step(carry, index, inputs, targets, key, scales or Scales())
             seen.append(losses)
+            if index % _CHECKED == 0 and not np.isfinite(losses[0]):
+                # It stays so.
+                seen += [losses] * (num_steps - index)
+                break
         return _gather(*np.array(jax.device_get(seen)).T)
 
     return rehearse

@@ -56,13 +56,11 @@ def step_changes(
 
 
 def _rates(first: FirstStep) -> list[float]:
-    """Return factors on the learning rate: smaller ones, and those that make a usual step."""
+    """Return factors on the learning rate, the one that makes a usual step first."""
     relative = first.relative[first.greatest]
-    rates = {0.1, 0.01}
-    if 0 < relative < math.inf:
-        usual = _power(10, _USUAL_STEP / relative)
-        rates |= {0.1 * usual, usual, 10 * usual} - {1.0}
-    return sorted({float(f"{rate:.3g}") for rate in rates} - {1.0})
+    usual = _power(10, _USUAL_STEP / relative) if 0 < relative < math.inf else 1.0
+    factors = {float(f"{x:.3g}") for x in (0.1, 0.01, 0.1 * usual, usual, 10 * usual)} - {1.0}
+    return sorted(factors, key=lambda factor: (abs(math.log10(factor / usual)), factor))
 
 
 def _power(base: int, x: float) -> float:

@@ -14,12 +14,12 @@ from jaxdnn.diagnosis.graph import Graph
 from jaxdnn.diagnosis.reduce import Measurement
 from jaxdnn.diagnosis.remedies import Tried
 from jaxdnn.diagnosis.result import Cause
-from jaxdnn.diagnosis.strengths import FACTOR_SPREAD, NAMED
+from jaxdnn.diagnosis.strengths import CERTAIN, FACTOR_SPREAD, NAMED
 from jaxdnn.diagnosis.verdict import TRAINS
 
 # Of the entries of a kernel.
 _MOST_LOST = 0.5
-# Of the best change's score.
+# Of the score of the best change of the network.
 _AS_GOOD = 0.9
 
 
@@ -112,7 +112,7 @@ def _rounded(graph: Graph, first: FirstStep, tried: Sequence[Tried]) -> list[Cau
 def _rate(graph: Graph, first: FirstStep, tried: Sequence[Tried]) -> list[Cause]:
     """Blame the learning rate where another one alone makes the network train.
 
-    It ranks last, unless no change of the network does better by much.
+    It ranks first where no change of the network does it, and last where one does it better.
     """
     rates = [each for each in tried if each.change.kind == "rate" and each.score >= TRAINS]
     if not rates:
@@ -123,8 +123,12 @@ def _rate(graph: Graph, first: FirstStep, tried: Sequence[Tried]) -> list[Cause]
         f"the first step moves its weights by {first.relative[layer]:.2g} of their RMS, further"
         f" than those of any other layer; {rate:g} times the rate makes the network train"
     )
-    is_best = rates[0].score > _AS_GOOD * max(each.score for each in tried)
-    strength = max(NAMED, abs(math.log(rate)) / FACTOR_SPREAD) if is_best else NAMED
+    best = max((each.score for each in tried if each.change.kind == "network"), default=0.0)
+    strength = max(NAMED, abs(math.log(rate)) / FACTOR_SPREAD)
+    if best < TRAINS:
+        strength = CERTAIN
+    elif rates[0].score < _AS_GOOD * best:
+        strength = NAMED
     return [Cause(graph.layers[layer].path, name, text, strength)]
 
 
