@@ -84,7 +84,7 @@ def make_rehearsal(
             carry, losses = step(carry, index, inputs, targets, key, scales or Scales())
             seen.append(losses)
             if index % _CHECKED == 0 and not np.isfinite(losses[0]):
-                # It stays so.
+                # Whatever comes, the score is 0.
                 seen += [losses] * (num_steps - index)
                 break
         return _gather(*np.array(jax.device_get(seen)).T)

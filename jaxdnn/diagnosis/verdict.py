@@ -1,9 +1,10 @@
 """From a rehearsal to a score and a word.
 
     best  = loss of the best answer that does not look at the inputs, at each step
-    T     = steps until all is learnt = steps x best / (best - loss at the end)      if loss < best
-          = steps until the loss is down at the best, at the pace of its logarithm   otherwise;
-            infinite where it has long been there
+    gain  = best - shrunk loss, at least 0: what is learnt of telling inputs apart (rehearsal.py)
+    T     = steps until all is learnt = steps x best / (gain at the end - gain at the start)
+          = steps until the loss is down at the best, at the pace of its logarithm, where nothing is
+            gained; infinite where it has long been there
     score = horizon / (horizon + T (1 + log(loss at the start / best) / 4))
 
 The score is 1/2 where the network would just come all the way within the horizon, 1/3 where it
@@ -12,10 +13,9 @@ that arrives can do; what it gains over its own start does not, for large random
 without anything being learnt, and the batch is then learnt by heart with the help of large weights:
 hence the last factor. It and the two bounds were set on 96 networks like those of
 experiments/will_it_train.py, none of them among those it reports; factors from 1/4 to 1 rank as
-well. A network
-whose gradient vanishes stays at the best constant, and one whose gradient explodes turns non-finite
-or moves away: both score 0. The optimizer's own scaling, its epsilon and the precision enter as
-they do in training.
+well. A network whose gradient vanishes stays at the best constant, and one whose gradient explodes
+turns non-finite or moves away: both score 0. The optimizer's own scaling, its epsilon and the
+precision enter as they do in training.
 """
 
 from __future__ import annotations

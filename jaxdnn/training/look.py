@@ -25,9 +25,7 @@ from jaxdnn.training.gradient import Loss
 
 
 class Look(NamedTuple):
-    """Statistics of every layer in one batch, in the order of the network, the output last.
-
-    On the host.
+    """Statistics of every layer in one batch, on the host; the output comes last.
 
     Attributes:
       delta_rms: root mean square of dL/dz.

@@ -177,6 +177,22 @@ def test_a_look_is_the_lectures_backward_pass_by_hand(plain):
         np.testing.assert_allclose(look.slope_rms[layer], rms(slope), rtol=1e-4)
 
 
+def test_a_look_calculates_in_the_precision_of_the_run():
+    looks = []
+    for precision in ("float32", "bfloat16"):
+        config = config_of(PLAIN)
+        train = dataclasses.replace(config.train, precision=precision)
+        setup = make_setup(
+            dataclasses.replace(config, train=train, augment=AugmentOptions()), DATASET
+        )
+        watch = make_program(setup).watch
+        assert watch is not None
+        looks.append(watch.look(init_state(setup), 0).delta_rms)
+    # bfloat16 has 8 binary digits; a few operations lose a few of their last.
+    np.testing.assert_allclose(looks[1], looks[0], rtol=16 * 2.0**-8)
+    assert np.abs(looks[1] / looks[0] - 1).max() > 2.0**-14
+
+
 def with_kernel(state, layer: int, change):
     """The state with one hidden kernel changed."""
     params = jax.tree.map(jnp.copy, state.params)
