@@ -10,9 +10,13 @@ import pytest
 
 from jaxdnn import diagnose
 from jaxdnn.diagnosis.bands import NUM_SEEDS, bands_of, redrawn_deltas
+from jaxdnn.diagnosis.diagnose import make_rehearse
 from jaxdnn.diagnosis.examine import examine
 from jaxdnn.diagnosis.first_step import take_first_step
 from jaxdnn.diagnosis.rehearsal import Scales, make_rehearsal, make_scanned_rehearsal
+from jaxdnn.diagnosis.remedies import Change, Tried
+from jaxdnn.diagnosis.strengths import CERTAIN, FACTOR_SPREAD, NAMED
+from jaxdnn.diagnosis.training_causes import find_training_causes
 from tests.diagnosis.zoo import normal
 
 DEPTH, WIDTH, BATCH = 8, 32, 32
@@ -201,9 +205,37 @@ def test_a_signal_that_grows_is_named_before_the_rate_that_would_cure_it():
     assert "branches" in diagnosis.prescriptions[0].change
 
 
+@pytest.mark.parametrize(
+    ("network_score", "strength"),
+    [(0.2, CERTAIN), (0.6, math.log(1e5) / FACTOR_SPREAD), (0.9, NAMED)],
+)
+def test_a_rate_ranks_by_what_changes_of_the_network_do(network_score, strength):
+    seen = examine(network(), INPUTS, TARGETS)
+    first = take_first_step(seen, optax.sgd(1e-6))
+    rate = Change("", "", seen.params, {}, Scales(rate=1e5), kind="rate")
+    tried = [Tried(rate, 0.6), Tried(rate._replace(kind="network"), network_score)]
+    (cause,) = find_training_causes(seen, first, tried)
+    assert cause.cause == "learning rate too small"
+    assert cause.strength == pytest.approx(strength)
+
+
+def test_wider_parameters_change_nothing_but_the_steps():
+    """The network itself still calculates in bfloat16."""
+    kernel = normal(3, WIDTH, 4).astype(jnp.bfloat16)
+    model = (lambda params, x: x.astype(jnp.bfloat16) @ params, kernel)
+    seen = examine(model, INPUTS, TARGETS, loss=cross_entropy)
+    rehearse = make_rehearse(seen, optax.sgd(1e-3), INPUTS, TARGETS)
+    coarse, fine = (
+        rehearse(kernel.astype(dtype), {}, Scales()).loss for dtype in (jnp.bfloat16, jnp.float32)
+    )
+    assert fine[0] == coarse[0]
+    assert fine[-1] < coarse[-1]
+
+
 def test_a_single_output_has_no_angle():
     apply, kernels = network()
-    single = [*kernels[:-1], kernels[-1][:, :1]]
+    # Of rectified units with weights of one sign every output has the same one.
+    single = [*kernels[:-1], jnp.abs(kernels[-1][:, :1])]
     diagnosis = diagnose((apply, single), INPUTS, normal(51, BATCH, 1), optimizer="sgd:1e-06")
     assert causes(diagnosis) == ["learning rate too small"]
 
