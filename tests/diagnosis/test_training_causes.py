@@ -221,13 +221,18 @@ def test_a_rate_ranks_by_what_changes_of_the_network_do(network_score, strength)
 
 def test_wider_parameters_change_nothing_but_the_steps():
     """The network itself still calculates in bfloat16."""
-    kernel = normal(3, WIDTH, 4).astype(jnp.bfloat16)
-    model = (lambda params, x: x.astype(jnp.bfloat16) @ params, kernel)
-    seen = examine(model, INPUTS, TARGETS, loss=cross_entropy)
+    kernel, types = normal(3, WIDTH, 4).astype(jnp.bfloat16), set()
+
+    def apply(params, x):
+        types.add(params.dtype)
+        return x.astype(jnp.bfloat16) @ params
+
+    seen = examine((apply, kernel), INPUTS, TARGETS, loss=cross_entropy)
     rehearse = make_rehearse(seen, optax.sgd(1e-3), INPUTS, TARGETS)
     coarse, fine = (
         rehearse(kernel.astype(dtype), {}, Scales()).loss for dtype in (jnp.bfloat16, jnp.float32)
     )
+    assert types == {jnp.dtype(jnp.bfloat16)}
     assert fine[0] == coarse[0]
     assert fine[-1] < coarse[-1]
 
