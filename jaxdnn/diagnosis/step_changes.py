@@ -45,7 +45,7 @@ def step_changes(
         code = f"optimizer = optax.adam(learning_rate, eps=1e-8 / {scale:g})"
         yield Change(words, code, params, {}, Scales(gradient=scale), kind="gradient")
     if any(cause.cause == "underflow" for cause in causes):
-        scale = _power(2, 1 / max(measured.delta.values()))
+        scale = _power(2, 1 / max(filter(math.isfinite, measured.delta.values())))
         words = f"a loss scale of {scale:g}: on the way back only, divided out in float32"
         code = f"grads = jax.tree.map(lambda g: g / {scale:g}, jax.grad(scaled_loss)(params))"
         yield Change(words, code, params, {}, Scales(loss=scale), kind="loss scale")

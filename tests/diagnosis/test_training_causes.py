@@ -15,6 +15,8 @@ from jaxdnn.diagnosis.examine import examine
 from jaxdnn.diagnosis.first_step import take_first_step
 from jaxdnn.diagnosis.rehearsal import Scales, make_rehearsal, make_scanned_rehearsal
 from jaxdnn.diagnosis.remedies import Change, Tried
+from jaxdnn.diagnosis.result import Cause
+from jaxdnn.diagnosis.step_changes import step_changes
 from jaxdnn.diagnosis.strengths import CERTAIN, FACTOR_SPREAD, NAMED
 from jaxdnn.diagnosis.training_causes import find_training_causes
 from tests.diagnosis.zoo import normal
@@ -154,6 +156,16 @@ def test_float16_ends_where_the_signal_of_float32_passes_its_end():
     # ReLU with gain 32: every layer multiplies by sqrt(16).
     assert "grow by 4" in first.evidence or "grow by 3.9" in first.evidence
     assert "not finite" not in [cause.cause for cause in exact.causes]
+
+
+def test_a_loss_scale_is_found_beside_a_delta_that_overflows():
+    seen = examine(network(), INPUTS, TARGETS)
+    first = take_first_step(seen, optax.sgd(0.1))
+    mixed = seen.measured._replace(delta={0: math.inf, 1: 2.0**-10, 2: 1e-7, 3: math.nan})
+    causes = [Cause("0", "underflow", "", NAMED)]
+    changes = step_changes(mixed, seen.params, causes, first)
+    (scale,) = [each.scales.loss for each in changes if each.kind == "loss scale"]
+    assert scale == 2.0**10
 
 
 def test_underflow_is_named_where_delta_falls_below_the_format():
