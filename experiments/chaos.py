@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from jaxdnn import command_line
 from jaxdnn.run_folder import RunFolder, write_json
-from jaxdnn.training.checkpoint import Checkpoints
+from jaxdnn.training import Checkpoints
 
 DEEP_DOG = Path(__file__).with_name("deep_dog.py")
 JOB = (

@@ -29,13 +29,13 @@ import numpy as np
 
 from jaxdnn import command_line, processes, run_folder, xla
 from jaxdnn.config import Config, differences, load_config
-from jaxdnn.data.augment import make_augment
+from jaxdnn.data import make_augment
 from jaxdnn.errors import InputError, Interrupted
 from jaxdnn.names import resolve
 from jaxdnn.options import DeviceOptions
 from jaxdnn.recipes import RECIPES
 from jaxdnn.run_folder import RunFolder
-from jaxdnn.training.run import load_data, train
+from jaxdnn.training import load_data, train
 
 PROG = "deep_dog.py"
 DEFAULT_RECIPE = "deep"
@@ -121,7 +121,7 @@ def _run(recipe: str, arguments: Arguments) -> int:
         print(f"{path} is finished: nothing is left to resume")
         return _report(json.loads(folder.summary.read_text()), folder, path)
     with contextlib.ExitStack() as held:
-        processes.on_first(lambda: held.enter_context(run_folder.locked(folder)))
+        processes.run_on_first(lambda: held.enter_context(run_folder.locked(folder)))
         return _train(arguments, folder, path)
 
 
@@ -140,7 +140,7 @@ def _open_folder(recipe: str, arguments: Arguments) -> tuple[Path, RunFolder]:
             raise InputError("--distributed needs a folder that all processes reach; give --out")
         path, is_new = out or run_folder.free_name(Path("runs"), recipe), True
     if is_new:
-        processes.on_first(lambda: run_folder.create(path))
+        processes.run_on_first(lambda: run_folder.create(path))
         return path, RunFolder(path.absolute())
     return path, run_folder.open_existing(path)
 
@@ -164,17 +164,17 @@ def _train(arguments: Arguments, folder: RunFolder, path: Path) -> int:
 
 def _report(summary: dict[str, Any], folder: RunFolder, path: Path) -> int:
     # Only now: to load what draws takes longer than to load what trains.
-    from jaxdnn.report.training import draw_all
+    from jaxdnn.report import draw_training
 
     if processes.is_first():
         if not folder.chart("mistakes").exists():
-            draw_all(folder)
+            draw_training(folder)
         _print_summary(summary, path)
     return 0
 
 
 def _show_augmentations(arguments: Arguments, folder: RunFolder) -> int:
-    from jaxdnn.report.augmentations import draw_augmentations
+    from jaxdnn.report import draw_augmentations
 
     config = arguments.config
     dataset = load_data(config, progress=arguments.progress)

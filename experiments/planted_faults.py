@@ -29,11 +29,7 @@ from planted.draws import FAULTS, Case, make_case
 from resume import work_through
 
 from jaxdnn import command_line
-from jaxdnn.diagnosis import verdict
-from jaxdnn.diagnosis.diagnose import diagnose
-from jaxdnn.diagnosis.examine import examine
-from jaxdnn.diagnosis.optimizers import make_optimizer
-from jaxdnn.diagnosis.rehearsal import make_rehearsal
+from jaxdnn.diagnosis import diagnose, examine, make_optimizer, make_rehearsal, verdict
 from jaxdnn.errors import Interrupted
 
 

@@ -21,10 +21,9 @@ import numpy as np
 import tyro
 
 from jaxdnn import command_line, run_folder
-from jaxdnn.data.decode import UnreadableImage
-from jaxdnn.data.predict_inputs import read_images
+from jaxdnn.data import UnreadableImage, read_images
 from jaxdnn.errors import InputError
-from jaxdnn.training.predictor import Predictor, load_predictor
+from jaxdnn.training import Predictor, load_predictor
 
 BATCH_SIZE = 64
 

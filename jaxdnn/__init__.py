@@ -4,7 +4,7 @@ from jaxdnn.xla import set_flags
 
 set_flags()
 
-from jaxdnn.diagnosis.diagnose import assert_trainable, diagnose  # noqa: E402
-from jaxdnn.propagation.gradient_flow import gradient_flow  # noqa: E402
+from jaxdnn.diagnosis import assert_trainable, diagnose  # noqa: E402
+from jaxdnn.propagation import gradient_flow  # noqa: E402
 
 __all__ = ["assert_trainable", "diagnose", "gradient_flow"]

@@ -22,8 +22,7 @@ import numpy as np
 import tyro
 
 from jaxdnn import command_line
-from jaxdnn.diagnosis.diagnose import diagnose
-from jaxdnn.diagnosis.result import Diagnosis
+from jaxdnn.diagnosis import Diagnosis, diagnose
 from jaxdnn.errors import InputError
 
 EXIT_CODES = {"trains": 0, "at risk": 1, "will not train": 2}

@@ -19,7 +19,7 @@ from jaxdnn.options import (
     TrainOptions,
     check,
 )
-from jaxdnn.run_folder import draft_of
+from jaxdnn.run_folder import atomic_write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Config:
 
 def save_config(config: Config, path: Path) -> None:
     """Write a config as JSON."""
-    with draft_of(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 

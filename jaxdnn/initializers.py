@@ -12,7 +12,7 @@ both fans count it: fan_in = window * n_in, fan_out = window * n_out. `gain` mul
 standard deviation. The schemes named after people draw normals that are truncated at two standard
 deviations and widened, so that the realised variance is the promised one.
 
-The lecture's last initialization, another network's weights, is `jaxdnn.pretrained`.
+The lecture's last initialization, another network's weights, is `jaxdnn.training.pretrained`.
 """
 
 from __future__ import annotations

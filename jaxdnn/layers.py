@@ -26,7 +26,7 @@ LAYER_NORM_EPSILON = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
-class UnitOptions:
+class BlockOptions:
     """What all hidden layers of a network have in common.
 
     Attributes:
@@ -47,7 +47,7 @@ class UnitOptions:
 
 
 @dataclasses.dataclass
-class Pass:
+class ForwardContext:
     """One forward pass: what the layers need to know, and what they leave behind."""
 
     training: bool
@@ -70,7 +70,7 @@ class Pass:
         return key
 
 
-class Unit(nnx.Module):
+class Block(nnx.Module):
     """A hidden layer: linear map, norm, activation, dropout."""
 
     def __init__(
@@ -78,7 +78,7 @@ class Unit(nnx.Module):
         path: str,
         linear: nnx.Linear | Conv3x3,
         num_features: int,
-        options: UnitOptions,
+        options: BlockOptions,
         *,
         activation: Activation | None,
     ):
@@ -89,7 +89,7 @@ class Unit(nnx.Module):
         self.slope = make_slope(num_features, activation)
         self.dropout = options.dropout
 
-    def __call__(self, x: Array, forward: Pass) -> Array:
+    def __call__(self, x: Array, forward: ForwardContext) -> Array:
         z = self.linear(x)
         if isinstance(self.norm, nnx.BatchNorm):
             z = self.norm(z, use_running_average=not forward.training)
@@ -98,7 +98,7 @@ class Unit(nnx.Module):
         z = forward.record(self.path, z)
         return self._drop(self._activate(z, forward), forward)
 
-    def _activate(self, z: Array, forward: Pass) -> Array:
+    def _activate(self, z: Array, forward: ForwardContext) -> Array:
         if self.activation is None:
             return z
         slope = None if self.slope is None else self.slope[...]
@@ -107,12 +107,12 @@ class Unit(nnx.Module):
             slope = None if key is None else self.activation.slope.draw(key, z.shape, z.dtype)
         return self.activation(z, slope)
 
-    def _drop(self, a: Array, forward: Pass) -> Array:
+    def _drop(self, a: Array, forward: ForwardContext) -> Array:
         key = forward.next_key() if self.dropout else None
         return a if key is None else nnx.Dropout(self.dropout)(a, deterministic=False, rngs=key)
 
 
-def make_norm(num_features: int, options: UnitOptions) -> nnx.BatchNorm | nnx.LayerNorm | None:
+def make_norm(num_features: int, options: BlockOptions) -> nnx.BatchNorm | nnx.LayerNorm | None:
     """Make the norm named in the options, over the last axis."""
     rngs = nnx.Rngs(0)  # scale starts at 1 and bias at 0: nothing is drawn
     if options.norm == "batch":
@@ -135,7 +135,7 @@ def make_slope(num_features: int, activation: Activation | None) -> nnx.Param | 
 
 
 def make_dense(
-    num_in: int, num_out: int, options: UnitOptions, key: Array, bias: bool
+    num_in: int, num_out: int, options: BlockOptions, key: Array, bias: bool
 ) -> nnx.Linear:
     """Make a dense linear map with the options' initializers."""
     return nnx.Linear(
@@ -151,7 +151,7 @@ def make_dense(
 class Conv3x3(nnx.Module):
     """A convolution with 3x3 windows and stride 1, zero-padded: (batch, height, width, channel)."""
 
-    def __init__(self, num_in: int, num_out: int, options: UnitOptions, key: Array, bias: bool):
+    def __init__(self, num_in: int, num_out: int, options: BlockOptions, key: Array, bias: bool):
         self.kernel = nnx.Param(options.kernel_init(key, (3, 3, num_in, num_out), jnp.float32))
         self.bias = nnx.Param(jnp.full((num_out,), options.bias_init)) if bias else None
 

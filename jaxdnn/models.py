@@ -21,10 +21,10 @@ from flax import nnx
 from jax import Array
 
 from jaxdnn.layers import (
+    Block,
+    BlockOptions,
     Conv3x3,
-    Pass,
-    Unit,
-    UnitOptions,
+    ForwardContext,
     make_dense,
     mean_pool,
     space_to_depth,
@@ -71,14 +71,14 @@ class MLP(nnx.Module):
         num_inputs: int,
         widths: Sequence[int],
         num_outputs: int,
-        options: UnitOptions,
+        options: BlockOptions,
         key: Array,
     ):
         sizes = [num_inputs, *widths]
         *keys, head_key = jax.random.split(key, len(sizes))
         bias = options.norm != "batch"
         self.layers = nnx.List(
-            Unit(
+            Block(
                 f"layers/{index}",
                 make_dense(num_in, num_out, options, layer_key, bias),
                 num_out,
@@ -91,7 +91,7 @@ class MLP(nnx.Module):
         )
         self.head = make_dense(sizes[-1], num_outputs, options, head_key, bias=True)
 
-    def __call__(self, images: Array, forward: Pass) -> Array:
+    def __call__(self, images: Array, forward: ForwardContext) -> Array:
         x = images.reshape(images.shape[0], -1)
         for layer in self.layers:
             x = layer(x, forward)
@@ -103,7 +103,7 @@ def make_mlp(
     num_outputs: int,
     *,
     widths: Sequence[int],
-    unit: UnitOptions | None = None,
+    unit: BlockOptions | None = None,
 ) -> Model:
     """Make a multi-layer perceptron.
 
@@ -113,19 +113,19 @@ def make_mlp(
       widths: units of each hidden layer, from the input on; may be empty.
       unit: what the hidden layers share.
     """
-    num_inputs, options = math.prod(input_shape), unit or UnitOptions()
+    num_inputs, options = math.prod(input_shape), unit or BlockOptions()
     return export(lambda key: MLP(num_inputs, widths, num_outputs, options, key))
 
 
 class Residual(nnx.Module):
     """x + second(first(x))."""
 
-    def __init__(self, path: str, width: int, options: UnitOptions, key: Array):
+    def __init__(self, path: str, width: int, options: BlockOptions, key: Array):
         first_key, second_key = jax.random.split(key)
         self.first = make_conv_unit(f"{path}/first", width, width, options, first_key)
         self.second = make_conv_unit(f"{path}/second", width, width, options, second_key)
 
-    def __call__(self, x: Array, forward: Pass) -> Array:
+    def __call__(self, x: Array, forward: ForwardContext) -> Array:
         return x + self.second(self.first(x, forward), forward)
 
 
@@ -133,7 +133,7 @@ class Stage(nnx.Module):
     """A layer that widens, then residual blocks, all at one resolution."""
 
     def __init__(
-        self, path: str, num_in: int, width: int, blocks: int, options: UnitOptions, key: Array
+        self, path: str, num_in: int, width: int, blocks: int, options: BlockOptions, key: Array
     ):
         key, *block_keys = jax.random.split(key, blocks + 1)
         self.widen = make_conv_unit(f"{path}/widen", num_in, width, options, key)
@@ -142,17 +142,17 @@ class Stage(nnx.Module):
             for index, block_key in enumerate(block_keys)
         )
 
-    def __call__(self, x: Array, forward: Pass) -> Array:
+    def __call__(self, x: Array, forward: ForwardContext) -> Array:
         x = self.widen(x, forward)
         for block in self.blocks:
             x = block(x, forward)
         return x
 
 
-def make_conv_unit(path: str, num_in: int, width: int, options: UnitOptions, key: Array) -> Unit:
+def make_conv_unit(path: str, num_in: int, width: int, options: BlockOptions, key: Array) -> Block:
     """Make a hidden convolution layer."""
     conv = Conv3x3(num_in, width, options, key, bias=options.norm != "batch")
-    return Unit(path, conv, width, options, activation=options.activation)
+    return Block(path, conv, width, options, activation=options.activation)
 
 
 class ConvNet(nnx.Module):
@@ -165,7 +165,7 @@ class ConvNet(nnx.Module):
         widths: Sequence[int],
         blocks: int,
         num_outputs: int,
-        options: UnitOptions,
+        options: BlockOptions,
         key: Array,
     ):
         self.stem = stem
@@ -179,7 +179,7 @@ class ConvNet(nnx.Module):
         )
         self.head = make_dense(widths[-1], num_outputs, options, head_key, bias=True)
 
-    def __call__(self, images: Array, forward: Pass) -> Array:
+    def __call__(self, images: Array, forward: ForwardContext) -> Array:
         x = space_to_depth(images, self.stem)
         for index, stage in enumerate(self.stages):
             x = stage(mean_pool(x) if index else x, forward)
@@ -193,7 +193,7 @@ def make_convnet(
     widths: Sequence[int],
     blocks: int = 1,
     stem: int | None = None,
-    unit: UnitOptions | None = None,
+    unit: BlockOptions | None = None,
 ) -> Model:
     """Make a small residual convolutional network.
 
@@ -210,7 +210,7 @@ def make_convnet(
     """
     height, width, channels = input_shape
     side = max(2, round(max(height, width) / 28)) if stem is None else stem
-    options = unit or UnitOptions()
+    options = unit or BlockOptions()
     return export(lambda key: ConvNet(channels, side, widths, blocks, num_outputs, options, key))
 
 
@@ -236,7 +236,7 @@ def export(make_module: Callable[[Array], nnx.Module]) -> Model:
         probes: Mapping[str, Array] | None = None,
     ) -> Output:
         module = nnx.merge(graphdef, params, batch_stats, copy=True)
-        forward = Pass(training, key, probes or {})
+        forward = ForwardContext(training, key, probes or {})
         logits = module(images, forward)
         if unknown := forward.probes.keys() - forward.pre_activations.keys():
             known = ", ".join(forward.pre_activations)

@@ -49,7 +49,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def on_first(act: Callable[[], Any]) -> None:
+def run_on_first(act: Callable[[], Any]) -> None:
     """Let the first process act while the others wait.
 
     Raises:
@@ -61,7 +61,7 @@ def on_first(act: Callable[[], Any]) -> None:
             act()
         except Exception as raised:
             error = raised
-    failed = of_any(error is not None)[0]
+    failed = any_process(error is not None)[0]
     if error is not None:
         raise error
     if failed:
@@ -79,12 +79,12 @@ def leave(code: int) -> None:
         os._exit(code)
 
 
-def of_first(values: Sequence[int]) -> list[int]:
+def broadcast_from_first(values: Sequence[int]) -> list[int]:
     """Return the numbers that the first process came with."""
     return [int(value) for value in _gather(values)[0]]
 
 
-def of_any(*flags: bool) -> list[bool]:
+def any_process(*flags: bool) -> list[bool]:
     """Return which flags at least one process has set."""
     return np.any(_gather([int(flag) for flag in flags]), axis=0).tolist()
 

@@ -174,7 +174,7 @@ def free_name(parent: Path, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def draft_of(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a path to write to, then move it: a reader, or a crash, never sees half a file."""
     draft = path.with_name(path.name + ".part")
     try:
@@ -195,7 +195,7 @@ def sync_file(path: Path) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON in one piece. NaN becomes null."""
-    with draft_of(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text(json.dumps(without_nan(content), indent=2, allow_nan=False) + "\n")
 
 
@@ -207,7 +207,7 @@ def write_csv(
     line_end: Literal["\n", "\r\n"] = "\r\n",
 ) -> None:
     """Write a table in one piece."""
-    with draft_of(path) as draft, draft.open("w", newline="") as file:
+    with atomic_write(path) as draft, draft.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator=line_end)
         writer.writerow(header)
         writer.writerows(rows)
@@ -243,7 +243,7 @@ def read_looks(path: Path) -> list[dict[str, Any]]:
 def keep_metrics_until(path: Path, step: int) -> None:
     """Drop the lines after `step`: a resumed run writes them again."""
     kept = [line for line in read_metrics(path) if line["step"] <= step]
-    with draft_of(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
 

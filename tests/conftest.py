@@ -10,13 +10,17 @@ os.environ.setdefault(
 
 from pathlib import Path
 
+# What any worker or an earlier run compiled need not be compiled again; not in the user's cache.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
 import jax
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "standard")
 jax.config.update("jax_platforms", "cpu")
-# What a test compiles stays out of the user's cache.
-jax.config.update("jax_enable_compilation_cache", False)
 
 SHARED = Path(__file__).parents[2] / "shared"
 

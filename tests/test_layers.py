@@ -8,7 +8,7 @@ from jax import lax
 
 from jaxdnn.activations import make_activation
 from jaxdnn.initializers import fans
-from jaxdnn.layers import UnitOptions, convolve, mean_pool, space_to_depth
+from jaxdnn.layers import BlockOptions, convolve, mean_pool, space_to_depth
 from jaxdnn.losses import cross_entropy
 from jaxdnn.models import make_convnet
 
@@ -69,7 +69,7 @@ def test_squares_become_channels_and_nothing_is_lost():
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_convnet(norm):
-    options = UnitOptions(activation=make_activation("tanh"), norm=norm)  # smooth
+    options = BlockOptions(activation=make_activation("tanh"), norm=norm)  # smooth
     model = make_convnet((8, 6, 1), 3, widths=(4, 5), blocks=1, stem=2, unit=options)
     params, batch_stats = jax.jit(model.init)(jax.random.key(0))
     images = jnp.float32(RNG.normal(size=(7, 8, 6, 1)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdnn.activations import make_activation
-from jaxdnn.layers import BATCH_NORM_EPSILON, UnitOptions
+from jaxdnn.layers import BATCH_NORM_EPSILON, BlockOptions
 from jaxdnn.models import make_mlp
 
 IDENTITY = make_activation("leaky_relu", negative_slope=1.0)
@@ -16,7 +16,7 @@ ROWS = IMAGES.reshape(8, 6)
 
 
 def mlp(widths=(5, 4), num_outputs=3, input_shape=(2, 3, 1), seed=0, **options):
-    model = make_mlp(input_shape, num_outputs, widths=widths, unit=UnitOptions(**options))
+    model = make_mlp(input_shape, num_outputs, widths=widths, unit=BlockOptions(**options))
     return model, *model.init(jax.random.key(seed))
 
 

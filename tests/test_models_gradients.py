@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdnn.activations import make_activation
-from jaxdnn.layers import UnitOptions
+from jaxdnn.layers import BlockOptions
 from jaxdnn.losses import cross_entropy
 from jaxdnn.models import make_mlp
 
@@ -28,7 +28,7 @@ each_activation = pytest.mark.parametrize("name", ACTIVATIONS)
 
 def network(name):
     given = {"negative_slope": SLOPE} if name == "parametric_relu" else {}
-    unit = UnitOptions(activation=make_activation(name, **given), bias_init=0.1)
+    unit = BlockOptions(activation=make_activation(name, **given), bias_init=0.1)
     model = make_mlp((4,), 3, widths=(5, 3), unit=unit)
     return model, *model.init(jax.random.key(0))
 
@@ -100,7 +100,7 @@ def test_a_probe_is_added_to_its_pre_activation_and_passed_on():
 
 
 def test_batch_norm_s_probe_comes_after_the_norm():
-    model = make_mlp((4,), 3, widths=(5,), unit=UnitOptions(norm="batch"))
+    model = make_mlp((4,), 3, widths=(5,), unit=BlockOptions(norm="batch"))
     params, batch_stats = model.init(jax.random.key(0))
     # A constant added before the norm would vanish in it; added behind, it moves the mean.
     probes = {"layers/0": jnp.full((6, 5), 2.0)}

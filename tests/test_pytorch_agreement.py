@@ -19,9 +19,9 @@ import pytest
 
 from jaxdnn import optim
 from jaxdnn.activations import tanh
-from jaxdnn.data.pipeline import make_prepare, standardise
-from jaxdnn.data.standard import Standard
-from jaxdnn.layers import Norm, UnitOptions
+from jaxdnn.data.pipeline import make_prepare, normalise_images
+from jaxdnn.data.pixel_stats import PixelStats
+from jaxdnn.layers import BlockOptions, Norm
 from jaxdnn.models import Model, make_mlp
 from jaxdnn.options import AugmentOptions, OptimizerOptions
 from jaxdnn.training.step import Sums, make_init, make_step
@@ -30,7 +30,7 @@ torch = pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[be
 
 NUM_STEPS, BATCH_SIZE, NUM_EXAMPLES = 50, 64, 1000
 WIDTHS = (64, 64)
-STANDARD = Standard((0.5,), (0.29,))
+STANDARD = PixelStats((0.5,), (0.29,))
 OPTIONS = OptimizerOptions(
     learning_rate=0.05, momentum=0.9, decay_rate=0.9, decay_steps=10, l2=20.0
 )
@@ -140,7 +140,7 @@ def train_torch(network: Any, batches: Batches, options: OptimizerOptions) -> np
     )
     losses = []
     for images, labels in zip(*batches, strict=True):
-        inputs = to_torch(standardise(jnp.asarray(images), STANDARD))
+        inputs = to_torch(normalise_images(jnp.asarray(images), STANDARD))
         loss = torch_loss(network(inputs), to_torch(labels))
         optimizer.zero_grad()
         loss.backward()
@@ -151,7 +151,7 @@ def train_torch(network: Any, batches: Batches, options: OptimizerOptions) -> np
 
 
 def start(norm: Norm, num_outputs: int) -> tuple[Model, Any, Any]:
-    unit = UnitOptions(norm=norm, activation=tanh())
+    unit = BlockOptions(norm=norm, activation=tanh())
     model = make_mlp((28, 28, 1), num_outputs, widths=WIDTHS, unit=unit)
     return model, *model.init(jax.random.key(0))
 

@@ -6,7 +6,13 @@ import pytest
 
 from jaxdnn import run_folder
 from jaxdnn.errors import InputError
-from jaxdnn.run_folder import RunFolder, append_metrics, draft_of, keep_metrics_until, read_metrics
+from jaxdnn.run_folder import (
+    RunFolder,
+    append_metrics,
+    atomic_write,
+    keep_metrics_until,
+    read_metrics,
+)
 
 
 def test_a_second_process_is_refused_and_told_who_holds_the_folder(tmp_path):
@@ -37,7 +43,7 @@ def test_a_draft_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     path.write_text("old")
 
     def write_on_a_full_disk():
-        with draft_of(path) as draft:
+        with atomic_write(path) as draft:
             draft.write_text("ne")
             raise OSError(errno.ENOSPC, "full")
 

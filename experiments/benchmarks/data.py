@@ -18,11 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxdnn.data.parallel import map_in_order
-from jaxdnn.data.pixel_cache import PixelCache
-from jaxdnn.data.reader import Reader
-from jaxdnn.data.source import Source
-from jaxdnn.data.survey import take_survey
+from jaxdnn.data import PixelCache, Reader, Source, map_in_order, take_survey
 
 SIZE, BATCH_SIZE, WORKERS = 227, 128, 2
 SHAPE = (SIZE, SIZE, 1)

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from jaxdnn.activations import make_activation
 from jaxdnn.initializers import make_initializer
-from jaxdnn.propagation.plain_network import Architecture
-from jaxdnn.propagation.sweep import make_sweep
+from jaxdnn.propagation import Architecture, make_sweep
 
 from .timing import Work
 

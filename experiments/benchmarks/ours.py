@@ -10,14 +10,11 @@ import numpy as np
 
 from jaxdnn import optim
 from jaxdnn.config import Config
-from jaxdnn.data.dataset import Dataset
+from jaxdnn.data import Dataset
 from jaxdnn.models import Model
 from jaxdnn.options import OptimizerOptions
 from jaxdnn.run_folder import RunFolder
-from jaxdnn.training.program import make_program
-from jaxdnn.training.recorder import Recorder
-from jaxdnn.training.setup import init_state, make_setup
-from jaxdnn.training.step import make_init, make_step
+from jaxdnn.training import Recorder, init_state, make_init, make_program, make_setup, make_step
 
 from .timing import Work
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxdnn.data.sources import image_zip
+from jaxdnn.data import image_zip
 
 _NUM, _HEIGHT, _WIDTH, _QUALITY = 160, 375, 500, 95
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from jaxdnn.data.standard import Standard
+from jaxdnn.data import PixelStats
 from jaxdnn.options import AugmentOptions, OptimizerOptions
 
 from .timing import Work, num_cores, seconds_per_unit
@@ -107,14 +107,14 @@ def make_step_work(step: Step, inputs: np.ndarray, labels: np.ndarray) -> Work:
     return work
 
 
-def make_standardise(standard: Standard) -> Prepare:
+def make_standardise(pixel_stats: PixelStats) -> Prepare:
     """Return `uint8 (batch, channel, height, width) -> float32`, standardised."""
-    mean = torch.tensor(standard.mean)[:, None, None]
-    std = torch.tensor(standard.std)[:, None, None]
+    mean = torch.tensor(pixel_stats.mean)[:, None, None]
+    std = torch.tensor(pixel_stats.std)[:, None, None]
     return lambda images: (images.float() / 255 - mean) / std
 
 
-def make_augment(options: AugmentOptions, standard: Standard) -> Prepare:
+def make_augment(options: AugmentOptions, pixel_stats: PixelStats) -> Prepare:
     """Return the augmentation of a whole batch at once, standardised.
 
     Scale, crop, flip and rotation are one affine map, read by bilinear interpolation with
@@ -132,8 +132,8 @@ def make_augment(options: AugmentOptions, standard: Standard) -> Prepare:
             return moved
         return torch.clamp(moved + options.noise * torch.randn_like(moved), 0, 1)
 
-    mean = torch.tensor(standard.mean)[:, None, None]
-    std = torch.tensor(standard.std)[:, None, None]
+    mean = torch.tensor(pixel_stats.mean)[:, None, None]
+    std = torch.tensor(pixel_stats.std)[:, None, None]
     return lambda images: (augment(images) - mean) / std
 
 

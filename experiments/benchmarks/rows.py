@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from jaxdnn.config import Config
-from jaxdnn.data.dataset import Dataset
-from jaxdnn.layers import UnitOptions
+from jaxdnn.data import Dataset
+from jaxdnn.layers import BlockOptions
 from jaxdnn.models import make_convnet, make_mlp
 from jaxdnn.options import AugmentOptions, ModelOptions, OptimizerOptions
-from jaxdnn.propagation.plain_network import Architecture
+from jaxdnn.propagation import Architecture
 from jaxdnn.recipes import DEEP, RECIPES
-from jaxdnn.training.run import load_data
+from jaxdnn.training import load_data
 
 from . import gradient_flow, ours, pytorch
 from .timing import Work
@@ -71,7 +71,7 @@ def mlp_step(sizes: Sequence[int], target: float) -> Row:
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(BATCH_SIZE, sizes[0])).astype(np.float32)
     labels = rng.integers(0, sizes[-1], BATCH_SIZE).astype(np.int32)
-    model = make_mlp(sizes[:1], sizes[-1], widths=sizes[1:-1], unit=UnitOptions(norm="none"))
+    model = make_mlp(sizes[:1], sizes[-1], widths=sizes[1:-1], unit=BlockOptions(norm="none"))
     contenders = {OURS: ours.make_step_work(model, OPTIMIZER, inputs, labels)}
     for name, compiled in {EAGER: False, COMPILED: True}.items():
         network = pytorch.make_mlp(sizes, batch_norm=False)
@@ -91,7 +91,7 @@ def convnet_step(side: int, widths: Sequence[int], stem: int) -> Row:
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(BATCH_SIZE, side, side, 1)).astype(np.float32)
     labels = rng.integers(0, 2, BATCH_SIZE).astype(np.int32)
-    unit = UnitOptions(norm="batch")
+    unit = BlockOptions(norm="batch")
     model = make_convnet((side, side, 1), 2, widths=widths, stem=stem, unit=unit)
     contenders = {OURS: ours.make_step_work(model, OPTIMIZER, inputs, labels)}
     for name, compiled in {EAGER: False, COMPILED: True}.items():
@@ -196,11 +196,11 @@ def torch_epochs(
     """Make PyTorch's epochs: eager and compiled, from its DataLoader and indexed by hand."""
     images = torch.from_numpy(dataset.train.in_memory()).permute(0, 3, 1, 2).contiguous()
     labels = torch.from_numpy(dataset.train.labels).long()
-    standard = dataset.train.standard()
+    pixel_stats = dataset.train.pixel_stats()
     prepare = (
-        pytorch.make_standardise(standard)
+        pytorch.make_standardise(pixel_stats)
         if config.augment == AugmentOptions()
-        else pytorch.make_augment(config.augment, standard)
+        else pytorch.make_augment(config.augment, pixel_stats)
     )
     eager, compiled = (
         pytorch.make_step(

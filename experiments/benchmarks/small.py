@@ -10,11 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.photographs import write_folder
-from jaxdnn.data import records
-from jaxdnn.data.prepare import prepare
-from jaxdnn.data.prepared import tfds
-from jaxdnn.data.reader import Reader
-from jaxdnn.data.sources import image_folder, open_source
+from jaxdnn.data import Reader, image_folder, open_source, prepare, records, tfds
 
 BATCH_SIZE, WORKERS = 128, 2
 STEPS = 8  # Training takes the batches of so many steps, or more, at once.

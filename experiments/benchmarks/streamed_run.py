@@ -15,10 +15,9 @@ import sys
 import time
 
 from jaxdnn.config import Config
-from jaxdnn.data.dataset import Dataset, load
+from jaxdnn.data import Dataset, load
 from jaxdnn.recipes import LECTURE
-from jaxdnn.training.program import make_program
-from jaxdnn.training.setup import init_state, make_setup
+from jaxdnn.training import init_state, make_program, make_setup
 
 STEPS_PER_CALL = 5  # As many as `fit` takes in half a second.
 WARM_UP_STEPS = 10

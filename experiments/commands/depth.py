@@ -23,13 +23,20 @@ import numpy as np
 from jaxdnn import command_line, initializers
 from jaxdnn.errors import InputError
 from jaxdnn.layers import Norm
-from jaxdnn.propagation.architectures import batch_norm_rate
-from jaxdnn.propagation.depth_scales import depth_scale, theory
-from jaxdnn.propagation.find_activation import find_activation
-from jaxdnn.propagation.finite_depth import FORMATS, LONGEST, depth_limits, predict
-from jaxdnn.propagation.fixed_points import correlation_fixed_point
-from jaxdnn.propagation.mean_field import correlation_slope, phi_moments
-from jaxdnn.propagation.nonlinearity import Phi
+from jaxdnn.propagation import (
+    FORMATS,
+    LONGEST,
+    Phi,
+    batch_norm_rate,
+    correlation_fixed_point,
+    correlation_slope,
+    depth_limits,
+    depth_scale,
+    find_activation,
+    phi_moments,
+    predict,
+    theory,
+)
 
 PROG = "grad_flow.py depth"
 SOURCE = (

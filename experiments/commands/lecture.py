@@ -20,12 +20,18 @@ import numpy as np
 from jaxdnn import command_line, run_folder
 from jaxdnn.activations import Activation
 from jaxdnn.errors import InputError
-from jaxdnn.propagation import lecture_chain, lecture_table
-from jaxdnn.propagation.find_activation import find_activation
-from jaxdnn.propagation.lecture_chain import Iteration, Params
-from jaxdnn.propagation.lecture_network import train_network
-from jaxdnn.propagation.lecture_walks import TILES_PER_UNIT, Walk, walks
-from jaxdnn.report.lecture import draw_all
+from jaxdnn.propagation import (
+    TILES_PER_UNIT,
+    Iteration,
+    Params,
+    Walk,
+    find_activation,
+    lecture_chain,
+    lecture_table,
+    train_network,
+    walks,
+)
+from jaxdnn.report import draw_lecture
 
 from .lecture_samples import read_samples
 from .lecture_text import print_findings, print_table
@@ -179,7 +185,7 @@ def main(argv: Sequence[str]) -> int:
     print_findings(summary, everyone, phi)
     ways = " and ".join(", ".join(["The slides' formulas", *routes]).rsplit(", ", 1))
     print(f"{ways} agree within {max(routes.values()):.0e}.")
-    draw_all(out)
+    draw_lecture(out)
     print(f"The table, its charts and summary.json are in {out}")
     return 0
 

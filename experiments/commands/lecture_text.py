@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from jaxdnn.activations import Activation
-from jaxdnn.propagation.lecture_walks import TILES_PER_UNIT, Walk
-from jaxdnn.report.lecture_words import lanes, spans
+from jaxdnn.propagation import TILES_PER_UNIT, Walk
+from jaxdnn.report import lanes, spans
 
 MOST_ROWS = 10
 MOST_COLUMNS = 7

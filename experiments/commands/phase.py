@@ -19,12 +19,17 @@ import numpy as np
 
 from jaxdnn import activations, command_line
 from jaxdnn.errors import InputError
-from jaxdnn.propagation.activation_table import activation_table, sigma_w2_of, write_table
-from jaxdnn.propagation.find_activation import find_activation
-from jaxdnn.propagation.nonlinearity import Phi
-from jaxdnn.propagation.phase_diagram import PhaseDiagram, critical_line, phase_diagram
-from jaxdnn.report.activation_table import draw_activation_table
-from jaxdnn.report.phase_diagram import draw_phase_diagram
+from jaxdnn.propagation import (
+    PhaseDiagram,
+    Phi,
+    activation_table,
+    critical_line,
+    find_activation,
+    phase_diagram,
+    sigma_w2_of,
+    write_table,
+)
+from jaxdnn.report import draw_activation_table, draw_phase_diagram
 
 PROG = "grad_flow.py phase"
 # Name on the picture -> scheme whose sigma_w² it stands for.

@@ -20,21 +20,16 @@ from typing import Any
 
 from jaxdnn import activations, command_line, initializers
 from jaxdnn.config import Config
-from jaxdnn.data.dataset import Dataset
+from jaxdnn.data import Dataset
 from jaxdnn.errors import InputError
 from jaxdnn.layers import Norm
 from jaxdnn.names import resolve
 from jaxdnn.options import ModelOptions, OptimizerOptions, TrainOptions
-from jaxdnn.propagation.plain_network import Architecture
-from jaxdnn.propagation.race import Race
-from jaxdnn.propagation.race_run import Results, run_race
-from jaxdnn.propagation.race_table import Outcome, guess_loss, summary, write_csv
-from jaxdnn.propagation.table import Combination
-from jaxdnn.propagation.verdict import Flow
-from jaxdnn.report.race import draw_race
+from jaxdnn.propagation import Architecture, Combination, Flow
+from jaxdnn.race import Outcome, Race, Results, guess_loss, race_summary, run_race, write_race_csv
+from jaxdnn.report import draw_race
 from jaxdnn.run_folder import write_json
-from jaxdnn.training.run import load_data
-from jaxdnn.training.setup import Setup, make_setup
+from jaxdnn.training import Setup, load_data, make_setup
 
 from .grid_folder import open_grid_folder, refuse, run_until_stopped
 from .option_checks import check_least, check_named, deciding
@@ -117,8 +112,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _report(options: Options, race: Race, results: Results, guess: float, started: float) -> None:
-    write_csv(race, results, options.out / "race.csv")
-    outcomes = summary(race, results, guess)
+    write_race_csv(race, results, options.out / "race.csv")
+    outcomes = race_summary(race, results, guess)
     content = {
         "combinations": [
             key._asdict() | outcome._asdict() | flow._asdict() for key, outcome, flow in outcomes

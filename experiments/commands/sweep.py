@@ -18,11 +18,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from jaxdnn import command_line, processes
-from jaxdnn.propagation import sweep_theory
-from jaxdnn.propagation.grid import Grid, Program, run_grid
-from jaxdnn.propagation.sweep_theory import Comparison, Expected
-from jaxdnn.propagation.table import Combination, Table, summary, write_csv
-from jaxdnn.report.gradient_flow import draw_all
+from jaxdnn.propagation import (
+    Combination,
+    Comparison,
+    Expected,
+    Grid,
+    Program,
+    Table,
+    run_grid,
+    summary,
+    sweep_theory,
+    write_csv,
+)
+from jaxdnn.report import draw_gradient_flow
 from jaxdnn.run_folder import write_json
 from jaxdnn.xla import use_cores_as_devices
 
@@ -49,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(options: Options, started: float) -> int:
     grid = make_grid(options)
-    processes.on_first(lambda: _open(options))
+    processes.run_on_first(lambda: _open(options))
     cells = cells_of(options.out)
     # Theory is compiled beside the sweep's program, which leaves cores idle.
     with ThreadPoolExecutor(1) as beside:
@@ -97,7 +105,7 @@ def _report(
         "seconds": time.monotonic() - started,
     }
     write_json(options.out / "summary.json", content)
-    draw_all(options.out)
+    draw_gradient_flow(options.out)
     print(sweep_text.table(flows, comparisons))
     print(sweep_text.programs(programs, content["peak_resident_bytes"]))
     print(

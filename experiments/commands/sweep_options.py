@@ -12,15 +12,13 @@ import numpy as np
 
 from jaxdnn import initializers
 from jaxdnn.config import Config
-from jaxdnn.data.pipeline import standardise
+from jaxdnn.data import normalise_images
 from jaxdnn.layers import Norm
 from jaxdnn.names import resolve
 from jaxdnn.options import DataOptions, ProcessOptions
 from jaxdnn.processes import is_first
-from jaxdnn.propagation.find_activation import find_activation
-from jaxdnn.propagation.grid import Grid
-from jaxdnn.propagation.plain_network import Architecture, Batch, Precision
-from jaxdnn.training.run import load_data
+from jaxdnn.propagation import Architecture, Batch, Grid, Precision, find_activation
+from jaxdnn.training import load_data
 
 from .option_checks import check_least, check_named
 
@@ -131,7 +129,7 @@ def _batch(options: Options) -> tuple[Batch | None, int]:
     )
     num = min(options.batch_size, len(dataset.train.labels))
     picks = np.random.default_rng(options.seed).permutation(len(dataset.train.labels))[:num]
-    standard = dataset.train.standard()
-    images = standardise(jnp.asarray(dataset.train.images[picks]), standard)
+    pixel_stats = dataset.train.pixel_stats()
+    images = normalise_images(jnp.asarray(dataset.train.images[picks]), pixel_stats)
     labels = jnp.asarray(dataset.train.labels[picks])
     return Batch(images.reshape(num, -1), labels), len(dataset.class_names)

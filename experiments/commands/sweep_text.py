@@ -5,11 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from jaxdnn.propagation.architectures import OUTSIDE
-from jaxdnn.propagation.grid import Program
-from jaxdnn.propagation.sweep_theory import Comparison
-from jaxdnn.propagation.table import Combination
-from jaxdnn.propagation.verdict import Flow
+from jaxdnn.propagation import OUTSIDE, Combination, Comparison, Flow, Program
 
 MARKS = {
     "!": "differs from theory by more than the seeds allow",

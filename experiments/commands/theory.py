@@ -20,12 +20,18 @@ from typing import Any
 
 from jaxdnn import command_line
 from jaxdnn.errors import InputError
-from jaxdnn.propagation.architectures import batch_norm_rate, layer_norm_rate
-from jaxdnn.propagation.critical import MAX_SIGMA_W2, critical_points, gains
-from jaxdnn.propagation.depth_scales import Theory, theory
-from jaxdnn.propagation.find_activation import find_activation
-from jaxdnn.propagation.mean_field import phi_moments
-from jaxdnn.propagation.nonlinearity import Phi
+from jaxdnn.propagation import (
+    MAX_SIGMA_W2,
+    Phi,
+    Theory,
+    batch_norm_rate,
+    critical_points,
+    find_activation,
+    gains,
+    layer_norm_rate,
+    phi_moments,
+    theory,
+)
 
 PROG = "grad_flow.py theory"
 

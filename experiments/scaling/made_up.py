@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from jaxdnn.config import Config
-from jaxdnn.data.dataset import Dataset, Split
+from jaxdnn.data import Dataset, Split
 from jaxdnn.options import DeviceOptions
-from jaxdnn.training.setup import Setup, make_setup
+from jaxdnn.training import Setup, make_setup
 
 
 def make_up(config: Config, num: int, shape: tuple[int, int, int], devices: DeviceOptions) -> Setup:

@@ -6,9 +6,15 @@ import jax
 
 from jaxdnn.config import Config
 from jaxdnn.options import DeviceOptions, ModelOptions, OptimizerOptions, TrainOptions
-from jaxdnn.training.keys import seed_keys
-from jaxdnn.training.setup import Setup, make_order_of, make_step_of
-from jaxdnn.training.step import make_indices, make_init, make_loop
+from jaxdnn.training import (
+    Setup,
+    make_indices,
+    make_init,
+    make_loop,
+    make_order_of,
+    make_step_of,
+    seed_keys,
+)
 
 from .made_up import make_up
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxdnn.training.checkpoint import Checkpoints
+from jaxdnn.training import Checkpoints
 
 NUM_PARAMETERS, NUM_LAYERS, ROUNDS, INTERVAL_SECONDS = 50_000_000, 5, 5, 30.0
 

@@ -15,9 +15,9 @@ import optax
 from jax import Array, lax
 
 from jaxdnn.activations import make_activation
-from jaxdnn.diagnosis.optimizers import make_optimizer
+from jaxdnn.diagnosis import make_optimizer
 from jaxdnn.initializers import make_initializer
-from jaxdnn.propagation.moments import normalise
+from jaxdnn.propagation import normalise
 
 ACTIVATIONS = ("sigmoid", "tanh", "relu", "selu", "gelu", "softplus")
 INITIALIZERS = ("normal", "glorot_normal", "lecun_normal", "he_normal", "orthogonal")

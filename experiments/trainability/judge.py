@@ -11,8 +11,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from jaxdnn.diagnosis import verdict
-from jaxdnn.diagnosis.rehearsal import Rehearsal, make_scanned_rehearsal
+from jaxdnn.diagnosis import Rehearsal, make_scanned_rehearsal, verdict
 from jaxdnn.losses import cross_entropy
 
 from .family import Choice, chosen_optimizer, make_forward

@@ -9,14 +9,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdnn.diagnosis import verdict
-from jaxdnn.diagnosis.diagnose import edited, make_rehearse
-from jaxdnn.diagnosis.examine import examine
-from jaxdnn.diagnosis.first_step import take_first_step
-from jaxdnn.diagnosis.optimizers import make_optimizer
-from jaxdnn.diagnosis.prescribe import try_changes
-from jaxdnn.diagnosis.rehearsal import Scales
-from jaxdnn.diagnosis.remedies import Change, Tried
+from jaxdnn.diagnosis import (
+    Change,
+    Scales,
+    Tried,
+    edited,
+    examine,
+    make_optimizer,
+    make_rehearse,
+    take_first_step,
+    try_changes,
+    verdict,
+)
 
 from .family import Member, another, choice_of, make_forward, make_model
 from .judge import mean_loss

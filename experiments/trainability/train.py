@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from jaxdnn.diagnosis.rehearsal import Scales
+from jaxdnn.diagnosis import Scales
 
 from .family import Choice, chosen_optimizer
 from .judge import mean_loss

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdnn.config import Config, DataOptions
-from jaxdnn.data.pipeline import standardise
-from jaxdnn.propagation.race_table import LEARNED, guess_loss
-from jaxdnn.training.run import load_data
+from jaxdnn.data import normalise_images
+from jaxdnn.race import LEARNED, guess_loss
+from jaxdnn.training import load_data
 
 from .family import Member, choice_of, draw_params, make_forward
 from .judge import make_judge, report
@@ -47,7 +47,7 @@ class Task(NamedTuple):
 def load_task() -> Task:
     """Load the silhouettes, all ten classes, flat and standardised."""
     dataset = load_data(Config(data=DataOptions(positive=())), progress=False)
-    images = standardise(jnp.asarray(dataset.train.images), dataset.train.standard())
+    images = normalise_images(jnp.asarray(dataset.train.images), dataset.train.pixel_stats())
     labels = dataset.train.labels
     return Task(
         images.reshape(len(labels), -1),

@@ -7,7 +7,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 
-def one_ahead(items: Generator[Item, None, None]) -> Generator[Item, None, None]:
+def prefetch(items: Generator[Item, None, None]) -> Generator[Item, None, None]:
     """Yield the items, the next one being made in a thread while the last is used."""
     end = object()
     with ThreadPoolExecutor(1, thread_name_prefix="jaxdnn-ahead") as pool:

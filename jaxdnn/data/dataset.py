@@ -19,12 +19,12 @@ from jaxdnn.data.materialise import (
     decode_items,
     reporting,
 )
-from jaxdnn.data.positive import positive_task
+from jaxdnn.data.pixel_stats import PixelStats, measure_pixel_stats
+from jaxdnn.data.positive import binarise_labels
 from jaxdnn.data.shape import choose_shape
 from jaxdnn.data.source import Source
 from jaxdnn.data.sources import open_source
 from jaxdnn.data.splits import train_validation_test
-from jaxdnn.data.standard import Standard, measure_standard
 from jaxdnn.data.stream import Stream, StreamedImages, open_stream
 from jaxdnn.data.told import told
 from jaxdnn.errors import InputError
@@ -44,11 +44,11 @@ class Split:
     labels: Int32[np.ndarray, " num"]
     names: tuple[str, ...]
 
-    def standard(self) -> Standard:
+    def pixel_stats(self) -> PixelStats:
         """Return mean and standard deviation: measured, or of a stream those of its survey."""
         if isinstance(self.images, StreamedImages):
-            return self.images.standard
-        return measure_standard(self.images)
+            return self.images.pixel_stats
+        return measure_pixel_stats(self.images)
 
     def in_memory(self) -> UInt8[np.ndarray, "num height width channel"]:
         """Return the decoded images.
@@ -147,7 +147,7 @@ def load(
     }
     source = _open(data, other, data_dir, drawn, progress is True)
     chosen = source.default_positive if positive is None else positive
-    labels, class_names = positive_task(source.labels, source.class_names, chosen)
+    labels, class_names = binarise_labels(source.labels, source.class_names, chosen)
     parts = train_validation_test(source, **drawn)
     size, depth = choose_shape(
         source, image_size=image_size, channels=channels, max_workers=max_workers

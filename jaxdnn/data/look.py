@@ -16,7 +16,7 @@ from jaxdnn.data.leakage import duplicates
 from jaxdnn.data.parallel import chunks_of, map_in_order
 from jaxdnn.data.source import Source
 from jaxdnn.data.survey import digest_of
-from jaxdnn.run_folder import draft_of
+from jaxdnn.run_folder import atomic_write
 
 THUMBNAIL = 96
 """Side in pixels of a picture on a contact sheet."""
@@ -125,7 +125,7 @@ def write_sheets(source: Source, found: Found, folder: Path) -> list[Path]:
         if pictures:
             safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
             path = folder / f"{len(paths):04}_{safe[:80]}.png"
-            with draft_of(path) as draft:
+            with atomic_write(path) as draft:
                 _sheet(pictures).save(draft, "PNG")
             paths.append(path)
     return paths

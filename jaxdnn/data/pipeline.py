@@ -15,19 +15,21 @@ import numpy as np
 from jax import Array
 
 from jaxdnn.data.augment import make_augment
-from jaxdnn.data.standard import Standard
+from jaxdnn.data.pixel_stats import PixelStats
 from jaxdnn.errors import InputError
 from jaxdnn.options import AugmentOptions
 
 
-def standardise(images: Array, standard: Standard) -> Array:
+def normalise_images(images: Array, pixel_stats: PixelStats) -> Array:
     """Return (images - mean) / std; float images in [0, 1], or uint8."""
     if images.dtype == jnp.uint8:
         images = images.astype(jnp.float32) / 255
-    return (images - jnp.array(standard.mean)) / jnp.array(standard.std)
+    return (images - jnp.array(pixel_stats.mean)) / jnp.array(pixel_stats.std)
 
 
-def make_prepare(options: AugmentOptions, standard: Standard) -> Callable[[Array, Array], Array]:
+def make_prepare(
+    options: AugmentOptions, pixel_stats: PixelStats
+) -> Callable[[Array, Array], Array]:
     """Return `(key, uint8 batch) -> augmented, standardised float32 batch`.
 
     The key is one for the batch, or (batch,) keys, one for each image.
@@ -36,7 +38,7 @@ def make_prepare(options: AugmentOptions, standard: Standard) -> Callable[[Array
 
     def prepare(key: Array, images: Array) -> Array:
         keys = key if key.shape else jax.random.split(key, images.shape[0])
-        return standardise(jax.vmap(augment)(keys, images), standard)
+        return normalise_images(jax.vmap(augment)(keys, images), pixel_stats)
 
     return prepare
 

@@ -17,7 +17,7 @@ _SYNSET_LENGTH = len("n02084071")
 _SHOWN = 20
 
 
-def positive_task(
+def binarise_labels(
     labels: Int32[np.ndarray, " num"], class_names: Sequence[str], positive: Sequence[str]
 ) -> tuple[Int32[np.ndarray, " num"], tuple[str, ...]]:
     """Relabel the classes in `positive` as 1 and the others as 0; without any, change nothing.

@@ -17,9 +17,9 @@ from jaxtyping import Int, UInt8
 
 from jaxdnn.data import beside
 from jaxdnn.data.pixel_cache import PixelCache
+from jaxdnn.data.pixel_stats import PixelStats, pixel_stats_from_counts
 from jaxdnn.data.reader import Reader
 from jaxdnn.data.source import Source
-from jaxdnn.data.standard import Standard, standard_from_counts
 from jaxdnn.data.survey import Survey, count_items, load_survey, save_survey, take_survey
 
 OnDone = Callable[[int], None]
@@ -37,7 +37,7 @@ class StreamedImages:
 
     reader: Reader
     items: Int[np.ndarray, " num"]
-    standard: Standard
+    pixel_stats: PixelStats
 
     @property
     def dtype(self) -> np.dtype:
@@ -84,11 +84,11 @@ class Stream:
 
     reader: Reader
     survey: Survey
-    standard: Standard
+    pixel_stats: PixelStats
 
     def images(self, part: Int[np.ndarray, " num"]) -> StreamedImages:
         """Return the readable images among these items."""
-        return StreamedImages(self.reader, part[self.survey.is_readable[part]], self.standard)
+        return StreamedImages(self.reader, part[self.survey.is_readable[part]], self.pixel_stats)
 
 
 def open_stream(
@@ -117,24 +117,28 @@ def open_stream(
     key = beside.key_of(beside.DECODING, source.fingerprint(), image_shape)
     cache = _open_cache(folder, key, len(source.labels), image_shape, cache_bytes)
     reader = Reader(source, image_shape, cache, max_workers)
-    standard_key = beside.key_of(key, train)
+    pixel_stats_key = beside.key_of(key, train)
     survey = _load(folder, f"survey-{key}.npz", lambda path: load_survey(path, len(source.labels)))
-    standard = _load(folder, f"standard-{standard_key}.json", _load_standard)
+    pixel_stats = _load(folder, f"standard-{pixel_stats_key}.json", _load_pixel_stats)
     if survey is None:
         is_counted = np.zeros(len(source.labels), bool)
         is_counted[train] = True
         survey, counts = take_survey(reader, is_counted, on_done)
-        standard = standard_from_counts(counts) if counts.any() else None
+        pixel_stats = pixel_stats_from_counts(counts) if counts.any() else None
         _save(folder, f"survey-{key}.npz", lambda path: save_survey(survey, path))
-    elif standard is None:
+    elif pixel_stats is None:
         counts = count_items(reader, train[survey.is_readable[train]], on_done)
-        standard = standard_from_counts(counts) if counts.any() else None
-    if standard is None:  # No readable training image; whoever counts them will say so.
-        standard = Standard((0.0,) * image_shape[-1], (1.0,) * image_shape[-1])
-    _save(folder, f"standard-{standard_key}.json", lambda path: _save_standard(standard, path))
+        pixel_stats = pixel_stats_from_counts(counts) if counts.any() else None
+    if pixel_stats is None:  # No readable training image; whoever counts them will say so.
+        pixel_stats = PixelStats((0.0,) * image_shape[-1], (1.0,) * image_shape[-1])
+    _save(
+        folder,
+        f"standard-{pixel_stats_key}.json",
+        lambda path: _save_pixel_stats(pixel_stats, path),
+    )
     if cache is not None:
         cache.flush()
-    return Stream(reader, survey, standard)
+    return Stream(reader, survey, pixel_stats)
 
 
 def _open_cache(
@@ -163,14 +167,14 @@ def _save(folder: Path | None, name: str, save: Callable[[Path], None]) -> None:
             save(folder / name)
 
 
-def _load_standard(path: Path) -> Standard | None:
+def _load_pixel_stats(path: Path) -> PixelStats | None:
     try:
         stored = json.loads(path.read_text())
-        return Standard(tuple(stored["mean"]), tuple(stored["std"]))
+        return PixelStats(tuple(stored["mean"]), tuple(stored["std"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _save_standard(standard: Standard, path: Path) -> None:
+def _save_pixel_stats(pixel_stats: PixelStats, path: Path) -> None:
     with beside.draft_beside(path) as draft:
-        draft.write_text(json.dumps(standard._asdict()) + "\n")
+        draft.write_text(json.dumps(pixel_stats._asdict()) + "\n")

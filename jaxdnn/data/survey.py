@@ -20,8 +20,8 @@ from jaxdnn.data.decode import Header, Stored, UnreadableImage, look
 from jaxdnn.data.inventory import Inventory
 from jaxdnn.data.parallel import chunks_of, map_in_order
 from jaxdnn.data.pixel_cache import PixelCache
+from jaxdnn.data.pixel_stats import NUM_VALUES, count_values
 from jaxdnn.data.reader import Reader
-from jaxdnn.data.standard import NUM_VALUES, count_values
 
 _FLUSH_SECONDS = 30.0
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdnn.diagnosis.program import Program, Step
-from jaxdnn.propagation.moments import rms
+from jaxdnn.propagation import rms
 
 Environment = dict[int, Array]
 # (value, everything computed so far) -> what stands in its place

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxdnn.diagnosis.graph import Graph
 from jaxdnn.diagnosis.measure import Raw
-from jaxdnn.propagation.moments import SATURATED
+from jaxdnn.propagation import SATURATED
 
 
 class Forward(NamedTuple):

@@ -178,13 +178,13 @@ class Diagnosis:
 
     def _repr_html_(self) -> str:
         # Only here: matplotlib takes a second to load.
-        from jaxdnn.report.diagnosis import fragment
+        from jaxdnn.report import fragment
 
         return fragment(self.to_dict())
 
     def to_html(self) -> str:
         """Return a page in one piece: pictures, formulas and words for every finding."""
-        from jaxdnn.report.diagnosis import page
+        from jaxdnn.report import page
 
         return page(self.to_dict())
 

@@ -9,8 +9,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxdnn.errors import Interrupted
-from jaxdnn.processes import fetch, of_any, of_first, on_first
-from jaxdnn.run_folder import draft_of
+from jaxdnn.processes import any_process, broadcast_from_first, fetch, run_on_first
+from jaxdnn.run_folder import atomic_write
 
 
 def is_due(path: Path, interrupted: Callable[[], bool]) -> bool:
@@ -19,10 +19,10 @@ def is_due(path: Path, interrupted: Callable[[], bool]) -> bool:
     Raises:
       Interrupted: it has, but no more is to be begun.
     """
-    (is_there,) = of_first([path.exists()])
+    (is_there,) = broadcast_from_first([path.exists()])
     if is_there:
         return False
-    if of_any(interrupted())[0]:
+    if any_process(interrupted())[0]:
         raise Interrupted
     return True
 
@@ -32,10 +32,10 @@ def save_cell(path: Path, arrays: Mapping[str, ArrayLike]) -> None:
     on_host = fetch(dict(arrays))
 
     def write() -> None:
-        with draft_of(path) as draft, draft.open("wb") as file:
+        with atomic_write(path) as draft, draft.open("wb") as file:
             np.savez(file, allow_pickle=False, **on_host)
 
-    on_first(write)
+    run_on_first(write)
 
 
 def load_cell(path: Path) -> dict[str, np.ndarray]:

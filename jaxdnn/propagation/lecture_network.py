@@ -13,7 +13,7 @@ import optax
 from jax import Array, lax
 
 from jaxdnn.activations import Activation
-from jaxdnn.layers import UnitOptions
+from jaxdnn.layers import BlockOptions
 from jaxdnn.losses import cross_entropy
 from jaxdnn.models import Model, make_mlp
 from jaxdnn.optim import is_kernel, make_optimizer
@@ -48,7 +48,7 @@ def train_network(
     # A trained or random slope stays at its mean, as in `train`.
     fixed = dataclasses.replace(phi, function=phi, slope=None)
     depth = len(params.biases)
-    widths, unit = (1,) * (depth - 1), UnitOptions(activation=fixed)
+    widths, unit = (1,) * (depth - 1), BlockOptions(activation=fixed)
     model = make_mlp(x.shape[1:], 1, widths=widths, unit=unit)
     options = OptimizerOptions(learning_rate=learning_rate, schedule="constant")
     optimizer = make_optimizer(options, optax.constant_schedule(learning_rate), num_examples=1)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from jaxdnn.propagation.activation_table import ActivationRow
+from jaxdnn.propagation import ActivationRow
 from jaxdnn.report.style import GREY, new_figure, save
 
 

@@ -14,9 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.lines import Line2D
 
-from jaxdnn.propagation import sweep_theory
-from jaxdnn.propagation.sweep_theory import Expected
-from jaxdnn.propagation.table import Combination, Layers, Table, read_csv
+from jaxdnn.propagation import Combination, Expected, Layers, Table, read_csv, sweep_theory
 from jaxdnn.report.style import GREY, PALETTE, new_figure, save, tidy
 
 PANELS_PER_ROW = 3
@@ -30,7 +28,7 @@ CHARTS = {
 }
 
 
-def draw_all(folder: Path) -> list[Path]:
+def draw_gradient_flow(folder: Path) -> list[Path]:
     """Draw every chart of a sweep, as PNG and SVG; one set for each norm and depth."""
     table = read_csv(folder / "grad_flow.csv")
     expected = sweep_theory.read_csv(folder / "theory.csv")

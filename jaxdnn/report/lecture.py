@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxdnn.propagation.lecture_walks import walks
+from jaxdnn.propagation import walks
 from jaxdnn.report.lecture_classroom import draw_walk
 from jaxdnn.report.lecture_updates import draw_updates
 
 
-def draw_all(folder: Path) -> list[Path]:
+def draw_lecture(folder: Path) -> list[Path]:
     """Draw both charts of a folder, as PNG and SVG; return the paths of the PNGs."""
     summary = json.loads((folder / "summary.json").read_text())
     everyone = walks(read_table(folder / "lecture_chain.csv"), summary["learning_rate"])

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle, Polygon, Rectangle, Wedge
 
-from jaxdnn.propagation.lecture_walks import TILES_PER_UNIT, Walk
+from jaxdnn.propagation import TILES_PER_UNIT, Walk
 from jaxdnn.report.lecture_words import about, lanes, short
 from jaxdnn.report.style import GREY, PALETTE, VERMILION, new_figure, save
 

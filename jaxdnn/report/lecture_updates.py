@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from jaxdnn.propagation.lecture_walks import Walk
+from jaxdnn.propagation import Walk
 from jaxdnn.report.lecture_words import about, short, spans
 from jaxdnn.report.style import PALETTE, VERMILION, new_figure, save, tidy
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxdnn.propagation.lecture_walks import Walk
+from jaxdnn.propagation import Walk
 
 MOST_LANES = 7
 

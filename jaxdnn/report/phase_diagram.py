@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
-from jaxdnn.propagation.phase_diagram import CriticalLine, PhaseDiagram
+from jaxdnn.propagation import CriticalLine, PhaseDiagram
 from jaxdnn.report.style import VERMILION, new_figure, save, tidy
 
 # Depth scales outside are drawn in the first or the last colour.

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from jaxdnn.propagation.table import read_networks
+from jaxdnn.propagation import read_networks
 from jaxdnn.report.style import GREY, PALETTE, new_figure, save, tidy
 
 PANELS_PER_ROW = 4

@@ -16,7 +16,7 @@ from jaxdnn.run_folder import RunFolder, read_evaluations, read_looks
 MISTAKES_PER_ROW = 6
 
 
-def draw_all(folder: RunFolder) -> list[Path]:
+def draw_training(folder: RunFolder) -> list[Path]:
     """Draw every chart of a finished run; return their paths."""
     draws = {"curves": draw_curves, "confusion": draw_confusion, "mistakes": draw_mistakes}
     if read_looks(folder.metrics):

@@ -24,10 +24,10 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from jaxdnn.errors import InputError
-from jaxdnn.processes import of_any
+from jaxdnn.processes import any_process
 from jaxdnn.training.disk_errors import abandoned_readers_silent, explained, first_line
 from jaxdnn.training.fingerprint import fingerprint
-from jaxdnn.training.flat import Flat, copy_of, flatten, unflatten
+from jaxdnn.training.flat import Flat, flatten, tree_copy, unflatten
 
 # Orbax reports every save at the level of a warning, and what `wait` explains at that of an error.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -79,7 +79,7 @@ class Checkpoints:
         if self.step(kind) == step:
             return
         # A copy, because the training step reuses (donates) the state's memory.
-        copy = copy_of(flatten(tree))
+        copy = tree_copy(flatten(tree))
         with explained(kind, step, lambda: self.steps("latest")):
             saving = self._checkpointers[kind].save_async(
                 step, copy | {FINGERPRINT: fingerprint(copy)}, custom_metadata=self._about
@@ -136,7 +136,7 @@ class Checkpoints:
             found = self._read(kind, step, like)
         except Damaged as error:
             damage = error
-        if of_any(damage is not None)[0]:
+        if any_process(damage is not None)[0]:
             raise damage or Damaged("another process cannot read it")
         return found
 

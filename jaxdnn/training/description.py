@@ -58,8 +58,8 @@ def _describe(setup: Setup) -> dict[str, Any]:
         "height": height,
         "width": width,
         "channels": channels,
-        "mean": list(setup.standard.mean),
-        "std": list(setup.standard.std),
+        "mean": list(setup.pixel_stats.mean),
+        "std": list(setup.pixel_stats.std),
         "counts": counts,
         "skipped": [[item.name, item.reason] for item in dataset.skipped],
     }

@@ -10,9 +10,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Int
 
-from jaxdnn.data.pipeline import standardise
-from jaxdnn.data.standard import Standard
-from jaxdnn.data.stream import StreamedImages
+from jaxdnn.data import PixelStats, StreamedImages, normalise_images
 from jaxdnn.models import BatchStats, Model, Params
 from jaxdnn.training.sharding import Layout, one_device, share_of_process
 
@@ -43,7 +41,7 @@ def _located(
 
 
 def make_predict(
-    model: Model, standard: Standard, *, batch_size: int = 256, layout: Layout | None = None
+    model: Model, pixel_stats: PixelStats, *, batch_size: int = 256, layout: Layout | None = None
 ) -> Predict:
     """Return `(params, batch_stats, uint8 images) -> logits`, one row for each image, on the host.
 
@@ -54,7 +52,7 @@ def make_predict(
 
     @jax.jit
     def logits_of(params: Params, batch_stats: BatchStats, images: Array, indices: Array) -> Array:
-        batch = standardise(images[indices], standard)
+        batch = normalise_images(images[indices], pixel_stats)
         gathered = layout.gather(params, len(batch))
         return layout.keep_whole(model.apply(gathered, batch_stats, batch).logits)
 
@@ -71,7 +69,7 @@ def make_predict(
 
 def make_estimate_batch_stats(
     model: Model,
-    standard: Standard,
+    pixel_stats: PixelStats,
     batches: Int[np.ndarray, "batch index"],
     layout: Layout | None = None,
 ) -> Callable[[Params, BatchStats, Images], BatchStats]:
@@ -93,7 +91,7 @@ def make_estimate_batch_stats(
     def own_stats(
         params: Params, batch_stats: BatchStats, images: Array, indices: Array
     ) -> BatchStats:
-        batch = standardise(images[indices], standard)
+        batch = normalise_images(images[indices], pixel_stats)
         gathered = layout.gather(params, len(batch))
         output = model.apply(gathered, batch_stats, batch, training=True)
         return layout.keep_whole(output.batch_stats)

@@ -16,10 +16,10 @@ from jax import Array
 from jaxdnn.clock import seconds_since_start
 from jaxdnn.errors import InputError, Interrupted
 from jaxdnn.models import BatchStats, Params
-from jaxdnn.processes import of_any, of_first, put
+from jaxdnn.processes import any_process, broadcast_from_first, put
 from jaxdnn.training.checkpoint import Checkpoints
 from jaxdnn.training.early_stopping import EarlyStopping
-from jaxdnn.training.flat import all_finite, copy_of
+from jaxdnn.training.flat import all_finite, tree_copy
 from jaxdnn.training.program import Program
 from jaxdnn.training.recorder import Recorder
 from jaxdnn.training.step import TrainState
@@ -133,8 +133,8 @@ def fit(
         recorder.advance(step, *_means(state))
         if step % program.evaluate_every == 0 or step == program.num_steps:
             progress = _evaluate(progress, program, recorder)
-        (is_interrupted,) = of_any(interrupted())
-        num_steps, is_due = of_first([speed.steps(), clock.is_due()])
+        (is_interrupted,) = any_process(interrupted())
+        num_steps, is_due = broadcast_from_first([speed.steps(), clock.is_due()])
         if is_interrupted or is_due:
             _save(progress, checkpoints, recorder)
             clock.saved()
@@ -163,7 +163,7 @@ def _evaluate(progress: Progress, program: Program, recorder: Recorder) -> Progr
     stopping = progress.stopping.update(float(np.float32(metrics[program.monitor])), step)
     best = progress.best
     if stopping.best_step == step:
-        best = copy_of((state.params, batch_stats))
+        best = tree_copy((state.params, batch_stats))
     return dataclasses.replace(progress, stopping=stopping, best=best)
 
 

@@ -25,7 +25,7 @@ def unflatten(flat: Flat, like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in flatten(like)])
 
 
-copy_of: Callable[[Any], Any] = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+tree_copy: Callable[[Any], Any] = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 """Copies a tree of arrays, all in one program."""
 
 all_finite: Callable[[Any], Array] = jax.jit(

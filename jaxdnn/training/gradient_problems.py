@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from jaxdnn.propagation.verdict import HEALTHY_LOG10
+from jaxdnn.propagation import HEALTHY_LOG10
 from jaxdnn.training.look import Layer, Look
 
 # More dead features than this, or more saturated units, and a layer passes little.

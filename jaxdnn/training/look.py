@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from jaxdnn.activations import Activation
 from jaxdnn.models import BatchStats, Model, Params
-from jaxdnn.propagation.moments import SATURATED, rms
+from jaxdnn.propagation import SATURATED, rms
 from jaxdnn.training.flat import Flat, flatten
 from jaxdnn.training.gradient import Loss
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaxdnn.errors import InputError
-from jaxdnn.layers import UnitOptions
+from jaxdnn.layers import BlockOptions
 from jaxdnn.models import Model, make_convnet, make_mlp
 from jaxdnn.options import ModelOptions
 
@@ -31,7 +31,7 @@ def make_model(
             f"--head sigmoid tells two classes apart, the data has {num_classes}; "
             "name the positive ones with --positive, or use --head softmax"
         )
-    unit = UnitOptions(
+    unit = BlockOptions(
         activation=options.make_activation(),
         kernel_init=options.make_initializer(),
         bias_init=options.bias_init,

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdnn.data import dataset as data
+from jaxdnn.data import Split
 from jaxdnn.losses import probabilities
 from jaxdnn.models import Params
-from jaxdnn.processes import fetch, on_first
-from jaxdnn.run_folder import RunFolder, draft_of
+from jaxdnn.processes import fetch, run_on_first
+from jaxdnn.run_folder import RunFolder, atomic_write
 from jaxdnn.training.evaluate import make_predict, on_device
 from jaxdnn.training.fit import Progress
 from jaxdnn.training.flat import flatten
@@ -37,7 +37,7 @@ def measure_best(setup: Setup, end: Progress, folder: RunFolder) -> dict[str, An
     """Measure the best weights on all three splits, the test images for the only time."""
     dataset = setup.dataset
     params, batch_stats = end.best or (end.state.params, end.state.batch_stats)
-    predict = make_predict(setup.model, setup.standard, layout=setup.layout)
+    predict = make_predict(setup.model, setup.pixel_stats, layout=setup.layout)
     summary: dict[str, Any] = {}
     for name, part in (
         ("train", dataset.train),
@@ -48,7 +48,7 @@ def measure_best(setup: Setup, end: Progress, folder: RunFolder) -> dict[str, An
         metrics = classification_metrics(logits, part.labels)
         summary |= {f"{name}/{metric}": value for metric, value in metrics.items()}
     scores = np.asarray(probabilities(jnp.asarray(logits)))
-    on_first(lambda: _keep_predictions(folder, dataset.test, scores))
+    run_on_first(lambda: _keep_predictions(folder, dataset.test, scores))
     step = int(end.state.step)
     return summary | {
         "majority_fraction": summary["test/majority_fraction"],
@@ -69,12 +69,12 @@ def measure_best(setup: Setup, end: Progress, folder: RunFolder) -> dict[str, An
     }
 
 
-def _keep_predictions(folder: RunFolder, test: data.Split, scores: np.ndarray) -> None:
+def _keep_predictions(folder: RunFolder, test: Split, scores: np.ndarray) -> None:
     """Keep every test prediction, and the pictures of the most confident mistakes."""
     confidence = scores.max(axis=1)
     wrong = np.flatnonzero(scores.argmax(axis=1) != test.labels)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:NUM_MISTAKES]
-    with draft_of(folder.predictions) as draft, draft.open("wb") as file:
+    with atomic_write(folder.predictions) as draft, draft.open("wb") as file:
         np.savez_compressed(
             file,
             names=np.array(test.names, dtype=np.str_),

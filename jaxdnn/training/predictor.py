@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdnn.config import load_config
-from jaxdnn.data.standard import Standard
+from jaxdnn.data import PixelStats
 from jaxdnn.errors import InputError
 from jaxdnn.losses import probabilities
 from jaxdnn.run_folder import RunFolder
@@ -49,7 +49,7 @@ def load_predictor(folder: RunFolder) -> Predictor:
     except (OSError, ValueError) as error:
         raise InputError(f"{folder.dataset} cannot be read ({error}); train anew") from error
     shape = (about["height"], about["width"], about["channels"])
-    standard = Standard(tuple(about["mean"]), tuple(about["std"]))
+    pixel_stats = PixelStats(tuple(about["mean"]), tuple(about["std"]))
     model = make_model(config.model, shape, len(about["class_names"]))
     params, batch_stats = jax.eval_shape(model.init, jax.random.key(0))
     if not (folder.checkpoints / "best").is_dir():
@@ -57,7 +57,7 @@ def load_predictor(folder: RunFolder) -> Predictor:
     with Checkpoints(folder.checkpoints) as checkpoints:
         like = {"params": params, "batch_stats": batch_stats}
         best = checkpoints.restore("best", like)
-    logits = make_predict(model, standard)
+    logits = make_predict(model, pixel_stats)
 
     def predict(images: np.ndarray) -> np.ndarray:
         found = logits(best["params"], best["batch_stats"], jnp.asarray(images))

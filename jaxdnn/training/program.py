@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdnn.data.pipeline import make_prepare
-from jaxdnn.data.stream import StreamedImages
+from jaxdnn.data import StreamedImages, make_prepare
 from jaxdnn.models import BatchStats
 from jaxdnn.training.evaluate import (
     Images,
@@ -107,7 +106,7 @@ def _make_watch(
 ) -> Watch:
     config = setup.config
     _, steps_key = run_keys(seed_keys(config.seed)[1])
-    prepare = make_prepare(config.augment, setup.standard)
+    prepare = make_prepare(config.augment, setup.pixel_stats)
     activation = config.model.make_activation()
     layers = layers_of(setup.model, images.shape[1:])
     dtype = jnp.dtype(config.train.precision)
@@ -185,14 +184,14 @@ def _make_evaluate(
 ) -> Callable[[TrainState], tuple[dict[str, float], BatchStats]]:
     validation = setup.dataset.validation
     images = on_device(validation.images, setup.layout)
-    predict = make_predict(setup.model, setup.standard, layout=setup.layout)
+    predict = make_predict(setup.model, setup.pixel_stats, layout=setup.layout)
     estimate = None
     if setup.config.model.norm_statistics == "training_set":
         options, shape = setup.config.model, train_images.shape[1:]
         model = make_model(options, shape, setup.num_classes, norm_momentum=0.0)
         batches = np.asarray(order(jax.random.key(setup.config.seed)))
         batches = batches.reshape(-1, setup.batch_size // setup.config.train.accumulate)
-        estimate = make_estimate_batch_stats(model, setup.standard, batches, setup.layout)
+        estimate = make_estimate_batch_stats(model, setup.pixel_stats, batches, setup.layout)
 
     def evaluate(state: TrainState) -> tuple[dict[str, float], BatchStats]:
         batch_stats = state.batch_stats

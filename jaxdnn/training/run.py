@@ -13,17 +13,16 @@ from typing import Any
 import jax
 
 from jaxdnn.config import Config
-from jaxdnn.data import dataset as data
-from jaxdnn.data.stream import StreamedImages
+from jaxdnn.data import Dataset, StreamedImages, load
 from jaxdnn.options import DeviceOptions
-from jaxdnn.pretrained import match, read_weights
-from jaxdnn.processes import is_first, on_first
+from jaxdnn.processes import is_first, run_on_first
 from jaxdnn.run_folder import RunFolder, write_json
 from jaxdnn.training.checkpoint import Checkpoints
 from jaxdnn.training.description import keep_settings
 from jaxdnn.training.early_stopping import EarlyStopping
 from jaxdnn.training.fit import Progress, fit
 from jaxdnn.training.outcome import measure_best
+from jaxdnn.training.pretrained import match, read_weights
 from jaxdnn.training.program import make_program
 from jaxdnn.training.recorder import Recorder, SilentRecorder
 from jaxdnn.training.resume import find_progress
@@ -31,10 +30,10 @@ from jaxdnn.training.setup import Setup, init_state, make_setup
 from jaxdnn.training.step import TrainState
 
 
-def load_data(config: Config, *, progress: bool) -> data.Dataset:
+def load_data(config: Config, *, progress: bool) -> Dataset:
     """Load the images that the settings name."""
     options = config.data
-    return data.load(
+    return load(
         options.data,
         other=options.other,
         data_dir=options.data_dir,
@@ -86,7 +85,7 @@ def train(
     if progress:
         print(dataset.told(), file=sys.stderr)
     setup = make_setup(config, dataset, devices)
-    on_first(lambda: keep_settings(folder, setup))
+    run_on_first(lambda: keep_settings(folder, setup))
     with Checkpoints(folder.checkpoints, about=_about(setup), tidy=True) as checkpoints:
         start = _start(setup, checkpoints)
         with _make_recorder(setup, folder, start, progress) as recorder:
@@ -107,7 +106,7 @@ def train(
         "num_devices": setup.layout.num_devices,
         "num_processes": jax.process_count(),
     }
-    on_first(lambda: write_json(folder.summary, summary))
+    run_on_first(lambda: write_json(folder.summary, summary))
     return summary
 
 

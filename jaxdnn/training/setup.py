@@ -13,10 +13,14 @@ from jax import Array
 
 from jaxdnn import optim
 from jaxdnn.config import Config
-from jaxdnn.data.dataset import Dataset
-from jaxdnn.data.pipeline import make_order, make_prepare, resolve_batch_size
-from jaxdnn.data.splits import class_weights
-from jaxdnn.data.standard import Standard
+from jaxdnn.data import (
+    Dataset,
+    PixelStats,
+    class_weights,
+    make_order,
+    make_prepare,
+    resolve_batch_size,
+)
 from jaxdnn.models import Model
 from jaxdnn.options import DeviceOptions
 from jaxdnn.training.keys import seed_keys
@@ -54,7 +58,7 @@ class Setup:
 
     config: Config
     dataset: Dataset
-    standard: Standard
+    pixel_stats: PixelStats
     model: Model
     batch_size: int
     steps_per_epoch: int
@@ -91,7 +95,7 @@ def make_setup(config: Config, dataset: Dataset, devices: DeviceOptions | None =
     return Setup(
         config=config,
         dataset=dataset,
-        standard=dataset.train.standard(),
+        pixel_stats=dataset.train.pixel_stats(),
         model=make_model(config.model, dataset.train.images.shape[1:], len(dataset.class_names)),
         batch_size=batch_size,
         steps_per_epoch=steps_per_epoch,
@@ -124,7 +128,7 @@ def make_step_of(setup: Setup) -> Step:
     return make_step(
         setup.model,
         setup.optimizer,
-        prepare=make_prepare(setup.config.augment, setup.standard),
+        prepare=make_prepare(setup.config.augment, setup.pixel_stats),
         class_weights=class_weights_of(setup),
         loss_limit=setup.config.train.divergence_factor * math.log(setup.num_classes),
         layout=setup.layout,

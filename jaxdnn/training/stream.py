@@ -18,8 +18,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Int
 
-from jaxdnn.data.ahead import one_ahead
-from jaxdnn.data.stream import StreamedImages
+from jaxdnn.data import StreamedImages, prefetch
 from jaxdnn.errors import InputError
 from jaxdnn.training.keys import epoch_key, run_keys
 from jaxdnn.training.sharding import Layout, one_device
@@ -168,7 +167,7 @@ class StreamedTrain:
         if self._held is not None and self._held.first <= step < self._held.end:
             return self._held
         if self.next_step != step:  # The first call, or a jump: batches are at hand by step.
-            self._chunks = one_ahead(
+            self._chunks = prefetch(
                 chunks(self._images, self._rows, start=step, steps_per_epoch=self._steps_per_epoch)
             )
         asked = time.monotonic()

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from jaxdnn.data.ahead import one_ahead
+from jaxdnn.data.ahead import prefetch
 
 
 def test_the_items_in_order_and_the_error_in_its_place():
@@ -12,12 +12,12 @@ def test_the_items_in_order_and_the_error_in_its_place():
         yield from range(5)
         raise ValueError("sixth")
 
-    found = one_ahead(items())
+    found = prefetch(items())
     assert [next(found) for _ in range(5)] == list(range(5))
     with pytest.raises(ValueError, match="sixth"):
         next(found)
-    assert list(one_ahead(iter_of([]))) == []
-    assert list(one_ahead(iter_of([None, 0, None]))) == [None, 0, None]
+    assert list(prefetch(iter_of([]))) == []
+    assert list(prefetch(iter_of([None, 0, None]))) == [None, 0, None]
 
 
 def iter_of(values):
@@ -32,7 +32,7 @@ def test_the_next_is_made_while_the_last_is_used():
             event.set()
             yield number
 
-    found = one_ahead(items())
+    found = prefetch(items())
     for number in range(3):
         assert next(found) == number
         for event in begun[: number + 2]:
@@ -51,7 +51,7 @@ def test_whoever_stops_taking_closes_what_is_behind():
             closed.set()
 
     behind = items()
-    found = one_ahead(behind)
+    found = prefetch(behind)
     next(found)
     found.close()
     assert closed.is_set()

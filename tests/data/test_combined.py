@@ -9,7 +9,7 @@ import pytest
 
 from jaxdnn.data.combined import combine, with_splits
 from jaxdnn.data.dog_synsets import DOG_SYNSETS
-from jaxdnn.data.positive import positive_task
+from jaxdnn.data.positive import binarise_labels
 from jaxdnn.data.sources import image_folder, tfds
 from jaxdnn.errors import InputError
 
@@ -43,7 +43,7 @@ def test_there_are_118_dogs_and_no_wolf_among_them():
 )
 def test_dog_is_a_class_of_any_case_and_all_of_imagenet_s_dogs(class_names):
     labels = np.arange(len(class_names), dtype=np.int32)
-    found, names = positive_task(labels, class_names, ("dog",))
+    found, names = binarise_labels(labels, class_names, ("dog",))
     assert names == ("other", "dog")
     expected = [name.lower() == "dog" or name[:9] in (PUG, CHIHUAHUA) for name in class_names]
     np.testing.assert_array_equal(found, expected)

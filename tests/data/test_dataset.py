@@ -15,7 +15,7 @@ from PIL import Image
 from jaxdnn.data.dataset import Dataset, Split, load
 from jaxdnn.data.decode import UnreadableImage
 from jaxdnn.data.parallel import map_in_order
-from jaxdnn.data.positive import positive_task
+from jaxdnn.data.positive import binarise_labels
 from jaxdnn.data.predict_inputs import read_images
 from jaxdnn.data.stream import StreamedImages
 from jaxdnn.errors import InputError
@@ -138,7 +138,7 @@ def test_a_positive_class_that_cannot_be_is_refused(tmp_path, positive, message)
 def test_long_lists_of_classes_are_cut():
     names = [f"class_{i}" for i in range(1000)]
     with pytest.raises(InputError, match=r"class_19, … \(980 more\)") as caught:
-        positive_task(np.arange(1000, dtype=np.int32), names, ("x",))
+        binarise_labels(np.arange(1000, dtype=np.int32), names, ("x",))
     assert len(str(caught.value)) < 500
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxdnn.data.augment import make_augment
-from jaxdnn.data.pipeline import make_order, make_prepare, resolve_batch_size, standardise
-from jaxdnn.data.standard import Standard, measure_standard
+from jaxdnn.data.pipeline import make_order, make_prepare, normalise_images, resolve_batch_size
+from jaxdnn.data.pixel_stats import PixelStats, measure_pixel_stats
 from jaxdnn.errors import InputError
 from jaxdnn.options import AugmentOptions
 
@@ -72,11 +72,11 @@ def test_balanced_batches_draw_every_image_of_a_class_equally_often():
 
 
 def test_statistics_are_numpy_s_over_the_standardised_images_mean_0_and_deviation_1():
-    standard = measure_standard(IMAGES)
+    pixel_stats = measure_pixel_stats(IMAGES)
     values = IMAGES.astype(np.float64) / 255
-    np.testing.assert_allclose(standard.mean, values.mean(axis=(0, 1, 2)), rtol=1e-12)
-    np.testing.assert_allclose(standard.std, values.std(axis=(0, 1, 2)), rtol=1e-12)
-    result = np.asarray(standardise(jnp.asarray(IMAGES), standard), np.float64)
+    np.testing.assert_allclose(pixel_stats.mean, values.mean(axis=(0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(pixel_stats.std, values.std(axis=(0, 1, 2)), rtol=1e-12)
+    result = np.asarray(normalise_images(jnp.asarray(IMAGES), pixel_stats), np.float64)
     np.testing.assert_allclose(result.mean(axis=(0, 1, 2)), 0, atol=1e-6)
     np.testing.assert_allclose(result.std(axis=(0, 1, 2)), 1, rtol=1e-5)
 
@@ -84,35 +84,38 @@ def test_statistics_are_numpy_s_over_the_standardised_images_mean_0_and_deviatio
 def test_a_channel_without_variation_becomes_zero():
     images = IMAGES.copy()
     images[..., 1] = 100
-    result = np.asarray(standardise(jnp.asarray(images), measure_standard(images)))
+    result = np.asarray(normalise_images(jnp.asarray(images), measure_pixel_stats(images)))
     np.testing.assert_allclose(result[..., 1], 0, atol=1e-6)
     assert np.isfinite(result).all()
 
 
 def test_whole_numbers_and_floats_standardise_alike():
-    standard = Standard((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    pixel_stats = PixelStats((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
     floats = jnp.float32(IMAGES) / 255
     np.testing.assert_allclose(
-        standardise(jnp.asarray(IMAGES), standard), standardise(floats, standard), 1e-6, 1e-6
+        normalise_images(jnp.asarray(IMAGES), pixel_stats),
+        normalise_images(floats, pixel_stats),
+        1e-6,
+        1e-6,
     )
 
 
 def test_prepare_without_augmentation_is_standardisation():
-    standard = measure_standard(IMAGES)
-    prepare = make_prepare(AugmentOptions(), standard)
-    expected = standardise(jnp.asarray(IMAGES), standard)
+    pixel_stats = measure_pixel_stats(IMAGES)
+    prepare = make_prepare(AugmentOptions(), pixel_stats)
+    expected = normalise_images(jnp.asarray(IMAGES), pixel_stats)
     np.testing.assert_allclose(
         prepare(KEYS[0], jnp.asarray(IMAGES)), expected, rtol=1e-5, atol=1e-6
     )
 
 
 def test_prepare_augments_every_image_with_a_key_of_its_own():
-    options, standard = AugmentOptions(noise=0.1), Standard((0.0,) * 3, (1.0,) * 3)
+    options, pixel_stats = AugmentOptions(noise=0.1), PixelStats((0.0,) * 3, (1.0,) * 3)
     same = jnp.asarray(np.tile(IMAGES[:1], (4, 1, 1, 1)))
-    batch = np.asarray(make_prepare(options, standard)(KEYS[0], same))
+    batch = np.asarray(make_prepare(options, pixel_stats)(KEYS[0], same))
     assert all((batch[i] != batch[j]).any() for i in range(4) for j in range(i))
     # A key that differs gives another batch, and each image is one that `augment` can give.
-    assert (make_prepare(options, standard)(KEYS[1], same) != batch).any()
+    assert (make_prepare(options, pixel_stats)(KEYS[1], same) != batch).any()
     keys = jax.random.split(KEYS[0], 4)
     expected = np.stack([make_augment(options)(key, same[0]) for key in keys])
     np.testing.assert_allclose(batch, expected, rtol=1e-5, atol=1e-6)

@@ -64,7 +64,7 @@ def test_a_stream_is_what_is_in_memory(folder, cache_bytes):
             np.testing.assert_array_equal(
                 ours.images[np.arange(len(ours.names))], theirs.in_memory()
             )
-        assert dataset.train.standard() == whole.train.standard()
+        assert dataset.train.pixel_stats() == whole.train.pixel_stats()
 
 
 def test_batches_come_in_order_and_each_image_by_its_place(folder):
@@ -106,7 +106,7 @@ def test_a_first_look_that_is_interrupted_keeps_what_it_has_decoded(folder, deco
     dataset = streamed(folder, cache_bytes=1e9)
     assert len(decoded_names) == len(set(decoded_names)) == 60
     assert dataset.inventory == whole.inventory
-    assert dataset.train.standard() == whole.train.standard()
+    assert dataset.train.pixel_stats() == whole.train.pixel_stats()
 
 
 def test_a_cache_keeps_to_its_bound_and_old_ones_go(folder, decoded_names):
@@ -126,7 +126,7 @@ def test_a_damaged_survey_or_cache_is_made_again(folder):
     for file in (folder / ".jaxdnn").iterdir():
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     dataset = streamed(folder, cache_bytes=1e9)
-    assert dataset.train.standard() == whole.train.standard()
+    assert dataset.train.pixel_stats() == whole.train.pixel_stats()
     for ours, theirs in zip(images_of(dataset), parts(whole), strict=True):
         np.testing.assert_array_equal(ours, theirs.in_memory())
 

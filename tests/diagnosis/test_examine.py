@@ -16,7 +16,7 @@ from jaxdnn.diagnosis.graph import make_graph
 from jaxdnn.diagnosis.measure import make_pass
 from jaxdnn.diagnosis.terms import layer_terms, log_factor
 from jaxdnn.diagnosis.trace import trace
-from jaxdnn.layers import UnitOptions
+from jaxdnn.layers import BlockOptions
 from jaxdnn.models import make_mlp
 from tests.diagnosis import zoo
 
@@ -129,7 +129,7 @@ def is_key(x):
 
 
 def test_delta_and_pre_activations_are_those_of_the_probes_in_models():
-    unit = UnitOptions(make_activation("tanh"))
+    unit = BlockOptions(make_activation("tanh"))
     model = make_mlp((4,), 3, widths=(8, 8), unit=unit)
     params, stats = model.init(jax.random.key(0))
     zeros = {path: jnp.zeros((6, width)) for path, width in

@@ -8,7 +8,7 @@ import pytest
 from jaxdnn import gradient_flow
 from jaxdnn.activations import make_activation
 from jaxdnn.initializers import make_initializer
-from jaxdnn.layers import Norm, UnitOptions
+from jaxdnn.layers import BlockOptions, Norm
 from jaxdnn.models import make_mlp
 from jaxdnn.propagation.moments import rms
 from jaxdnn.propagation.plain_network import (
@@ -36,7 +36,7 @@ def small(norm: Norm = "none", activation="tanh", **options):
 @pytest.mark.parametrize("norm", ["none", "batch", "layer"])
 def test_agrees_with_the_general_network_code(norm):
     kernels, batch, moments = small(norm)
-    unit = UnitOptions(make_activation("tanh"), norm=norm)
+    unit = BlockOptions(make_activation("tanh"), norm=norm)
     model = make_mlp((4,), 3, widths=(WIDTH,) * (DEPTH - 1), unit=unit)
     params, stats = model.init(jax.random.key(0))
     all_kernels = [kernels.first, *kernels.hidden, kernels.last]

@@ -9,15 +9,15 @@ import pytest
 from jaxdnn import run_folder
 from jaxdnn.activations import make_activation
 from jaxdnn.config import Config
-from jaxdnn.data.pipeline import standardise
+from jaxdnn.data.pipeline import normalise_images
 from jaxdnn.errors import Interrupted
 from jaxdnn.layers import Norm
 from jaxdnn.options import DataOptions, ModelOptions, OptimizerOptions, TrainOptions
-from jaxdnn.propagation.race import Race
-from jaxdnn.propagation.race_network import make_lane
-from jaxdnn.propagation.race_program import initial_states, make_race
-from jaxdnn.propagation.race_run import run_race
-from jaxdnn.propagation.race_table import LEARNED, guess_loss, judge, summary
+from jaxdnn.race.race import Race
+from jaxdnn.race.race_network import make_lane
+from jaxdnn.race.race_program import initial_states, make_race
+from jaxdnn.race.race_run import run_race
+from jaxdnn.race.race_table import LEARNED, guess_loss, judge, race_summary
 from jaxdnn.run_folder import read_metrics
 from jaxdnn.training.run import load_data, train
 from jaxdnn.training.setup import init_state, make_setup
@@ -138,7 +138,7 @@ def test_first_record_is_the_loss_of_the_first_batch(race, finished):
     logits = setup.model.apply(
         jax.tree.map(np.zeros_like, state.params),
         state.batch_stats,
-        standardise(setup.dataset.train.images[:4], setup.standard),
+        normalise_images(setup.dataset.train.images[:4], setup.pixel_stats),
     ).logits
     # All weights zero: two equal logits.
     np.testing.assert_array_equal(logits, 0)
@@ -226,7 +226,7 @@ def test_guessing_is_the_entropy_of_the_classes():
 
 def test_summary_says_what_the_sweep_says(race, finished):
     results, setup, _ = finished
-    lines = summary(race, results, guess_loss(setup.dataset.train.labels))
+    lines = race_summary(race, results, guess_loss(setup.dataset.train.labels))
     assert len(lines) == 9
     verdicts = {(key.initializer, key.activation): flow.verdict for key, _, flow in lines}
     for activation in race.activations:

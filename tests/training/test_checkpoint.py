@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from jaxdnn.errors import InputError
-from jaxdnn.layers import UnitOptions
+from jaxdnn.layers import BlockOptions
 from jaxdnn.models import make_mlp
 from jaxdnn.training.checkpoint import Checkpoints, read_best
 from jaxdnn.training.flat import all_finite, flatten, unflatten
@@ -17,7 +17,7 @@ KEY = jax.random.key(0)
 
 
 def train_state(width=4, seed=0):
-    model = make_mlp((3,), 2, widths=(width,), unit=UnitOptions(norm="batch"))
+    model = make_mlp((3,), 2, widths=(width,), unit=BlockOptions(norm="batch"))
     return make_init(model, optax.adam(0.1))(jax.random.key(seed))
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from jaxdnn.config import Config
 from jaxdnn.data.dataset import Dataset, Split
-from jaxdnn.data.pipeline import standardise
-from jaxdnn.data.standard import measure_standard
-from jaxdnn.layers import UnitOptions
+from jaxdnn.data.pipeline import normalise_images
+from jaxdnn.data.pixel_stats import measure_pixel_stats
+from jaxdnn.layers import BlockOptions
 from jaxdnn.models import make_mlp
 from jaxdnn.options import ModelOptions, TrainOptions
 from jaxdnn.training.evaluate import make_estimate_batch_stats, make_predict, pool
@@ -18,11 +18,11 @@ from jaxdnn.training.setup import init_state, make_setup
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (24, 2, 3, 1), np.uint8)
-STANDARD = measure_standard(IMAGES)
+STANDARD = measure_pixel_stats(IMAGES)
 
 
 def network(norm_momentum=0.9, widths=(5, 4)):
-    unit = UnitOptions(norm="batch", norm_momentum=norm_momentum, dropout=0.5)
+    unit = BlockOptions(norm="batch", norm_momentum=norm_momentum, dropout=0.5)
     model = make_mlp((2, 3, 1), 3, widths=widths, unit=unit)
     return model, *model.init(jax.random.key(0))
 
@@ -32,7 +32,7 @@ def test_predict_gives_each_image_its_own_logits(num):
     model, params, batch_stats = network()
     images = jnp.asarray(IMAGES[:num])
     logits = make_predict(model, STANDARD, batch_size=8)(params, batch_stats, images)
-    expected = model.apply(params, batch_stats, standardise(images, STANDARD)).logits
+    expected = model.apply(params, batch_stats, normalise_images(images, STANDARD)).logits
     assert logits.shape == (num, 3)
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
 
@@ -53,7 +53,7 @@ def estimated(batch_size, shift=0.0):
 @pytest.mark.parametrize("batch_size", [4, 8, 24])
 def test_the_first_layer_s_statistics_are_those_of_the_whole_set(batch_size):
     params, stats = estimated(batch_size)
-    x = np.asarray(standardise(jnp.asarray(IMAGES), STANDARD)).reshape(24, -1)
+    x = np.asarray(normalise_images(jnp.asarray(IMAGES), STANDARD)).reshape(24, -1)
     z = x @ np.asarray(params["layers"][0]["linear"]["kernel"])
     np.testing.assert_allclose(stats["layers"][0]["norm"]["mean"], z.mean(axis=0), 1e-4, 1e-5)
     np.testing.assert_allclose(stats["layers"][0]["norm"]["var"], z.var(axis=0), rtol=1e-4)
@@ -63,7 +63,7 @@ def test_in_one_batch_evaluation_equals_training():
     """Every layer then sees in evaluation the normalisation that it saw in training."""
     params, stats = estimated(24)
     model, *_ = network()
-    batch = standardise(jnp.asarray(IMAGES), STANDARD)
+    batch = normalise_images(jnp.asarray(IMAGES), STANDARD)
     training = model.apply(params, stats, batch, training=True).logits
     np.testing.assert_allclose(model.apply(params, stats, batch).logits, training, 1e-4, 1e-4)
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdnn.layers import UnitOptions
+from jaxdnn.layers import BlockOptions
 from jaxdnn.models import make_mlp
 from jaxdnn.training.skip import MAX_IN_A_ROW, is_good
 from jaxdnn.training.step import make_init, make_step
@@ -20,7 +20,7 @@ NAN = GOOD[0].at[1, 2].set(jnp.nan)
 
 def machine(on_nan):
     """An initial state, and the compiled step of a network with batch norm and momentum."""
-    model = make_mlp((4,), 3, widths=(5,), unit=UnitOptions(norm="batch"))
+    model = make_mlp((4,), 3, widths=(5,), unit=BlockOptions(norm="batch"))
     optimizer = optax.sgd(0.1, momentum=0.9)
     step = make_step(
         model,

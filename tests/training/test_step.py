@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdnn.layers import UnitOptions
+from jaxdnn.layers import BlockOptions
 from jaxdnn.models import make_mlp
 from jaxdnn.training.skip import Skipped
 from jaxdnn.training.step import (
@@ -42,7 +42,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def classifier(weights=(1.0, 1.0, 1.0), *, prepare=prepare, limit=1e3, rate=LEARNING_RATE, **unit):
     """The init and step of a linear classifier, or of one hidden layer where `unit` is given."""
-    options = UnitOptions(**unit) if unit else None
+    options = BlockOptions(**unit) if unit else None
     model = make_mlp((2, 2, 1), 3, widths=(4,) if unit else (), unit=options)
     optimizer = optax.sgd(rate)
     step = make_step(

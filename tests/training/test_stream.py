@@ -35,7 +35,7 @@ def streamed(dataset: Dataset) -> Dataset:
         read = split.in_memory().__getitem__
         source = Source("memory", ("0", "1"), split.names, split.labels, np.array([]), read)
         reader = Reader(source, split.images.shape[1:], max_workers=3)
-        images = StreamedImages(reader, np.arange(len(split.labels)), dataset.train.standard())
+        images = StreamedImages(reader, np.arange(len(split.labels)), dataset.train.pixel_stats())
         return dataclasses.replace(split, images=images)
 
     return dataclasses.replace(

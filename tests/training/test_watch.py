@@ -10,7 +10,7 @@ import pytest
 
 from jaxdnn.config import Config
 from jaxdnn.data.dataset import Dataset, Split
-from jaxdnn.layers import UnitOptions
+from jaxdnn.layers import BlockOptions
 from jaxdnn.models import make_mlp
 from jaxdnn.options import AugmentOptions, ModelOptions, OptimizerOptions, TrainOptions
 from jaxdnn.report.gradients import draw_gradients
@@ -156,7 +156,9 @@ def test_a_look_is_the_lectures_backward_pass_by_hand(plain):
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state.params)
     kernels = [params["layers"][i]["linear"]["kernel"] for i in (0, 1)] + [params["head"]["kernel"]]
     pixels, labels = first_batch(setup)
-    hs = [((pixels / 255 - setup.standard.mean) / setup.standard.std).reshape(len(labels), -1)]
+    hs = [
+        ((pixels / 255 - setup.pixel_stats.mean) / setup.pixel_stats.std).reshape(len(labels), -1)
+    ]
     for kernel in kernels[:-1]:
         hs.append(np.tanh(hs[-1] @ kernel))
     logits = hs[-1] @ kernels[-1]
@@ -232,7 +234,7 @@ def test_dead_units_are_seen():
 
 
 def test_layers_come_in_the_order_of_the_network():
-    model = make_mlp((2, 2, 1), 3, widths=(5,) * 12, unit=UnitOptions())
+    model = make_mlp((2, 2, 1), 3, widths=(5,) * 12, unit=BlockOptions())
     layers = layers_of(model, (2, 2, 1))
     assert [layer.path for layer in layers] == [f"layers/{i}" for i in range(12)] + ["head"]
     assert [layer.fan_in for layer in layers[:2]] == [4, 5]

@@ -14,7 +14,7 @@ NUM_VALUES = 256
 _PORTION = 64
 
 
-class Standard(NamedTuple):
+class PixelStats(NamedTuple):
     """Mean and standard deviation of each channel of the training images, black 0 to white 1."""
 
     mean: tuple[float, ...]
@@ -36,7 +36,7 @@ def count_values(
     return counts
 
 
-def standard_from_counts(counts: Int64[np.ndarray, "channel 256"]) -> Standard:
+def pixel_stats_from_counts(counts: Int64[np.ndarray, "channel 256"]) -> PixelStats:
     """Return mean and standard deviation of values / 255 that occur so often."""
     values = np.arange(NUM_VALUES) / 255
     means = [float(np.average(values, weights=weights)) for weights in counts]
@@ -45,9 +45,9 @@ def standard_from_counts(counts: Int64[np.ndarray, "channel 256"]) -> Standard:
         for mean, weights in zip(means, counts, strict=True)
     ]
     # A channel without variation would be divided by 0; it is left at 0 instead.
-    return Standard(tuple(means), tuple(std or 1.0 for std in stds))
+    return PixelStats(tuple(means), tuple(std or 1.0 for std in stds))
 
 
-def measure_standard(images: UInt8[np.ndarray, "num height width channel"]) -> Standard:
+def measure_pixel_stats(images: UInt8[np.ndarray, "num height width channel"]) -> PixelStats:
     """Measure images in portions that fit in memory."""
-    return standard_from_counts(count_values(images))
+    return pixel_stats_from_counts(count_values(images))

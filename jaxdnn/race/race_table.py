@@ -11,23 +11,22 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxdnn import run_folder
-from jaxdnn.propagation.race import Curves, Race
-from jaxdnn.propagation.race_run import Results
-from jaxdnn.propagation.table import Combination, header, network_rows
-from jaxdnn.propagation.verdict import Flow, summarise
+from jaxdnn.propagation import Combination, Flow, header, network_rows, summarise
+from jaxdnn.race.race import Curves, Race
+from jaxdnn.race.race_run import Results
 
 # A network has learned where its loss is below this share of that of guessing.
 LEARNED = 0.9
 
 
-def write_csv(race: Race, results: Results, path: Path) -> None:
+def write_race_csv(race: Race, results: Results, path: Path) -> None:
     """Write race.csv: a row for each network and recorded step."""
     rows = (
         row
         for key, own in _by_combination(race, results)
         for row in network_rows(key, race.seeds, race.recorded_steps.tolist(), own, Curves._fields)
     )
-    run_folder.write_csv(path, header("step", Curves._fields), rows)
+    run_folder.write_race_csv(path, header("step", Curves._fields), rows)
 
 
 def _by_combination(race: Race, results: Results) -> Iterator[tuple[Combination, Results]]:
@@ -73,7 +72,9 @@ def judge(loss: Float[np.ndarray, "seed step"], steps: np.ndarray, guess: float)
     return Outcome(True, int(steps[first]), final)
 
 
-def summary(race: Race, results: Results, guess: float) -> list[tuple[Combination, Outcome, Flow]]:
+def race_summary(
+    race: Race, results: Results, guess: float
+) -> list[tuple[Combination, Outcome, Flow]]:
     """Return how every combination did, next to the sweep's verdict before training."""
     return [
         (

@@ -16,11 +16,9 @@ from jax.sharding import AxisType, PartitionSpec
 
 from jaxdnn.activations import make_activation
 from jaxdnn.models import Model
-from jaxdnn.propagation.race import Curves, Race, Start
-from jaxdnn.propagation.race_network import Lane, Weights, make_run, make_start, orders
-from jaxdnn.training.keys import seed_keys
-from jaxdnn.training.network import make_model
-from jaxdnn.training.setup import Setup
+from jaxdnn.race.race import Curves, Race, Start
+from jaxdnn.race.race_network import Lane, Weights, make_run, make_start, orders
+from jaxdnn.training import Setup, make_model, seed_keys
 
 # (activation index, weights stacked over initializers, lane) -> stacked results
 Program = Callable[[Array | int, Weights, Lane], tuple[Curves, Start]]

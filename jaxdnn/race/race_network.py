@@ -11,17 +11,23 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxdnn.activations import make_activation
-from jaxdnn.data.dataset import Dataset
-from jaxdnn.data.pipeline import make_prepare
-from jaxdnn.data.standard import Standard
+from jaxdnn.data import Dataset, PixelStats, make_prepare
 from jaxdnn.losses import cross_entropy, predictions
 from jaxdnn.models import BatchStats, Params
-from jaxdnn.propagation.moments import Kernels, measure, rms
-from jaxdnn.propagation.plain_network import LOSSES
-from jaxdnn.propagation.race import Curves, Race, Start
-from jaxdnn.training.keys import epoch_key, run_keys, seed_keys, step_keys
-from jaxdnn.training.setup import Setup, make_order_of, make_step_of
-from jaxdnn.training.step import Sums, TrainState, start_state
+from jaxdnn.propagation import LOSSES, Kernels, measure, rms
+from jaxdnn.race.race import Curves, Race, Start
+from jaxdnn.training import (
+    Setup,
+    Sums,
+    TrainState,
+    epoch_key,
+    make_order_of,
+    make_step_of,
+    run_keys,
+    seed_keys,
+    start_state,
+    step_keys,
+)
 
 
 class Lane(NamedTuple):
@@ -29,7 +35,7 @@ class Lane(NamedTuple):
 
     images: Array
     labels: Array
-    standard: Standard
+    pixel_stats: PixelStats
     key: Array
 
 
@@ -41,7 +47,7 @@ def make_lane(dataset: Dataset, seed: int) -> Lane:
     """Put on the device what the networks of one seed share."""
     _, run_key = seed_keys(seed)
     images, labels = map(jnp.asarray, (dataset.train.in_memory(), dataset.train.labels))
-    return Lane(images, labels, dataset.train.standard(), run_key)
+    return Lane(images, labels, dataset.train.pixel_stats(), run_key)
 
 
 def orders(race: Race, setup: Setup, lane: Lane) -> Array:
@@ -62,8 +68,8 @@ def make_run(race: Race, setup: Setup) -> Callable[[Weights, Lane, Array], Curve
     look_at = _make_look(setup)
 
     def run(weights: Weights, lane: Lane, orders: Array) -> Curves:
-        own = dataclasses.replace(setup, standard=lane.standard)
-        step, prepare = make_step_of(own), make_prepare(own.config.augment, own.standard)
+        own = dataclasses.replace(setup, pixel_stats=lane.pixel_stats)
+        step, prepare = make_step_of(own), make_prepare(own.config.augment, own.pixel_stats)
         _, steps_key = run_keys(lane.key)
 
         def take_step(state: TrainState) -> TrainState:
@@ -134,7 +140,9 @@ def make_start(race: Race, setup: Setup) -> Callable[[Array | int, Weights, Lane
     steepest = jnp.array([max(map(abs, phi.derivative_range)) for phi in phis])
 
     def start(which: Array | int, weights: Weights, lane: Lane, orders: Array) -> Start:
-        images = make_prepare(race.config.augment, lane.standard)(lane.key, lane.images[orders[0]])
+        images = make_prepare(race.config.augment, lane.pixel_stats)(
+            lane.key, lane.images[orders[0]]
+        )
         moments = measure(
             _kernels(weights[0]),
             images.reshape(setup.batch_size, -1),

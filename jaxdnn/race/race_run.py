@@ -11,12 +11,12 @@ import jax
 import numpy as np
 
 from jaxdnn.config import Config
-from jaxdnn.data.dataset import Dataset
-from jaxdnn.propagation.cells import is_due, load_cell, save_cell
-from jaxdnn.propagation.race import Race
-from jaxdnn.propagation.race_network import make_lane
-from jaxdnn.propagation.race_program import initial_states, make_race
-from jaxdnn.training.setup import Setup
+from jaxdnn.data import Dataset
+from jaxdnn.propagation import is_due, load_cell, save_cell
+from jaxdnn.race.race import Race
+from jaxdnn.race.race_network import make_lane
+from jaxdnn.race.race_program import initial_states, make_race
+from jaxdnn.training import Setup
 
 # Statistic -> (initializer, activation, seed, recorded step, or layer for those of `Start`).
 Results = dict[str, np.ndarray]
