@@ -1,10 +1,16 @@
 """jaxdnn: can this network learn, and if not, which layer stops it, why, and what should change."""
 
-from jaxdnn.xla import set_flags
+from jaxdnn.diagnosis import Diagnosis, assert_trainable, diagnose
+from jaxdnn.errors import InputError
+from jaxdnn.propagation import gradient_flow
 
-set_flags()
+__version__ = "0.1.0"
 
-from jaxdnn.diagnosis import assert_trainable, diagnose  # noqa: E402
-from jaxdnn.propagation import gradient_flow  # noqa: E402
-
-__all__ = ["assert_trainable", "diagnose", "gradient_flow"]
+__all__ = [
+    "Diagnosis",
+    "InputError",
+    "__version__",
+    "assert_trainable",
+    "diagnose",
+    "gradient_flow",
+]

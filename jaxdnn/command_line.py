@@ -1,4 +1,4 @@
-"""What the programs in experiments/ share: options from dataclasses, and one-line errors."""
+"""What the commands share: options from dataclasses, one-line errors, a stop that saves first."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import tyro
 
 from jaxdnn.errors import InputError
+from jaxdnn.xla import set_flags
 
 T = TypeVar("T")
 
@@ -30,6 +31,7 @@ _DISK_ERRORS = {
     errno.EPERM: "mend its permissions, or choose another folder",
     errno.EIO: "check the disk",
 }
+_PLACE = "DESCRIPTION"
 _RULE = re.compile(r"-*")
 _BORDERS = re.compile(r"[│╭╮╰╯─]+")
 
@@ -44,25 +46,42 @@ def parse(
       default: values of the options that are not given; None where `kind` has them all.
       args: the command line, without the program.
       prog: name of the program.
-      description: what `--help` opens with.
+      description: what `--help` opens with; its lines stay as they are.
 
     Raises:
       InputError: with tyro's message on one line.
     """
-    said = io.StringIO()
+    shown, said = _Help(sys.stdout), io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(said):
             return tyro.cli(
                 tyro.conf.OmitArgPrefixes[kind],
                 default=tyro.MISSING_NONPROP if default is None else default,
                 args=list(args),
                 prog=prog,
-                description=description,
+                description=_PLACE,
             )
     except SystemExit as stop:
-        if stop.code == 0:
-            raise
-        raise InputError(_one_line(said.getvalue(), prog)) from None
+        if stop.code != 0:
+            raise InputError(_one_line(said.getvalue(), prog)) from None
+        # Tyro would run the lines of the examples together.
+        say(shown.getvalue().replace(_PLACE, (description or "").strip()).rstrip())
+        raise
+
+
+class _Help(io.StringIO):
+    """Keeps what is printed; boxes and colours are drawn as they would be for `stdout`."""
+
+    def __init__(self, stdout: TextIO) -> None:
+        super().__init__()
+        self._stdout = stdout
+
+    @property
+    def encoding(self) -> str:
+        return self._stdout.encoding
+
+    def isatty(self) -> bool:
+        return self._stdout.isatty()
 
 
 def _one_line(box: str, prog: str) -> str:
@@ -77,12 +96,19 @@ def _one_line(box: str, prog: str) -> str:
 
 
 def run(main: Callable[[], int]) -> None:
-    """Exit with what `main` returns; report bad input on one line, without a traceback."""
+    """Exit with what a command's `main` returns; say what is wrong on one line, not in a traceback.
+
+    The flags of the compiler are set first, so nothing may be computed before.
+    """
+    set_flags()
     try:
         code = main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except BrokenPipeError:
+        _close_stdout()
+        code = 1
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
@@ -93,9 +119,6 @@ def run(main: Callable[[], int]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED_EXIT_CODE
-    except BrokenPipeError:
-        _close_stdout()
-        code = 1
     sys.exit(code)
 
 

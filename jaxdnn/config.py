@@ -1,6 +1,6 @@
 """The settings of a training run, kept as JSON beside the results.
 
-Every default lives in `jaxdnn/options/`, or in the recipe that overrides it (`recipes.py`).
+Every default lives in `jaxdnn/options.py`, or in the recipe that overrides it (`recipes.py`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Settings of the XLA compiler, made before it starts: importing `jaxdnn` is enough.
+"""Settings of the XLA compiler, which the commands make before their first computation.
 
-Only the folder in which compiled programs are kept is up to each command.
+Importing `jaxdnn` makes none: in somebody's own program they are theirs to choose.
 """
 
 import contextlib
@@ -21,7 +21,6 @@ CACHE_BYTES = 2**30
 # the process at a flag that it does not know, so this is only for versions tried with it.
 _CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 _KNOWN_TO = ("0.10.", "0.12.")
-
 
 _DEVICES = "--xla_force_host_platform_device_count"
 
