@@ -69,19 +69,16 @@ def parse(
         raise
 
 
-class _Help(io.StringIO):
+class _Help(io.TextIOWrapper):
     """Keeps what is printed; boxes and colours are drawn as they would be for `stdout`."""
 
     def __init__(self, stdout: TextIO) -> None:
-        super().__init__()
-        self._stdout = stdout
+        super().__init__(io.BytesIO(), stdout.encoding, errors="replace", write_through=True)
+        self.isatty = stdout.isatty
 
-    @property
-    def encoding(self) -> str:
-        return self._stdout.encoding
-
-    def isatty(self) -> bool:
-        return self._stdout.isatty()
+    def getvalue(self) -> str:
+        self.seek(0)
+        return self.read()
 
 
 def _one_line(box: str, prog: str) -> str:
