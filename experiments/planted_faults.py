@@ -25,8 +25,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from benchmarks.resume import work_through
 from planted.draws import FAULTS, Case, make_case
-from resume import work_through
 
 from jaxdnn import command_line
 from jaxdnn.diagnosis import diagnose, examine, make_optimizer, make_rehearsal, verdict

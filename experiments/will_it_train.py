@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from resume import item_of, work_through
+from benchmarks.resume import item_of, work_through
 from trainability.family import Member, draw_groups
 from trainability.repair import make_repair
 from trainability.table import markdown

@@ -1,17 +1,27 @@
-"""Interleaved timing: contenders take turns, so that what slows the machine slows them all."""
+"""Interleaved timing, and the machine that its figures depend on.
+
+Contenders take turns, so that what slows the machine slows them all.
+"""
 
 from __future__ import annotations
 
+import importlib.metadata
 import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from jaxdnn.errors import InputError
 
 Work = Callable[[int], None]
 """Does so many units of work, one after the other, and returns when the last is finished."""
+
+OURS = "jaxdnn"
+HINT = "bench.py needs PyTorch: pip install -e '.[bench]' (a CPU build of it is enough)"
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "torch", "opencv-python-headless")
 
 # A thread pool that has just worked spins for a while before it sleeps, and would slow the next.
 PAUSE_SECONDS = 0.05
@@ -111,3 +121,28 @@ def _fields(path: str, first: int, count: int) -> list[int]:
 def ratios(theirs: list[float], ours: list[float]) -> Spread:
     """Return how many times as long as ours theirs takes, over the rounds."""
     return Spread.of([a / b for a, b in zip(theirs, ours, strict=True)])
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return what the figures depend on."""
+    return {
+        "cores": num_cores(),
+        "load_average": os.getloadavg()[0],
+        "versions": {name: version for name in _PACKAGES if (version := _version(name))},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def make_folder(path: Path) -> None:
+    """Make the output folder; raise InputError where it cannot be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "bench.md").touch()
+    except OSError as error:
+        raise InputError(f"--out {path} cannot be written ({error}); choose another") from error

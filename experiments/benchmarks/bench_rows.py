@@ -1,4 +1,7 @@
-"""What is measured: each row is one piece of work that several contenders do."""
+"""What is measured: each row is one piece of work that several contenders do.
+
+Ours is the package's own step, its compiled epoch and its sweep, as a training run uses them.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,34 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import bench_pytorch as pytorch
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
+from timing import OURS, Work
 
+from jaxdnn import optim
+from jaxdnn.activations import make_activation
 from jaxdnn.config import Config
 from jaxdnn.data import Dataset
+from jaxdnn.initializers import make_initializer
 from jaxdnn.layers import BlockOptions
-from jaxdnn.models import make_convnet, make_mlp
+from jaxdnn.models import Model, make_convnet, make_mlp
 from jaxdnn.options import AugmentOptions, ModelOptions, OptimizerOptions
-from jaxdnn.propagation import Architecture
+from jaxdnn.propagation import Architecture, make_sweep
 from jaxdnn.recipes import DEEP, RECIPES
-from jaxdnn.training import load_data
+from jaxdnn.run_folder import RunFolder
+from jaxdnn.training import (
+    Recorder,
+    init_state,
+    load_data,
+    make_init,
+    make_program,
+    make_setup,
+    make_step,
+)
 
-from . import gradient_flow, ours, pytorch
-from .timing import Work
-
-OURS = "jaxdnn"
 HOOKS = "PyTorch with hooks"
 WATCHED = "jaxdnn, watched"
 EAGER, COMPILED = "PyTorch eager", "torch.compile"
@@ -57,6 +71,97 @@ class Row(NamedTuple):
     more_rounds: int = 1
 
 
+def make_step_work(
+    model: Model, optimizer: OptimizerOptions, inputs: np.ndarray, labels: np.ndarray
+) -> Work:
+    """Return the work of training steps on one float32 batch: compiled, the state donated."""
+    schedule = optim.make_schedule(optimizer, steps_per_epoch=1, num_steps=1)
+    chain = optim.make_optimizer(optimizer, schedule, num_examples=len(labels))
+    step = make_step(
+        model,
+        chain,
+        prepare=lambda key, batch: batch,
+        class_weights=jnp.ones(2),
+        loss_limit=np.inf,
+    )
+    compiled = jax.jit(step, donate_argnums=1)
+    state = jax.jit(make_init(model, chain))(jax.random.key(0))
+    key, images, classes = jax.random.key(1), jnp.asarray(inputs), jnp.asarray(labels)
+
+    def work(num_steps: int) -> None:
+        nonlocal state
+        for _ in range(num_steps):
+            state = compiled(key, state, images, classes)
+        jax.block_until_ready(state)
+
+    return work
+
+
+def make_epoch_work(config: Config, dataset: Dataset) -> Work:
+    """Return the work of whole epochs: one compiled program, from uint8 images on the device."""
+    setup = make_setup(config, dataset)
+    program, state = make_program(setup), init_state(setup)
+
+    def work(num_epochs: int) -> None:
+        nonlocal state
+        for _ in range(num_epochs):
+            state = program.train(state, setup.steps_per_epoch)
+        jax.block_until_ready(state)
+
+    return work
+
+
+def make_watched_epoch_work(config: Config, dataset: Dataset, folder: Path) -> Work:
+    """Return the work of `make_epoch_work` with `watch_gradients`, its files and warnings."""
+    setup = make_setup(config, dataset)
+    program, state = make_program(setup), init_state(setup)
+    watch = program.watch
+    assert watch is not None
+    recorder = Recorder(RunFolder(folder), num_steps=1, batch_size=1, start=0, progress=False)
+
+    def work(num_epochs: int) -> None:
+        nonlocal state
+        for _ in range(num_epochs):
+            state = watch.train(state, setup.steps_per_epoch)
+            watch.record(recorder)
+        jax.block_until_ready(state)
+
+    return work
+
+
+def make_matmul_work(size: int) -> Work:
+    """Return the work of float32 matrix products, size x size."""
+    left, right = jax.random.normal(jax.random.key(0), (2, size, size))
+    product = jax.jit(jnp.matmul)
+
+    def work(num_products: int) -> None:
+        for _ in range(num_products):
+            jax.block_until_ready(product(left, right))
+
+    return work
+
+
+def make_sweep_work(architecture: Architecture, batch_size: int) -> Work:
+    """Return the work of all activations on the He networks of one seed, by the compiled sweep.
+
+    A call runs one seed on every device.
+    """
+    sweep = make_sweep(
+        [make_initializer("he_normal")],
+        [make_activation(name) for name in pytorch.ACTIVATIONS],
+        architecture,
+        batch_size=batch_size,
+    )
+    devices = jax.device_count()
+    indices, seeds = jnp.zeros(devices, jnp.int32), jnp.arange(devices)
+
+    def work(num_calls: int) -> None:
+        for call in range(num_calls):
+            jax.block_until_ready(sweep(indices, seeds + call * devices))
+
+    return work
+
+
 def mlp_flops(sizes: Sequence[int], batch_size: int) -> float:
     """Return the matrix-multiply FLOPs of a training step; the first layer's input needs none.
 
@@ -72,7 +177,7 @@ def mlp_step(sizes: Sequence[int], target: float) -> Row:
     inputs = rng.normal(size=(BATCH_SIZE, sizes[0])).astype(np.float32)
     labels = rng.integers(0, sizes[-1], BATCH_SIZE).astype(np.int32)
     model = make_mlp(sizes[:1], sizes[-1], widths=sizes[1:-1], unit=BlockOptions(norm="none"))
-    contenders = {OURS: ours.make_step_work(model, OPTIMIZER, inputs, labels)}
+    contenders = {OURS: make_step_work(model, OPTIMIZER, inputs, labels)}
     for name, compiled in {EAGER: False, COMPILED: True}.items():
         network = pytorch.make_mlp(sizes, batch_norm=False)
         step = pytorch.make_step(network, OPTIMIZER, compiled=compiled)
@@ -93,7 +198,7 @@ def convnet_step(side: int, widths: Sequence[int], stem: int) -> Row:
     labels = rng.integers(0, 2, BATCH_SIZE).astype(np.int32)
     unit = BlockOptions(norm="batch")
     model = make_convnet((side, side, 1), 2, widths=widths, stem=stem, unit=unit)
-    contenders = {OURS: ours.make_step_work(model, OPTIMIZER, inputs, labels)}
+    contenders = {OURS: make_step_work(model, OPTIMIZER, inputs, labels)}
     for name, compiled in {EAGER: False, COMPILED: True}.items():
         network = pytorch.make_convnet(widths, 2, channels=1, stem=stem)
         step = pytorch.make_step(network, OPTIMIZER, compiled=compiled)
@@ -123,8 +228,8 @@ def gradient_flow_grid(depth: int, width: int) -> Row:
     """Make the row of the sweep's grid: nine activations of a seed for every device."""
     num_seeds = jax.device_count()
     architecture = Architecture(depth=depth, width=width)
-    num_activations = len(gradient_flow.ACTIVATIONS)
-    products = (depth - 1) * width**2 + width * gradient_flow.NUM_CLASSES
+    num_activations = len(pytorch.ACTIVATIONS)
+    products = (depth - 1) * width**2 + width * pytorch.NUM_CLASSES
     return Row(
         title=(
             f"gradient flow, {num_activations} activations of {num_seeds} seeds, {depth} layers of "
@@ -132,8 +237,8 @@ def gradient_flow_grid(depth: int, width: int) -> Row:
         ),
         unit="call",
         contenders={
-            OURS: gradient_flow.make_sweep_work(architecture, BATCH_SIZE),
-            HOOKS: gradient_flow.make_hooks_work(architecture, BATCH_SIZE),
+            OURS: make_sweep_work(architecture, BATCH_SIZE),
+            HOOKS: pytorch.make_hooks_work(architecture, BATCH_SIZE, num_seeds),
         },
         flops=num_seeds * num_activations * BATCH_SIZE * (6.0 * products - 2.0 * width**2),
         target=2.5,
@@ -158,7 +263,7 @@ def epoch(augment: AugmentOptions, how: str) -> Row:
             f"MLP {'-'.join(map(str, sizes))}, batch {BATCH_SIZE}, ReLU, batch norm"
         ),
         unit="epoch",
-        contenders={OURS: ours.make_epoch_work(config, dataset), **contenders},
+        contenders={OURS: make_epoch_work(config, dataset), **contenders},
         flops=(num // BATCH_SIZE) * mlp_flops(sizes, BATCH_SIZE),
         target=3.0,
         rivals=(f"{EAGER}, DataLoader", f"{COMPILED}, DataLoader"),
@@ -179,8 +284,8 @@ def watched_epoch(recipe: str, every: int) -> Row:
         title=f"epoch of the recipe {recipe}, and the same with --watch-gradients {every}",
         unit="epoch",
         contenders={
-            OURS: ours.make_epoch_work(config, dataset),
-            WATCHED: ours.make_watched_epoch_work(watched, dataset, folder),
+            OURS: make_epoch_work(config, dataset),
+            WATCHED: make_watched_epoch_work(watched, dataset, folder),
         },
         flops=(len(dataset.train.labels) // BATCH_SIZE) * mlp_flops(sizes, BATCH_SIZE),
         target=0.0,

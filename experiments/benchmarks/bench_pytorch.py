@@ -10,16 +10,28 @@ from typing import Any
 
 import numpy as np
 import torch
+from timing import Work, num_cores, seconds_per_unit
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from jaxdnn.data import PixelStats
 from jaxdnn.options import AugmentOptions, OptimizerOptions
-
-from .timing import Work, num_cores, seconds_per_unit
+from jaxdnn.propagation import Architecture
 
 Step = Callable[[Tensor, Tensor], None]
 Prepare = Callable[[Tensor], Tensor]
+NUM_CLASSES = 10
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "leaky_relu": nn.functional.leaky_relu,
+    "elu": nn.functional.elu,
+    "selu": nn.functional.selu,
+    "gelu": nn.functional.gelu,
+    "silu": nn.functional.silu,
+    "softplus": nn.functional.softplus,
+}
 
 
 def use_all_cores() -> None:
@@ -214,3 +226,61 @@ def make_matmul_work(size: int) -> Work:
             left @ right
 
     return work
+
+
+def make_hooks_work(architecture: Architecture, batch_size: int, devices: int) -> Work:
+    """Return the work of all activations on He networks, eager, with hooks on every layer.
+
+    Less than the sweep does: the shares of dead and saturated units, which need phi' once more, are
+    left out. A call runs `devices` seeds.
+    """
+
+    def work(num_calls: int) -> None:
+        for seed in range(num_calls * devices):
+            torch.manual_seed(seed)
+            layers = _draw(architecture)
+            inputs = torch.randn(batch_size, architecture.width)
+            labels = torch.randint(NUM_CLASSES, (batch_size,))
+            for phi in ACTIVATIONS.values():
+                _measure(layers, phi, inputs, labels)
+
+    return work
+
+
+def _draw(architecture: Architecture) -> list[nn.Linear]:
+    width, depth = architecture.width, architecture.depth
+    sizes = [width] * (depth - 1) + [NUM_CLASSES]
+    layers = [nn.Linear(width, size, bias=False) for size in sizes]
+    for layer in layers:
+        nn.init.kaiming_normal_(layer.weight)
+    return layers
+
+
+def _measure(
+    layers: Sequence[nn.Linear], phi: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor
+) -> list[list[float]]:
+    """Pass a batch forward and back; return what the hooks saw."""
+    seen: list[list[Tensor]] = []
+
+    def forward_hook(_: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> None:
+        with torch.no_grad():
+            unit = z / z.norm(dim=1, keepdim=True)
+            cosine = (unit[1:] * unit[:-1]).sum(1).mean()
+            seen.append([z.mean(), z.square().mean().sqrt(), cosine])
+
+    def backward_hook(_: nn.Module, grads: Any, outputs: Any) -> None:
+        seen.append([outputs[0].square().mean().sqrt()])
+
+    handles = [layer.register_forward_hook(forward_hook) for layer in layers]
+    handles += [layer.register_full_backward_hook(backward_hook) for layer in layers]
+    h = inputs
+    for layer in layers[:-1]:
+        h = phi(layer(h))
+    nn.functional.cross_entropy(layers[-1](h), labels).backward()
+    for layer in layers:
+        assert layer.weight.grad is not None
+        seen.append([layer.weight.grad.square().mean().sqrt()])
+        layer.weight.grad = None
+    for handle in handles:
+        handle.remove()
+    return [[value.item() for value in values] for values in seen]

@@ -1,7 +1,7 @@
 """Measure every recipe over seeds: the table of results in the README.
 
-    python experiments/results.py
-    python experiments/results.py --photos photos.zip       also on 227x227 grey photographs
+    python experiments/benchmarks/results.py
+    python experiments/benchmarks/results.py --photos photos.zip     also on grey photographs
 
 Each run is `deep_dog.py` in a process of its own, timed from start to finish. What is in --out
 already is not run again.
@@ -24,7 +24,7 @@ from jaxdnn import command_line
 from jaxdnn.recipes import RECIPES
 from jaxdnn.run_folder import write_json
 
-DEEP_DOG = Path(__file__).with_name("deep_dog.py")
+DEEP_DOG = Path(__file__).parents[1] / "deep_dog.py"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Does a run survive a kill at any moment? Kill many, damage some, resume all, compare every bit.
 
-    python experiments/chaos.py                    100 runs, 20 of them damaged as well
-    python experiments/chaos.py --runs 10 --damaged 2
+    python experiments/benchmarks/chaos.py                    100 runs, 20 of them damaged as well
+    python experiments/benchmarks/chaos.py --runs 10 --damaged 2
 
 Each run is the same small job of `deep_dog.py --resume auto` in a process of its own. It is killed
 (SIGKILL) once, every second one while a checkpoint is being written, the others at any moment from
@@ -32,7 +32,7 @@ from jaxdnn import command_line
 from jaxdnn.run_folder import RunFolder, write_json
 from jaxdnn.training import Checkpoints
 
-DEEP_DOG = Path(__file__).with_name("deep_dog.py")
+DEEP_DOG = Path(__file__).parents[1] / "deep_dog.py"
 JOB = (
     *(
         "lecture",

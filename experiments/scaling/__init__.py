@@ -1,1 +1,0 @@
-"""The measurements of `scale.py`, one a file."""
