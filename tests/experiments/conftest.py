@@ -1,15 +1,36 @@
 """Images that any network tells apart, activations of a user, commands inside the test process."""
 
+import importlib
 import sys
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from jaxdnn import command_line
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 NUM_EACH = 40
 # The lecture recipe compiles fastest: it does not augment.
 QUICK = ["lecture", "--widths", "8", "--batch-size", "16", "--epochs", "3", "--no-progress"]
 QUICK += ["--devices", "1"]
+
+
+def load_program(name: str) -> ModuleType:
+    """Import a program as `python` would: its own folder comes first on the import path.
+
+    The path is as before afterwards; no other test sees that folder.
+
+    Args:
+      name: below experiments/, without .py: `deep_dog`, `benchmarks/chaos`; what lies in a package
+        beside a program has a dot, `commands.race`.
+    """
+    folder, _, module = name.rpartition("/")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXPERIMENTS / folder)
+        return importlib.import_module(module)
 
 
 MODULE = """
@@ -62,8 +83,6 @@ def call(monkeypatch, capsys):
     """Call a command; return (exit code, stdout, stderr)."""
 
     def run(module, *args):
-        from jaxdnn import command_line
-
         monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, args)])
         with pytest.raises(SystemExit) as stop:
             command_line.run(module.main)

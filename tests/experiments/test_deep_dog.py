@@ -2,7 +2,6 @@
 
 import json
 
-import deep_dog
 import numpy as np
 import pytest
 
@@ -11,7 +10,9 @@ from jaxdnn.run_folder import RunFolder, read_metrics
 from jaxdnn.training.checkpoint import Checkpoints
 from jaxdnn.training.flat import all_finite
 
-from .conftest import QUICK
+from .conftest import QUICK, load_program
+
+deep_dog = load_program("deep_dog")
 
 SUMMARY_KEYS = {
     *(f"test/{name}" for name in ("accuracy", "balanced_accuracy", "auc", "loss")),

@@ -6,15 +6,15 @@ import socket
 import subprocess
 import sys
 
-import deep_dog
-import grad_flow
 import numpy as np
 import pytest
 
 from jaxdnn.run_folder import RunFolder, read_metrics
 from jaxdnn.training.checkpoint import Checkpoints
 
-from .conftest import QUICK
+from .conftest import QUICK, load_program
+
+deep_dog, grad_flow = load_program("deep_dog"), load_program("grad_flow")
 
 # A process has a device for each of its own cores, and compiles as it does for users.
 ENVIRONMENT = {

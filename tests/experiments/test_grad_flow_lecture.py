@@ -5,7 +5,6 @@ import csv
 import io
 import json
 
-import grad_flow
 import numpy as np
 import pytest
 from matplotlib.text import Text
@@ -16,6 +15,10 @@ from jaxdnn.propagation.lecture_table import rows
 from jaxdnn.report import lecture_classroom, lecture_updates
 from jaxdnn.report.lecture import read_table
 from jaxdnn.report.lecture_words import spans
+
+from .conftest import load_program
+
+grad_flow = load_program("grad_flow")
 
 FILES = {
     *("lecture_chain.csv", "summary.json"),

@@ -3,11 +3,13 @@
 import csv
 import json
 
-import grad_flow
 import pytest
-from commands import race
 
 from jaxdnn import command_line
+
+from .conftest import load_program
+
+grad_flow, race = load_program("grad_flow"), load_program("commands.race")
 
 HEADER = (
     "initializer,activation,norm,depth,width,seed,step,loss,accuracy,delta_first_rms,delta_last_rms"

@@ -3,11 +3,13 @@
 import csv
 import json
 
-import grad_flow
 import pytest
-from commands import sweep
 
 from jaxdnn import command_line
+
+from .conftest import load_program
+
+grad_flow, sweep = load_program("grad_flow"), load_program("commands.sweep")
 
 HEADER = (
     "initializer,activation,norm,depth,width,seed,layer,pre_activation_mean,pre_activation_rms,"

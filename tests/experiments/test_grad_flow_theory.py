@@ -5,11 +5,14 @@ import json
 import math
 
 import pytest
-from commands import depth, phase, theory
 
 from jaxdnn.activations import ACTIVATIONS
 from jaxdnn.errors import InputError
 from jaxdnn.initializers import INITIALIZERS
+
+from .conftest import load_program
+
+depth, phase, theory = (load_program(f"commands.{name}") for name in ("depth", "phase", "theory"))
 
 
 @pytest.fixture

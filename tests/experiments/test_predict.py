@@ -4,11 +4,11 @@ import json
 import shutil
 import zipfile
 
-import deep_dog
-import predict
 import pytest
 
-from .conftest import QUICK
+from .conftest import QUICK, load_program
+
+deep_dog, predict = load_program("deep_dog"), load_program("predict")
 
 
 @pytest.fixture(scope="module")

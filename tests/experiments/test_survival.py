@@ -8,13 +8,13 @@ import subprocess
 import sys
 import time
 
-import chaos
-import deep_dog
 import pytest
 
 from jaxdnn.run_folder import RunFolder
 
-from .conftest import QUICK
+from .conftest import QUICK, load_program
+
+chaos, deep_dog = load_program("benchmarks/chaos"), load_program("deep_dog")
 
 
 @pytest.fixture(scope="module")

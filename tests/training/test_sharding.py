@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scaling.made_up import make_up
 
 from jaxdnn.config import Config
-from jaxdnn.data.dataset import Dataset
+from jaxdnn.data.dataset import Dataset, Split
 from jaxdnn.errors import InputError
 from jaxdnn.options import (
     AugmentOptions,
@@ -44,6 +43,18 @@ def with_train(config: Config, **changes) -> Config:
 
 def with_model(config: Config, **changes) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
+
+
+def make_up(config: Config, num: int, shape: tuple[int, int, int]) -> Setup:
+    """The setup of a run on so many random images of this shape, cut over all devices."""
+    draw = np.random.default_rng(0)
+
+    def part(num: int) -> Split:
+        images = draw.integers(0, 256, (num, *shape), dtype=np.uint8)
+        return Split(images, np.arange(num, dtype=np.int32) % 2, tuple(map(str, range(num))))
+
+    dataset = Dataset(("other", "dog"), part(num), part(16), part(16), (), "made up")
+    return make_setup(config, dataset, DeviceOptions(fsdp=True))
 
 
 def trained(config: Config, dataset: Dataset = DATASET, num_steps: int = NUM_STEPS, **devices):
@@ -192,7 +203,7 @@ def test_fsdp_gathers_a_kernel_and_scatters_its_gradient():
 def test_fsdp_leaves_a_kernel_cut_that_is_much_larger_than_the_batch(norm):
     # 256 * 512 > 4 * 16 * (256 + 512): 16 inputs go to each layer, a gradient comes back.
     config = with_model(CONFIG, norm=norm, widths=(512, 512))
-    moved = moved_under_fsdp(make_up(config, 64, (16, 16, 1), DeviceOptions(fsdp=True)), 1024)
+    moved = moved_under_fsdp(make_up(config, 64, (16, 16, 1)), 1024)
     assert moved == {"all-gather": [16 * 256, 16 * 512], "all-reduce": [16 * 512]}
 
 
