@@ -157,5 +157,10 @@ def _read(path: Path) -> tuple[Any, Any]:
         ) from None
 
 
-if __name__ == "__main__":
+def script() -> None:
+    """Run as `jaxdnn-check`."""
     command_line.run(main)
+
+
+if __name__ == "__main__":
+    script()

@@ -65,7 +65,7 @@ def keep_programs(folder: str) -> None:
     path = (user_cache() if folder == "auto" else Path(folder)) / _machine()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        _trim(path, CACHE_BYTES)
+        trim(path, CACHE_BYTES)
     except OSError as error:
         if folder == "auto":  # A home that cannot be written only costs time.
             return
@@ -97,8 +97,8 @@ def _machine() -> str:
     return f"{platform.machine() or 'cpu'}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
 
 
-def _trim(folder: Path, most: int) -> None:
-    """Remove the oldest files until the others take at most so many bytes."""
+def trim(folder: Path, most: int) -> None:
+    """Remove the oldest files of a folder until the others take at most so many bytes."""
     found = [(path.stat(), path) for path in folder.iterdir() if path.is_file()]
     total = sum(stat.st_size for stat, _ in found)
     for stat, path in sorted(found, key=lambda entry: entry[0].st_mtime):

@@ -1,5 +1,6 @@
 """Convolution, its written-out gradient and the reshaping of images: NumPy and autodiff agree."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +31,7 @@ def test_convolution_is_a_sum_over_its_window(window):
     for row, column in np.ndindex(window, window):
         shifted = padded[:, row : row + 6, column : column + 5]
         expected += shifted @ np.asarray(kernel)[row, column]
-    np.testing.assert_allclose(convolve(x, kernel), expected, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(convolve(x, kernel), expected, rtol=1e-4, atol=1e-5)
 
 
 @each_window
@@ -46,25 +47,24 @@ def test_the_written_out_gradient_is_the_automatic_one(window):
         jax.jit(lambda x, kernel, f=f: jax.vjp(f, x, kernel)[1](upstream))(x, kernel)
         for f in (convolve, automatic)
     )
-    for mine, expected in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-4)
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_pooling_takes_means_of_squares_edges_repeated():
     x = jnp.float32(RNG.normal(size=(2, 5, 6, 3)))
     padded = np.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0)), mode="edge")
     corners = [padded[:, row::2, column::2] for row, column in np.ndindex(2, 2)]
-    np.testing.assert_allclose(mean_pool(x), sum(corners) / 4, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(mean_pool(x), sum(corners) / 4, rtol=1e-5, atol=1e-6)
 
 
 def test_squares_become_channels_and_nothing_is_lost():
     x = jnp.float32(RNG.normal(size=(2, 4, 6, 3)))
     deep = space_to_depth(x, 2)
-    assert deep.shape == (2, 2, 3, 12)
+    chex.assert_shape(deep, (2, 2, 3, 12))
     for row, column in np.ndindex(2, 3):
         square = x[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
-        np.testing.assert_array_equal(deep[:, row, column], square.reshape(2, -1))
-    np.testing.assert_array_equal(space_to_depth(x, 1), x)
+        chex.assert_trees_all_equal(deep[:, row, column], square.reshape(2, -1))
+    chex.assert_trees_all_equal(space_to_depth(x, 1), x)
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
@@ -84,18 +84,19 @@ def test_convnet(norm):
     assert ("bias" in params["stages"][0]["widen"]["linear"]) == (norm == "none")
     assert fans(params["stages"][1]["widen"]["linear"]["kernel"].shape) == (36, 45)
 
-    @jax.jit
     def loss(probes):
         output = model.apply(params, batch_stats, images, training=True, probes=probes)
         return cross_entropy(output.logits, labels).mean(), output.pre_activations
 
     probes = jax.tree.map(jnp.zeros, shapes, is_leaf=lambda leaf: isinstance(leaf, tuple))
-    gradients, pre_activations = jax.jit(jax.grad(loss, has_aux=True))(probes)
-    assert jax.tree.map(jnp.shape, pre_activations) == shapes
+    # One program gives the losses too.
+    examine = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (_, pre_activations), gradients = examine(probes)
+    chex.assert_trees_all_equal_shapes_and_dtypes(pre_activations, probes)
     for path in shapes:
         # Two routes: the directional derivative, and central differences with float32's accuracy.
         direction = jnp.float32(RNG.normal(size=shapes[path]))
         direction = 1e-2 * direction / jnp.linalg.norm(direction)
-        ahead, behind = (loss({**probes, path: s * direction})[0] for s in (1.0, -1.0))
+        ahead, behind = (examine({**probes, path: s * direction})[0][0] for s in (1.0, -1.0))
         slope = jnp.vdot(gradients[path], direction)
         assert float(ahead - behind) / 2 == pytest.approx(float(slope), rel=2e-2, abs=2e-6)

@@ -1,5 +1,6 @@
 """Losses: the definition in float64, stability, gradients, and one sigmoid unit against two."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,18 +17,26 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def test_cross_entropy_is_minus_the_log_of_the_label_s_share():
-    expected = -np.log(softmax(LOGITS)[np.arange(6), LABELS])
-    np.testing.assert_allclose(cross_entropy(jnp.float32(LOGITS), LABELS), expected, rtol=1e-5)
+class TestDefinitions(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_cross_entropy_is_minus_the_log_of_the_label_s_share(self):
+        losses = self.variant(cross_entropy)(jnp.float32(LOGITS), LABELS)
+        expected = -np.log(softmax(LOGITS)[np.arange(6), LABELS])
+        chex.assert_trees_all_close(losses, expected, rtol=1e-5)
+
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_probabilities_are_shares_of_the_powers(self):
+        shares = self.variant(probabilities)(jnp.float32(LOGITS))
+        chex.assert_trees_all_close(shares, softmax(LOGITS), rtol=1e-5)
 
 
 def test_one_sigmoid_unit_equals_two_softmax_units_of_which_one_is_zero():
     z = jnp.float32(LOGITS[:, :1])
     pair = jnp.concatenate([jnp.zeros_like(z), z], axis=1)
     labels = LABELS % 2
-    np.testing.assert_allclose(cross_entropy(z, labels), cross_entropy(pair, labels), rtol=1e-5)
-    np.testing.assert_allclose(probabilities(z), probabilities(pair), rtol=1e-5, atol=1e-7)
-    np.testing.assert_array_equal(predictions(z), predictions(pair))
+    chex.assert_trees_all_close(cross_entropy(z, labels), cross_entropy(pair, labels), rtol=1e-5)
+    chex.assert_trees_all_close(probabilities(z), probabilities(pair), rtol=1e-5, atol=1e-7)
+    chex.assert_trees_all_equal(predictions(z), predictions(pair))
 
 
 @pytest.mark.parametrize("num_outputs", [1, 2, 4])
@@ -35,21 +44,21 @@ def test_probabilities_are_shares_and_agree_with_predictions_and_loss(num_output
     logits = jnp.float32(LOGITS[:, :num_outputs])
     labels = LABELS % max(num_outputs, 2)
     shares = np.asarray(probabilities(logits))
-    assert shares.shape == (6, max(num_outputs, 2))
+    chex.assert_shape(shares, (6, max(num_outputs, 2)))
     assert (shares >= 0).all()
-    np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-6)
-    np.testing.assert_array_equal(predictions(logits), shares.argmax(1))
+    chex.assert_trees_all_close(shares.sum(1), 1, rtol=1e-6)
+    chex.assert_trees_all_equal(predictions(logits), np.int32(shares.argmax(1)))
     losses = -np.log(shares[np.arange(6), labels])
-    np.testing.assert_allclose(cross_entropy(logits, labels), losses, rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(cross_entropy(logits, labels), losses, rtol=1e-4, atol=1e-6)
 
 
 def test_a_shift_of_all_logits_changes_nothing():
     logits = jnp.float32(LOGITS)
     shifted = logits + 8  # a power of two: the float32 error stays at 8 eps
-    np.testing.assert_allclose(
+    chex.assert_trees_all_close(
         cross_entropy(shifted, LABELS), cross_entropy(logits, LABELS), rtol=1e-5, atol=1e-5
     )
-    np.testing.assert_allclose(probabilities(shifted), probabilities(logits), rtol=1e-5)
+    chex.assert_trees_all_close(probabilities(shifted), probabilities(logits), rtol=1e-5)
 
 
 def test_huge_logits_stay_finite():
@@ -63,19 +72,19 @@ def test_huge_logits_stay_finite():
         loss, gradient = jax.value_and_grad(lambda z, y=label: cross_entropy(z, jnp.array([y]))[0])(
             jnp.array(logits)
         )
-        np.testing.assert_allclose(loss, expected, rtol=1e-6)
-        assert bool(jnp.isfinite(gradient).all())
+        chex.assert_trees_all_close(loss, expected, rtol=1e-6)
+        chex.assert_tree_all_finite(gradient)
 
 
 def test_gradient_is_share_minus_label():
     gradient = jax.grad(lambda z: cross_entropy(z, LABELS).sum())(jnp.float32(LOGITS))
-    np.testing.assert_allclose(gradient, softmax(LOGITS) - np.eye(4)[LABELS], rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(gradient, softmax(LOGITS) - np.eye(4)[LABELS], rtol=1e-4, atol=1e-6)
     labels = LABELS % 2
     gradient = jax.grad(lambda z: cross_entropy(z, labels).sum())(jnp.float32(LOGITS[:, :1]))
     shares = 1 / (1 + np.exp(-LOGITS[:, 0]))
-    np.testing.assert_allclose(gradient[:, 0], shares - labels, rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(gradient[:, 0], shares - labels, rtol=1e-4, atol=1e-6)
 
 
 def test_equal_logits_mean_the_loss_of_guessing():
-    np.testing.assert_allclose(cross_entropy(jnp.ones((6, 4)), LABELS), np.log(4), rtol=1e-6)
-    np.testing.assert_allclose(cross_entropy(jnp.zeros((6, 1)), LABELS % 2), np.log(2), rtol=1e-6)
+    chex.assert_trees_all_close(cross_entropy(jnp.ones((6, 4)), LABELS), np.log(4), rtol=1e-6)
+    chex.assert_trees_all_close(cross_entropy(jnp.zeros((6, 1)), LABELS % 2), np.log(2), rtol=1e-6)

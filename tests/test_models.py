@@ -1,5 +1,6 @@
 """The multi-layer perceptron: shapes, norms, dropout and slopes, against NumPy."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,22 +44,18 @@ def test_shapes(norm):
     means = {"norm": {"mean": (5,), "var": (5,)}}
     assert shapes(batch_stats).get("layers", {}).get(0) == (means if norm == "batch" else None)
     output = model.apply(params, batch_stats, IMAGES, training=True)
-    assert output.logits.shape == (8, 3)
-    assert shapes(output.batch_stats) == shapes(batch_stats)
-    assert shapes(output.pre_activations) == {
-        "layers/0": (8, 5),
-        "layers/1": (8, 4),
-        "head": (8, 3),
-    }
+    chex.assert_trees_all_equal_shapes_and_dtypes(output.batch_stats, batch_stats)
+    layers = (output.pre_activations[path] for path in ("layers/0", "layers/1", "head"))
+    chex.assert_shape([output.logits, *layers], [(8, 3), (8, 5), (8, 4), (8, 3)])
     assert list(output.pre_activations) == ["layers/0", "layers/1", "head"]
-    np.testing.assert_array_equal(output.pre_activations["head"], output.logits)
+    chex.assert_trees_all_equal(output.pre_activations["head"], output.logits)
 
 
 def test_without_hidden_layers_it_is_linear_and_images_are_flattened_row_by_row():
     model, params, batch_stats = mlp(widths=(), bias_init=0.5)
     kernel = np.asarray(params["head"]["kernel"])
     logits = model.apply(params, batch_stats, IMAGES).logits
-    np.testing.assert_allclose(logits, ROWS @ kernel + 0.5, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(logits, ROWS @ kernel + 0.5, rtol=1e-5, atol=1e-6)
 
 
 def test_apply_is_pure_and_compiles_to_the_same():
@@ -70,16 +67,16 @@ def test_apply_is_pure_and_compiles_to_the_same():
         return model.apply(params, batch_stats, IMAGES, training=True, key=key)
 
     first, second = apply(params, batch_stats), apply(params, batch_stats)
-    jax.tree.map(np.testing.assert_array_equal, first, second)
-    jax.tree.map(np.testing.assert_array_equal, (params, batch_stats), before)
+    chex.assert_trees_all_equal(first, second)
+    chex.assert_trees_all_equal((params, batch_stats), before)
     compiled = jax.jit(apply)(params, batch_stats)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-5), first, compiled)
+    chex.assert_trees_all_close(first, compiled, rtol=1e-5, atol=1e-5)
 
 
 def test_init_follows_from_the_key_and_no_two_layers_share_weights():
     model = make_mlp((4,), 4, widths=(4, 4))
     first, again, other = (model.init(jax.random.key(seed))[0] for seed in (0, 0, 1))
-    jax.tree.map(np.testing.assert_array_equal, first, again)
+    chex.assert_trees_all_equal(first, again)
     kernels = [first["layers"][index]["linear"]["kernel"] for index in (0, 1)]
     kernels += [first["head"]["kernel"], other["layers"][0]["linear"]["kernel"]]
     for index, kernel in enumerate(kernels):
@@ -95,8 +92,8 @@ def test_batch_norm_gives_each_feature_mean_beta_and_variance_gamma_squared():
     )
     variance = (ROWS @ np.asarray(params["layers"][0]["linear"]["kernel"])).var(axis=0)
     shrinks = variance / (variance + BATCH_NORM_EPSILON)
-    np.testing.assert_allclose(z.mean(axis=0), norm["bias"], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(z.var(axis=0), norm["scale"] ** 2 * shrinks, rtol=1e-5)
+    chex.assert_trees_all_close(z.mean(axis=0), norm["bias"], rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(z.var(axis=0), norm["scale"] ** 2 * shrinks, rtol=1e-5)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.75])
@@ -107,7 +104,7 @@ def test_running_averages_keep_the_share_momentum_of_the_old(momentum):
     z = ROWS @ np.asarray(params["layers"][0]["linear"]["kernel"])
     for name, current in (("mean", z.mean(axis=0)), ("var", z.var(axis=0))):
         expected = momentum * old["layers"][0]["norm"][name] + (1 - momentum) * current
-        np.testing.assert_allclose(new[name], expected, rtol=1e-5, atol=1e-6)
+        chex.assert_trees_all_close(new[name], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_evaluation_normalises_by_the_running_averages_and_leaves_them():
@@ -115,13 +112,13 @@ def test_evaluation_normalises_by_the_running_averages_and_leaves_them():
     stats, norm = randomised(batch_stats), randomised(params["layers"][0]["norm"], seed=2)
     params["layers"][0]["norm"] = norm
     output = model.apply(params, stats, IMAGES)
-    jax.tree.map(np.testing.assert_array_equal, output.batch_stats, stats)
+    chex.assert_trees_all_equal(output.batch_stats, stats)
     z = ROWS @ np.asarray(params["layers"][0]["linear"]["kernel"])
     mean, var = (stats["layers"][0]["norm"][name] for name in ("mean", "var"))
     expected = norm["scale"] * (z - mean) / np.sqrt(var + BATCH_NORM_EPSILON) + norm["bias"]
-    np.testing.assert_allclose(output.pre_activations["layers/0"], expected, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(output.pre_activations["layers/0"], expected, rtol=1e-4, atol=1e-5)
     alone = model.apply(params, stats, IMAGES[:1]).logits
-    np.testing.assert_allclose(alone, output.logits[:1], rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(alone, output.logits[:1], rtol=1e-4, atol=1e-5)
 
 
 def test_layer_norm_gives_each_example_mean_0_and_variance_1():
@@ -129,8 +126,8 @@ def test_layer_norm_gives_each_example_mean_0_and_variance_1():
     for training in (True, False):
         output = model.apply(params, batch_stats, IMAGES, training=training)
         z = np.asarray(output.pre_activations["layers/0"])
-        np.testing.assert_allclose(z.mean(axis=1), 0, atol=1e-5)
-        np.testing.assert_allclose(z.var(axis=1), 1, rtol=1e-3)
+        chex.assert_trees_all_close(z.mean(axis=1), 0, atol=1e-5)
+        chex.assert_trees_all_close(z.var(axis=1), 1, rtol=1e-3)
 
 
 def test_dropout_keeps_the_expectation():
@@ -149,7 +146,7 @@ def test_dropout_keeps_the_expectation():
     assert (np.abs(np.asarray(logits).mean(axis=0) - kept.logits) < 5 * error).all()
     # The sampled variance has the relative error sqrt((kurtosis - 1) / num); the kurtosis of one
     # unit is 1 / rate + 1 / (1 - rate) - 3 = 1.2, that of their sum below 3: 5 sigma < 0.12.
-    np.testing.assert_allclose(np.asarray(logits).var(axis=0), variance, rtol=0.12)
+    chex.assert_trees_all_close(np.asarray(logits).var(axis=0), variance, rtol=0.12)
 
 
 def test_dropout_needs_training_s_key():
@@ -158,7 +155,7 @@ def test_dropout_needs_training_s_key():
     expected = plain.apply(p, s, IMAGES).logits
     for training in (False, True):
         logits = model.apply(params, batch_stats, IMAGES, training=training).logits
-        np.testing.assert_array_equal(logits, expected)
+        chex.assert_trees_all_equal(logits, expected)
     first, second = (
         model.apply(params, batch_stats, IMAGES, training=True, key=jax.random.key(seed)).logits
         for seed in (0, 1)
@@ -180,4 +177,4 @@ def test_randomized_relu_draws_a_slope_for_each_unit_and_example_and_evaluates_t
     assert abs(slopes.mean() - 0.5) < 5 * (high - low) / np.sqrt(12 * slopes.size)
     for training in (False, True):
         mean = -model.apply(params, batch_stats, images, training=training).logits
-        np.testing.assert_allclose(mean, 0.5, rtol=1e-6)
+        chex.assert_trees_all_close(mean, 0.5, rtol=1e-6)

@@ -1,5 +1,6 @@
 """Gradients inside the multi-layer perceptron: probes and slopes against a NumPy backprop."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,8 +62,8 @@ def test_gradients_of_zero_probes_are_the_deltas_of_backprop(name):
 
     gradients, pre_activations = jax.grad(loss, has_aux=True)(probes)
     for path, z, delta in zip(PATHS, zs, deltas, strict=True):
-        np.testing.assert_allclose(pre_activations[path], z, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(gradients[path], delta, rtol=1e-4, atol=1e-6)
+        chex.assert_trees_all_close(pre_activations[path], z, rtol=1e-5, atol=1e-6)
+        chex.assert_trees_all_close(gradients[path], delta, rtol=1e-4, atol=1e-6)
 
 
 @each_activation
@@ -77,15 +78,15 @@ def test_gradients_of_parameters_follow_from_the_deltas(name):
     gradients = jax.grad(loss)(params)
     maps = [gradients["layers"][0]["linear"], gradients["layers"][1]["linear"], gradients["head"]]
     for linear, inputs, delta in zip(maps, (X, phi(z1), phi(z2)), deltas, strict=True):
-        np.testing.assert_allclose(linear["kernel"], inputs.T @ delta, rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(linear["bias"], delta.sum(axis=0), rtol=1e-4, atol=1e-6)
+        chex.assert_trees_all_close(linear["kernel"], inputs.T @ delta, rtol=1e-4, atol=1e-6)
+        chex.assert_trees_all_close(linear["bias"], delta.sum(axis=0), rtol=1e-4, atol=1e-6)
     if name == "parametric_relu":
         # dL/dslope sums dL/da * min(z, 0) over the examples, for each feature.
         for index, z in enumerate((z1, z2)):
             upstream = deltas[index + 1] @ weights[index + 1].T
             expected = (upstream * np.minimum(z, 0)).sum(axis=0)
             slope = gradients["layers"][index]["slope"]
-            np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-6)
+            chex.assert_trees_all_close(slope, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_probe_is_added_to_its_pre_activation_and_passed_on():
@@ -93,10 +94,10 @@ def test_a_probe_is_added_to_its_pre_activation_and_passed_on():
     probe = jnp.float32(RNG.normal(size=(6, 5)))
     plain = model.apply(params, batch_stats, X).pre_activations
     probed = model.apply(params, batch_stats, X, probes={"layers/0": probe}).pre_activations
-    np.testing.assert_array_equal(probed["layers/0"], plain["layers/0"] + probe)
+    chex.assert_trees_all_equal(probed["layers/0"], plain["layers/0"] + probe)
     linear = params["layers"][1]["linear"]
     expected = np.tanh(plain["layers/0"] + probe) @ linear["kernel"] + linear["bias"]
-    np.testing.assert_allclose(probed["layers/1"], expected, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(probed["layers/1"], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_batch_norm_s_probe_comes_after_the_norm():
@@ -105,7 +106,7 @@ def test_batch_norm_s_probe_comes_after_the_norm():
     # A constant added before the norm would vanish in it; added behind, it moves the mean.
     probes = {"layers/0": jnp.full((6, 5), 2.0)}
     output = model.apply(params, batch_stats, X, training=True, probes=probes)
-    np.testing.assert_allclose(output.pre_activations["layers/0"].mean(axis=0), 2, rtol=1e-5)
+    chex.assert_trees_all_close(output.pre_activations["layers/0"].mean(axis=0), 2, rtol=1e-5)
 
 
 def test_an_unused_probe_and_an_unused_key_change_nothing():
@@ -114,4 +115,4 @@ def test_an_unused_probe_and_an_unused_key_change_nothing():
     zero = model.apply(
         params, batch_stats, X, training=True, key=jax.random.key(1), probes={"head": jnp.zeros(3)}
     ).logits
-    np.testing.assert_array_equal(plain, zero)
+    chex.assert_trees_all_equal(plain, zero)

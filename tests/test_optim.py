@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +32,7 @@ def tree(seed=0):
 
 
 PARAMS, GRADS = tree(0), tree(1)
+CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 
 def options(**given: Any) -> OptimizerOptions:
@@ -47,20 +49,16 @@ def optimizer(steps_per_epoch=10, num_steps=100, **given):
 def applied(gradients, **given):
     """The updates that the chain makes of a sequence of gradients at fixed parameters."""
     chain = optimizer(**given)
-    state, updates = chain.init(PARAMS), []
+    state, updates, move = chain.init(PARAMS), [], jax.jit(chain.update)
     for gradient in gradients:
-        update, state = chain.update(gradient, state, PARAMS)
+        update, state = move(gradient, state, PARAMS)
         updates.append(update)
     return updates
 
 
 def rates(steps, steps_per_epoch=10, num_steps=100, **given):
     schedule = make_schedule(options(**given), steps_per_epoch=steps_per_epoch, num_steps=num_steps)
-    return np.array([schedule(step) for step in steps], np.float64)
-
-
-def assert_close(actual, expected, rtol=1e-5, atol=1e-6):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol, atol), actual, expected)
+    return np.asarray(jax.jit(jax.vmap(schedule))(jnp.asarray(steps)), np.float64)
 
 
 @pytest.mark.parametrize(("l2", "l1"), [(3.0, 0.0), (0.0, 2.0), (3.0, 2.0), (0.0, 0.0)])
@@ -77,10 +75,11 @@ def test_applied_gradient_is_that_of_loss_plus_the_written_out_penalty(l2, l1):
         m = NUM_EXAMPLES
         return loss(params) + l2 / (2 * m) * squares + l1 / (2 * m) * sizes
 
-    (update,) = applied([jax.grad(loss)(PARAMS)], l2=l2, l1=l1)
-    assert_close(update, jax.tree.map(jnp.negative, jax.grad(written_out)(PARAMS)))
+    (update,) = applied([jax.jit(jax.grad(loss))(PARAMS)], l2=l2, l1=l1)
+    expected = jax.tree.map(jnp.negative, jax.jit(jax.grad(written_out))(PARAMS))
+    chex.assert_trees_all_close(update, expected, **CLOSE)
     written = penalty(PARAMS, l2=l2, l1=l1, num_examples=NUM_EXAMPLES)
-    np.testing.assert_allclose(written, written_out(PARAMS) - loss(PARAMS), rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(written, written_out(PARAMS) - loss(PARAMS), rtol=1e-4, atol=1e-5)
 
 
 def test_only_kernels_are_penalised():
@@ -100,7 +99,7 @@ def test_l1_leaves_a_weight_of_zero():
     chain = optimizer(l1=10.0)
     zero = jax.tree.map(jnp.zeros_like, params)
     update, _ = chain.update(zero, chain.init(params), params)
-    assert_close(update, {"kernel": np.array([[0.1, 0.0, -0.1]])}, rtol=1e-6)
+    chex.assert_trees_all_close(update, {"kernel": np.array([[0.1, 0.0, -0.1]])}, **CLOSE)
 
 
 STEPS = np.array([0, 1, 7, 10, 19, 20, 55, 100])
@@ -123,23 +122,23 @@ STEPS = np.array([0, 1, 7, 10, 19, 20, 55, 100])
 )
 def test_schedules_follow_their_formulas(given, formula):
     given = {"learning_rate": 0.5, "decay_rate": 0.9, **given}
-    np.testing.assert_allclose(rates(STEPS, **given), formula(STEPS), rtol=1e-5, atol=1e-7)
+    chex.assert_trees_all_close(rates(STEPS, **given), formula(STEPS), rtol=1e-5, atol=1e-7)
     warm = rates(STEPS, warmup_steps=8, **given)
     ramp = np.minimum(1, (STEPS + 1) / 8)
-    np.testing.assert_allclose(warm, formula(STEPS) * ramp, rtol=1e-5, atol=1e-7)
+    chex.assert_trees_all_close(warm, formula(STEPS) * ramp, rtol=1e-5, atol=1e-7)
 
 
 def test_decay_steps_default_to_one_epoch():
     per_epoch = rates([37], steps_per_epoch=37, schedule="exponential_decay", decay_rate=0.5)
-    np.testing.assert_allclose(per_epoch, 0.5, rtol=1e-6)
+    chex.assert_trees_all_close(per_epoch, 0.5, rtol=1e-6)
 
 
 def test_each_step_is_taken_at_its_own_rate():
     given = {"schedule": "inverse_time_decay", "decay_rate": 0.5, "learning_rate": 0.2}
     updates = applied([GRADS] * 4, **given)
     for step, update in enumerate(updates):
-        rate = 0.2 / (1 + 0.5 * step)
-        assert_close(update, jax.tree.map(lambda g, rate=rate: -rate * g, GRADS))
+        expected = jax.tree.map(lambda g, step=step: -0.2 / (1 + 0.5 * step) * g, GRADS)
+        chex.assert_trees_all_close(update, expected, **CLOSE)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -151,7 +150,7 @@ def test_momentum_follows_its_recursion(nesterov):
         g = np.asarray(gradient["head"]["kernel"])
         velocity = g + 0.8 * velocity
         ahead = g + 0.8 * velocity if nesterov else velocity
-        np.testing.assert_allclose(update["head"]["kernel"], -0.3 * ahead, rtol=1e-5, atol=1e-6)
+        chex.assert_trees_all_close(update["head"]["kernel"], -0.3 * ahead, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("momentum", "nesterov"), [(None, False), (0.8, False), (0.8, True)])
@@ -169,19 +168,19 @@ def test_adam_follows_its_recursion(momentum, nesterov):
         if nesterov:  # Dozat, "Incorporating Nesterov Momentum into Adam", 2016
             mean = b1 * first / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
         expected = -0.3 * mean / (np.sqrt(second / (1 - b2**t)) + 1e-8)
-        np.testing.assert_allclose(update["head"]["kernel"], expected, rtol=1e-4)
+        chex.assert_trees_all_close(update["head"]["kernel"], expected, rtol=1e-4)
 
 
 def test_clipping_bounds_the_norm_of_gradient_and_penalty_and_keeps_the_direction():
     (whole,) = applied([GRADS], l2=30.0, l1=5.0)
     norm = float(optax.tree.norm(whole))
     (clipped,) = applied([GRADS], l2=30.0, l1=5.0, clip_norm=norm / 4)
-    assert_close(clipped, jax.tree.map(lambda u: u / 4, whole))
+    chex.assert_trees_all_close(clipped, jax.tree.map(lambda u: u / 4, whole), **CLOSE)
     (untouched,) = applied([GRADS], l2=30.0, l1=5.0, clip_norm=norm * 1.01)
-    assert_close(untouched, whole)
+    chex.assert_trees_all_close(untouched, whole, **CLOSE)
 
 
 def test_clipping_comes_before_momentum():
     updates = applied([GRADS] * 3, momentum=0.5, clip_norm=0.1)
     norms = [float(optax.tree.norm(update)) for update in updates]
-    np.testing.assert_allclose(norms, [0.1, 0.15, 0.175], rtol=1e-4)
+    chex.assert_trees_all_close(norms, [0.1, 0.15, 0.175], rtol=1e-4)

@@ -10,8 +10,11 @@ the two runs apart by more than the tolerance. How the compiler rounds decides w
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +22,7 @@ import pytest
 
 from jaxdnn import optim
 from jaxdnn.activations import tanh
-from jaxdnn.data.pipeline import make_prepare, normalise_images
-from jaxdnn.data.pixel_stats import PixelStats
+from jaxdnn.data import PixelStats, make_prepare, normalise_images
 from jaxdnn.layers import BlockOptions, Norm
 from jaxdnn.models import Model, make_mlp
 from jaxdnn.options import AugmentOptions, OptimizerOptions
@@ -150,26 +152,34 @@ def train_torch(network: Any, batches: Batches, options: OptimizerOptions) -> np
     return np.array(losses)
 
 
+@functools.cache
 def start(norm: Norm, num_outputs: int) -> tuple[Model, Any, Any]:
     unit = BlockOptions(norm=norm, activation=tanh())
     model = make_mlp((28, 28, 1), num_outputs, widths=WIDTHS, unit=unit)
-    return model, *model.init(jax.random.key(0))
+    params, batch_stats = jax.jit(model.init)(jax.random.key(0))
+    return model, params, batch_stats
 
 
-def relative_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
-    return float(np.max(np.abs(ours - theirs) / theirs))
+@pytest.fixture(scope="module")
+def ours(batches) -> Callable[[Norm, int], Trained]:
+    """Train our network of a norm and a number of outputs, once."""
+
+    @functools.cache
+    def train(norm: Norm, num_outputs: int) -> Trained:
+        return train_ours(*start(norm, num_outputs), batches, OPTIONS)
+
+    return train
 
 
 CASES = [("batch", 2), ("layer", 2), ("none", 1)]
 
 
 @pytest.mark.parametrize(("norm", "num_outputs"), CASES)
-def test_losses_agree(batches, norm, num_outputs):
-    model, params, batch_stats = start(norm, num_outputs)
-    ours = train_ours(model, params, batch_stats, batches, OPTIONS)
+def test_losses_agree(batches, ours, norm, num_outputs):
+    params = start(norm, num_outputs)[1]
     theirs = train_torch(torch_mlp(params, norm), batches, OPTIONS)
-    assert len(ours.losses) == len(theirs) == NUM_STEPS
-    assert relative_difference(ours.losses, theirs) < TOLERANCE
+    chex.assert_shape(theirs, (NUM_STEPS,))
+    chex.assert_trees_all_close(ours(norm, num_outputs).losses, theirs, rtol=TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -177,17 +187,15 @@ def test_losses_agree(batches, norm, num_outputs):
     [{"l2": 19.0}, {"momentum": 0.89}, {"decay_rate": 0.91}, {"nesterov": True}],
     ids=lambda change: next(iter(change)),
 )
-def test_the_comparison_notices_a_small_difference(batches, change):
-    model, params, batch_stats = start("batch", 2)
-    ours = train_ours(model, params, batch_stats, batches, OPTIONS)
+def test_the_comparison_notices_a_small_difference(batches, ours, change):
+    params = start("batch", 2)[1]
     changed = dataclasses.replace(OPTIONS, **change)
     theirs = train_torch(torch_mlp(params, "batch"), batches, changed)
-    assert relative_difference(ours.losses, theirs) > 3 * TOLERANCE
+    assert np.max(np.abs(ours("batch", 2).losses / theirs - 1)) > 3 * TOLERANCE
 
 
-def test_running_statistics_agree(batches):
-    model, params, batch_stats = start("batch", 2)
-    ours = train_ours(model, params, batch_stats, batches, OPTIONS)
+def test_running_statistics_agree(batches, ours):
+    params = start("batch", 2)[1]
     network = torch_mlp(params, "batch")
     train_torch(network, batches, OPTIONS)
     norms = [module for module in network if isinstance(module, torch.nn.BatchNorm1d)]
@@ -195,7 +203,8 @@ def test_running_statistics_agree(batches):
     start_left = 0.9**NUM_STEPS
     bessel = BATCH_SIZE / (BATCH_SIZE - 1)
     for index, norm in enumerate(norms):
-        stats = ours.batch_stats["layers"][index]["norm"]
-        np.testing.assert_allclose(stats["mean"], norm.running_mean, rtol=1e-3, atol=1e-4)
+        stats = ours("batch", 2).batch_stats["layers"][index]["norm"]
+        mean, var = norm.running_mean.numpy(), norm.running_var.numpy()
+        chex.assert_trees_all_close(stats["mean"], mean, rtol=1e-3, atol=1e-4)
         expected = start_left + (np.asarray(stats["var"]) - start_left) * bessel
-        np.testing.assert_allclose(expected, norm.running_var, rtol=1e-3)
+        chex.assert_trees_all_close(expected, var, rtol=1e-3)

@@ -14,9 +14,14 @@ CONFIG: Any = jax.config
 
 @pytest.fixture
 def restored():
-    """Let JAX's own settings be as they were."""
-    names = ("jax_compilation_cache_dir", "jax_enable_compilation_cache")
+    """Nothing is set at first; afterwards JAX's own settings are as they were."""
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_enable_compilation_cache",
+        "jax_persistent_cache_min_compile_time_secs",
+    )
     before = {name: getattr(CONFIG, name) for name in names}
+    CONFIG.update("jax_compilation_cache_dir", None)
     CONFIG.update("jax_enable_compilation_cache", True)
     yield
     for name, value in before.items():
@@ -57,5 +62,22 @@ def test_the_oldest_programs_go_first(tmp_path):
         path = tmp_path / str(age)
         path.write_bytes(bytes(100))
         os.utime(path, (1e9 - age, 1e9 - age))
-    xla._trim(tmp_path, 250)
+    xla.trim(tmp_path, 250)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+
+
+def test_flags_of_the_user_stay_and_ours_comes_once(monkeypatch):
+    monkeypatch.setattr(xla, "version", lambda package: "0.10.2")
+    monkeypatch.setenv("XLA_FLAGS", "--own=1")
+    xla.set_flags()
+    xla.set_flags()
+    assert os.environ["XLA_FLAGS"] == f"--own=1 {xla._CONVOLUTIONS}"
+    xla.use_cores_as_devices()
+    assert f"{xla._DEVICES}={os.cpu_count()}" in os.environ["XLA_FLAGS"]
+
+
+def test_a_version_that_may_not_know_the_flag_is_spared(monkeypatch):
+    monkeypatch.setattr(xla, "version", lambda package: "0.99.0")
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    xla.set_flags()
+    assert "XLA_FLAGS" not in os.environ

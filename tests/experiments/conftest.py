@@ -68,6 +68,17 @@ def photos(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def finished(photos, tmp_path_factory):
+    """The folder of a finished run: dogs against others, nothing happened to it."""
+    deep_dog, path = load_program("deep_dog"), tmp_path_factory.mktemp("runs") / "first"
+    recipe, arguments = deep_dog.parse([*QUICK, "--data", str(photos), "--positive", "dog"])
+    assert recipe == "lecture"
+    folder = deep_dog.run_folder.create(path)
+    assert deep_dog._train(arguments, folder, path) == 0
+    return folder
+
+
 @pytest.fixture
 def module(tmp_path, monkeypatch, request):
     """A module of activations in the current directory, under a name of its own; returns it."""

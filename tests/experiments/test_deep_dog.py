@@ -2,13 +2,13 @@
 
 import json
 
+import chex
 import numpy as np
 import pytest
 
 from jaxdnn.recipes import RECIPES
 from jaxdnn.run_folder import RunFolder, read_metrics
-from jaxdnn.training.checkpoint import Checkpoints
-from jaxdnn.training.flat import all_finite
+from jaxdnn.training import Checkpoints
 
 from .conftest import QUICK, load_program
 
@@ -20,17 +20,6 @@ SUMMARY_KEYS = {
     *("stopped_early", "num_parameters", "wall_seconds", "images_per_second"),
     *("majority_fraction", "params_sha256"),
 }
-
-
-@pytest.fixture(scope="module")
-def finished(photos, tmp_path_factory):
-    """A finished run."""
-    path = tmp_path_factory.mktemp("runs") / "first"
-    recipe, arguments = deep_dog.parse([*QUICK, "--data", str(photos), "--positive", "dog"])
-    assert recipe == "lecture"
-    folder = deep_dog.run_folder.create(path)
-    assert deep_dog._train(arguments, folder, path) == 0
-    return folder
 
 
 def summary_of(folder):
@@ -146,7 +135,7 @@ def test_divergence_names_the_step_and_keeps_a_good_checkpoint(photos, call, tmp
     assert "diverged at step " in said
     with Checkpoints(RunFolder(out).checkpoints) as checkpoints:
         saved = checkpoints.restore_flat("latest")
-    assert all_finite({name: leaf for name, leaf in saved.items() if "params" in name})
+    chex.assert_tree_all_finite({name: leaf for name, leaf in saved.items() if "params" in name})
 
 
 def test_augmentations_are_shown(photos, call, tmp_path):

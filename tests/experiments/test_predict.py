@@ -6,18 +6,15 @@ import zipfile
 
 import pytest
 
-from .conftest import QUICK, load_program
+from .conftest import load_program
 
-deep_dog, predict = load_program("deep_dog"), load_program("predict")
+predict = load_program("predict")
 
 
 @pytest.fixture(scope="module")
-def run_dir(photos, tmp_path_factory):
-    """A run folder, moved away from where it was trained."""
-    path = tmp_path_factory.mktemp("runs") / "run"
-    _, arguments = deep_dog.parse([*QUICK, "--data", str(photos), "--positive", "dog"])
-    deep_dog._train(arguments, deep_dog.run_folder.create(path), path)
-    return shutil.move(path, path.with_name("moved"))
+def run_dir(finished, tmp_path_factory):
+    """A run folder, not where it was trained."""
+    return shutil.copytree(finished.path, tmp_path_factory.mktemp("runs") / "moved")
 
 
 def test_json_scores_files_and_folders(run_dir, photos, call):
