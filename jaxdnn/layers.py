@@ -27,7 +27,7 @@ LAYER_NORM_EPSILON = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class BlockOptions:
-    """What all hidden layers of a network have in common.
+    """Norm, activation, initializers and dropout, the same in all hidden layers of a network.
 
     Attributes:
       activation: phi.
@@ -48,7 +48,14 @@ class BlockOptions:
 
 @dataclasses.dataclass
 class ForwardContext:
-    """One forward pass: what the layers need to know, and what they leave behind."""
+    """One forward pass: what the layers need to know, and what they leave behind.
+
+    Attributes:
+      training: normalise by the batch's own statistics, and move the running averages.
+      key: for dropout and random slopes, a new one for each layer; None for neither.
+      probes: path of a layer -> what is added to its pre-activation, of its shape.
+      pre_activations: path of each layer so far -> its z, the probe included.
+    """
 
     training: bool
     key: Array | None
@@ -84,9 +91,9 @@ class Block(nnx.Module):
     ):
         self.path = path
         self.linear = linear
-        self.norm = make_norm(num_features, options)
+        self.norm = _make_norm(num_features, options)
         self.activation = activation
-        self.slope = make_slope(num_features, activation)
+        self.slope = _make_slope(num_features, activation)
         self.dropout = options.dropout
 
     def __call__(self, x: Array, forward: ForwardContext) -> Array:
@@ -112,7 +119,7 @@ class Block(nnx.Module):
         return a if key is None else nnx.Dropout(self.dropout)(a, deterministic=False, rngs=key)
 
 
-def make_norm(num_features: int, options: BlockOptions) -> nnx.BatchNorm | nnx.LayerNorm | None:
+def _make_norm(num_features: int, options: BlockOptions) -> nnx.BatchNorm | nnx.LayerNorm | None:
     """Make the norm named in the options, over the last axis."""
     rngs = nnx.Rngs(0)  # scale starts at 1 and bias at 0: nothing is drawn
     if options.norm == "batch":
@@ -127,7 +134,7 @@ def make_norm(num_features: int, options: BlockOptions) -> nnx.BatchNorm | nnx.L
     return None
 
 
-def make_slope(num_features: int, activation: Activation | None) -> nnx.Param | None:
+def _make_slope(num_features: int, activation: Activation | None) -> nnx.Param | None:
     """Make the trained slope of an activation that has one, one entry for each feature."""
     if activation is None or activation.slope is None or activation.slope.kind != "trained":
         return None
@@ -192,7 +199,7 @@ def _convolve_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, 
 convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
-def split_squares(x: Array, size: int) -> Array:
+def _split_squares(x: Array, size: int) -> Array:
     """Return (batch, height / size, size, width / size, size, channel); edges repeated to fit."""
     batch, height, width, channels = x.shape
     x = jnp.pad(x, ((0, 0), (0, -height % size), (0, -width % size), (0, 0)), mode="edge")
@@ -201,10 +208,10 @@ def split_squares(x: Array, size: int) -> Array:
 
 def space_to_depth(x: Array, size: int) -> Array:
     """Move every size x size square of pixels into the channels."""
-    squares = split_squares(x, size).transpose(0, 1, 3, 2, 4, 5)
+    squares = _split_squares(x, size).transpose(0, 1, 3, 2, 4, 5)
     return squares.reshape(*squares.shape[:3], -1)
 
 
 def mean_pool(x: Array) -> Array:
     """Halve height and width."""
-    return split_squares(x, 2).mean((2, 4))
+    return _split_squares(x, 2).mean((2, 4))

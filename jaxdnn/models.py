@@ -1,6 +1,6 @@
 """Networks as Flax NNX modules, exported as two pure functions.
 
-    model = make_mlp((28, 28, 1), num_outputs=2, widths=(512, 512), unit=UnitOptions(norm="batch"))
+    model = make_mlp((28, 28, 1), num_outputs=2, widths=(512,), unit=BlockOptions(norm="batch"))
     params, batch_stats = model.init(key)
     output = model.apply(params, batch_stats, images, training=True, key=key)
     output.logits, output.batch_stats, output.pre_activations
@@ -63,7 +63,7 @@ class Model(NamedTuple):
     apply: Callable[..., Output]
 
 
-class MLP(nnx.Module):
+class _MLP(nnx.Module):
     """Dense hidden layers `layers/0`, `layers/1`, ... and a dense `head`."""
 
     def __init__(
@@ -108,37 +108,37 @@ def make_mlp(
     """Make a multi-layer perceptron.
 
     Args:
-      input_shape: of one example; flattened, row by row.
+      input_shape: (height, width, channel) or (feature,) of one example; flattened, row by row.
       num_outputs: k >= 2 softmax units, or 1 sigmoid unit.
       widths: units of each hidden layer, from the input on; may be empty.
-      unit: what the hidden layers share.
+      unit: norm, activation, initializers and dropout of all hidden layers; default `BlockOptions`.
     """
     num_inputs, options = math.prod(input_shape), unit or BlockOptions()
-    return export(lambda key: MLP(num_inputs, widths, num_outputs, options, key))
+    return _export(lambda key: _MLP(num_inputs, widths, num_outputs, options, key))
 
 
-class Residual(nnx.Module):
+class _Residual(nnx.Module):
     """x + second(first(x))."""
 
     def __init__(self, path: str, width: int, options: BlockOptions, key: Array):
         first_key, second_key = jax.random.split(key)
-        self.first = make_conv_unit(f"{path}/first", width, width, options, first_key)
-        self.second = make_conv_unit(f"{path}/second", width, width, options, second_key)
+        self.first = _conv_block(f"{path}/first", width, width, options, first_key)
+        self.second = _conv_block(f"{path}/second", width, width, options, second_key)
 
     def __call__(self, x: Array, forward: ForwardContext) -> Array:
         return x + self.second(self.first(x, forward), forward)
 
 
-class Stage(nnx.Module):
+class _Stage(nnx.Module):
     """A layer that widens, then residual blocks, all at one resolution."""
 
     def __init__(
         self, path: str, num_in: int, width: int, blocks: int, options: BlockOptions, key: Array
     ):
         key, *block_keys = jax.random.split(key, blocks + 1)
-        self.widen = make_conv_unit(f"{path}/widen", num_in, width, options, key)
+        self.widen = _conv_block(f"{path}/widen", num_in, width, options, key)
         self.blocks = nnx.List(
-            Residual(f"{path}/blocks/{index}", width, options, block_key)
+            _Residual(f"{path}/blocks/{index}", width, options, block_key)
             for index, block_key in enumerate(block_keys)
         )
 
@@ -149,13 +149,13 @@ class Stage(nnx.Module):
         return x
 
 
-def make_conv_unit(path: str, num_in: int, width: int, options: BlockOptions, key: Array) -> Block:
+def _conv_block(path: str, num_in: int, width: int, options: BlockOptions, key: Array) -> Block:
     """Make a hidden convolution layer."""
     conv = Conv3x3(num_in, width, options, key, bias=options.norm != "batch")
     return Block(path, conv, width, options, activation=options.activation)
 
 
-class ConvNet(nnx.Module):
+class _ConvNet(nnx.Module):
     """Squares of pixels, stages with mean pooling between, a mean over the image, a dense head."""
 
     def __init__(
@@ -172,7 +172,7 @@ class ConvNet(nnx.Module):
         *keys, head_key = jax.random.split(key, len(widths) + 1)
         inputs = [channels * stem**2, *widths[:-1]]
         self.stages = nnx.List(
-            Stage(f"stages/{index}", num_in, width, blocks, options, stage_key)
+            _Stage(f"stages/{index}", num_in, width, blocks, options, stage_key)
             for index, (num_in, width, stage_key) in enumerate(
                 zip(inputs, widths, keys, strict=True)
             )
@@ -197,8 +197,6 @@ def make_convnet(
 ) -> Model:
     """Make a small residual convolutional network.
 
-    He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", 2016.
-
     Args:
       input_shape: (height, width, channel).
       num_outputs: k >= 2 softmax units, or 1 sigmoid unit.
@@ -206,16 +204,19 @@ def make_convnet(
       blocks: residual blocks of each stage.
       stem: side of the squares of pixels that become the first stage's channels; default so that
         about 28 x 28 squares, at most, are left.
-      unit: what the hidden layers share.
+      unit: norm, activation, initializers and dropout of all hidden layers; default `BlockOptions`.
+
+    References:
+      Deep residual learning for image recognition (He, Zhang, Ren and Sun, 2016).
     """
     height, width, channels = input_shape
     side = max(2, round(max(height, width) / 28)) if stem is None else stem
     options = unit or BlockOptions()
-    return export(lambda key: ConvNet(channels, side, widths, blocks, num_outputs, options, key))
+    return _export(lambda key: _ConvNet(channels, side, widths, blocks, num_outputs, options, key))
 
 
-def export(make_module: Callable[[Array], nnx.Module]) -> Model:
-    """Turn a module whose call is `(images, Pass) -> logits` into pure init and apply functions."""
+def _export(make_module: Callable[[Array], nnx.Module]) -> Model:
+    """Turn a module called with (images, ForwardContext) into pure init and apply functions."""
 
     def split(key: Array) -> tuple[nnx.GraphDef, Params, BatchStats]:
         graphdef, params, batch_stats = nnx.split(make_module(key), nnx.Param, nnx.BatchStat)

@@ -1,4 +1,4 @@
-"""The optimiser as one optax chain: penalties, clipping, momentum, decay.
+"""The optimizer as one optax chain: penalties, clipping, momentum, decay.
 
 The lecture's penalties are added to the mean loss J0 of m training examples, over kernels only:
 
@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array
 
 from jaxdnn.options import OptimizerOptions
 
@@ -32,16 +31,8 @@ def kernel_mask(params: Params) -> Any:
     return jax.tree_util.tree_map_with_path(is_kernel, params)
 
 
-def penalty(params: Params, *, l2: float, l1: float, num_examples: int) -> Array:
-    """Return l2 / 2m * sum w² + l1 / 2m * sum |w| over all kernels, a scalar."""
-    kernels = [w for path, w in jax.tree.leaves_with_path(params) if is_kernel(path)]
-    squares = sum((jnp.sum(w**2) for w in kernels), jnp.zeros(()))
-    sizes = sum((jnp.sum(jnp.abs(w)) for w in kernels), jnp.zeros(()))
-    return (l2 * squares + l1 * sizes) / (2 * num_examples)
-
-
-def add_l1(strength: float) -> optax.GradientTransformation:
-    """Add strength * sign(w) to every update."""
+def _add_l1(strength: float) -> optax.GradientTransformation:
+    """Return the transformation that adds strength * sign(w) to every update."""
 
     def update(updates: Params, params: Params | None) -> Params:
         if params is None:
@@ -57,9 +48,12 @@ def make_schedule(
     """Return `step -> learning rate`, decay times warm-up.
 
     Args:
-      options: names the schedule and its rates.
-      steps_per_epoch: the default of `decay_steps`.
-      num_steps: where the cosine ends.
+      options: `schedule` and its rates; the learning rate is that before decay.
+      steps_per_epoch: 1 or more; the default of `decay_steps`.
+      num_steps: 1 or more; after so many the cosine has come down to 0.
+
+    References:
+      SGDR: Stochastic gradient descent with warm restarts (Loshchilov and Hutter, 2017).
     """
     rate = options.learning_rate
     decay = {
@@ -84,15 +78,19 @@ def make_optimizer(
     """Return the chain: L2, L1, clipping, then SGD or Adam, then the learning rate.
 
     Args:
-      options: what to chain.
-      schedule: `step -> learning rate`.
-      num_examples: m of the penalties, the number of training examples.
+      options: penalties, clipping, momentum and kind of optimizer; 0 or None leaves a link out.
+      schedule: `step -> learning rate`, as of `make_schedule`.
+      num_examples: m of the penalties, the number of training examples; 1 or more.
+
+    References:
+      Adam: A method for stochastic optimization (Kingma and Ba, 2015).
+      Incorporating Nesterov momentum into Adam (Dozat, 2016).
     """
     links = []
     if options.l2:
         links.append(optax.add_decayed_weights(options.l2 / num_examples, mask=kernel_mask))
     if options.l1:
-        links.append(optax.masked(add_l1(options.l1 / (2 * num_examples)), kernel_mask))
+        links.append(optax.masked(_add_l1(options.l1 / (2 * num_examples)), kernel_mask))
     if options.clip_norm:
         links.append(optax.clip_by_global_norm(options.clip_norm))
     momentum = options.resolved_momentum

@@ -62,7 +62,7 @@ def keep_programs(folder: str) -> None:
     told = settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache
     if folder == "auto" and told:
         return
-    path = (user_cache() if folder == "auto" else Path(folder)) / _machine()
+    path = (_user_cache() if folder == "auto" else Path(folder)) / _machine()
     try:
         path.mkdir(parents=True, exist_ok=True)
         trim(path, CACHE_BYTES)
@@ -77,7 +77,7 @@ def keep_programs(folder: str) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
 
 
-def user_cache() -> Path:
+def _user_cache() -> Path:
     """Return the folder for compiled programs of this user."""
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA", "~/AppData/Local")

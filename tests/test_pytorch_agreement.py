@@ -30,6 +30,8 @@ from jaxdnn.training.step import Sums, make_init, make_step
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[bench]'")
 
+torch.set_num_threads(1)  # Others want the cores too, and the networks are small.
+
 NUM_STEPS, BATCH_SIZE, NUM_EXAMPLES = 50, 64, 1000
 WIDTHS = (64, 64)
 STANDARD = PixelStats((0.5,), (0.29,))

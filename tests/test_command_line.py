@@ -1,0 +1,111 @@
+"""What the commands share: help as it was written, and one line for all that goes wrong."""
+
+import dataclasses
+import errno
+import os
+import signal
+
+import pytest
+
+from jaxdnn import command_line
+from jaxdnn.errors import InputError
+
+ABOUT = """Count.
+
+    count.py --number 1        a first line of examples
+    count.py --number 2        a second one
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to count."""
+
+    number: int = 1
+    """How many."""
+
+
+def parse(*args: str) -> Options:
+    return command_line.parse(
+        Options, default=Options(), args=args, prog="count.py", description=ABOUT
+    )
+
+
+def test_help_keeps_the_lines_of_its_examples(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    said = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert ABOUT.strip() in said
+    assert "How many." in said
+
+
+def test_options_are_parsed():
+    assert parse("--number", "3") == Options(3)
+    assert parse() == Options()
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--nubmer", "3"], "did you mean --number"),
+        (["--number", "three"], "three"),
+        (["--number"], "--number"),
+    ],
+)
+def test_bad_options_get_one_line_that_names_the_help(args, expected):
+    with pytest.raises(InputError, match=r"count\.py --help lists the options") as caught:
+        parse(*args)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def raising(error: BaseException):
+    def main() -> int:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("main", "code", "expected"),
+    [
+        (lambda: 0, 0, ""),
+        (lambda: 7, 7, ""),
+        (raising(InputError("3 is no name; give one")), 2, "error: 3 is no name; give one"),
+        (raising(OSError(errno.ENOSPC, "No space left", "x")), 2, "make room on the disk"),
+        (raising(OSError(errno.EIO, "Input/output error")), 2, "the disk failed"),
+        (raising(KeyboardInterrupt()), command_line.INTERRUPTED_EXIT_CODE, "interrupted"),
+    ],
+)
+def test_a_command_ends_with_a_code_and_at_most_one_line(main, code, expected, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command_line.run(main)
+    said = capsys.readouterr().err
+    assert stop.value.code == code
+    assert expected in said
+    assert said.count("\n") == bool(expected)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(capsys, monkeypatch):
+    monkeypatch.setattr(command_line, "_close_stdout", lambda: None)
+    with pytest.raises(SystemExit) as stop:
+        command_line.run(raising(BrokenPipeError(errno.EPIPE, "Broken pipe")))
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_nobodys_fault_keeps_its_traceback():
+    with pytest.raises(OSError, match="no such error"):
+        command_line.run(raising(OSError(errno.ENOTTY, "no such error")))
+
+
+def test_a_first_signal_is_noted_and_the_handlers_come_back(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    with command_line.StopSignal() as stopped:
+        assert not stopped()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stopped()
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # A second one stops at once.
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert "saving, then stopping" in capsys.readouterr().err
