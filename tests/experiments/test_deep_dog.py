@@ -22,6 +22,20 @@ SUMMARY_KEYS = {
 }
 
 
+@pytest.fixture(scope="module")
+def trained_with(tmp_path_factory):
+    """Train with options; return the run folder."""
+
+    def run(*options):
+        path = tmp_path_factory.mktemp("runs") / "run"
+        _, arguments = deep_dog.parse([*QUICK, *map(str, options)])
+        folder = deep_dog.run_folder.create(path)
+        assert deep_dog._train(arguments, folder, path) == 0
+        return folder
+
+    return run
+
+
 def summary_of(folder):
     return json.loads(RunFolder(folder).summary.read_text())
 
@@ -103,29 +117,6 @@ def test_resume_refuses_other_images(finished, photos, call, tmp_path):
     assert "class_names" in said
 
 
-def test_batch_size_full_takes_one_step_an_epoch(photos, call, tmp_path):
-    out = tmp_path / "run"
-    args = [*QUICK, "--data", photos, "--positive", "dog", "--batch-size", "full", "--out", out]
-    assert call(deep_dog, *args)[0] == 0
-    assert summary_of(out)["steps"] == 3
-
-
-def test_without_positive_every_class_stands_for_itself(photos, call, tmp_path):
-    out = tmp_path / "run"
-    assert call(deep_dog, *QUICK, "--data", photos, "--out", out)[0] == 0
-    assert summary_of(out)["class_names"] == ["cat", "dog", "owl"]
-
-
-def test_patience_stops_early(photos, call, tmp_path):
-    out = tmp_path / "run"
-    args = [*QUICK, "--data", photos, "--positive", "dog", "--epochs", 50, "--patience", 2]
-    assert call(deep_dog, *args, "--out", out)[0] == 0
-    summary = summary_of(out)
-    assert summary["stopped_early"]
-    per_epoch = read_metrics(RunFolder(out).metrics)[0]["step"]
-    assert summary["steps"] == summary["best_step"] + 2 * per_epoch
-
-
 def test_divergence_names_the_step_and_keeps_a_good_checkpoint(photos, call, tmp_path):
     out = tmp_path / "run"
     args = [*QUICK, "--data", photos, "--positive", "dog", "--norm", "none", "--out", out]
@@ -139,9 +130,8 @@ def test_divergence_names_the_step_and_keeps_a_good_checkpoint(photos, call, tmp
 
 
 def test_augmentations_are_shown(photos, call, tmp_path):
-    code, said, _ = call(
-        deep_dog, "--data", photos, "--show-augmentations", "--out", tmp_path / "x", "--no-progress"
-    )
+    args = ["lecture", "--horizontal-flip", 0.5, "--data", photos, "--no-progress"]
+    code, said, _ = call(deep_dog, *args, "--show-augmentations", "--out", tmp_path / "x")
     assert code == 0
     assert "augmentations.png" in said
     assert (tmp_path / "x/augmentations.png").stat().st_size > 1000
@@ -212,12 +202,36 @@ def test_recipes_are_the_lectures():
         assert not any(vars(recipe.augment).values())
 
 
-def test_mistakes_are_the_most_confident_ones(photos, call, tmp_path):
-    out = tmp_path / "run"
-    # An untrained network errs.
-    args = [*QUICK, "--data", photos, "--positive", "cat", "--epochs", 1, "--learning-rate", 1e-9]
-    assert call(deep_dog, *args, "--out", out)[0] == 0
-    with np.load(RunFolder(out).predictions) as kept:
+@pytest.fixture(scope="module")
+def patient(photos, trained_with):
+    """A run on all classes that may take many epochs, but stops when it gets no better."""
+    return trained_with("--data", photos, "--epochs", 50, "--patience", 2)
+
+
+def test_without_positive_every_class_stands_for_itself(patient):
+    assert summary_of(patient.path)["class_names"] == ["cat", "dog", "owl"]
+
+
+def test_patience_stops_early(patient):
+    summary = summary_of(patient.path)
+    assert summary["stopped_early"]
+    per_epoch = read_metrics(patient.metrics)[0]["step"]
+    assert summary["steps"] == summary["best_step"] + 2 * per_epoch
+
+
+@pytest.fixture(scope="module")
+def untrained(photos, trained_with):
+    """A run of full batches whose network stays as it was drawn, so that it errs."""
+    args = ["--data", photos, "--positive", "cat", "--batch-size", "full"]
+    return trained_with(*args, "--learning-rate", 1e-9)
+
+
+def test_batch_size_full_takes_one_step_an_epoch(untrained):
+    assert summary_of(untrained.path)["steps"] == 3
+
+
+def test_mistakes_are_the_most_confident_ones(untrained):
+    with np.load(untrained.predictions) as kept:
         wrong = kept["probabilities"].argmax(1) != kept["labels"]
         confidence = kept["probabilities"].max(1)
         assert wrong[kept["mistakes"]].all()

@@ -1,8 +1,6 @@
 """Several processes on one machine, each with a device and its share of the images."""
 
 import json
-import os
-import socket
 import subprocess
 import sys
 
@@ -11,45 +9,21 @@ import pytest
 
 from jaxdnn.run_folder import RunFolder, read_metrics
 from jaxdnn.training import Checkpoints
+from tests.together import ENVIRONMENT, run_together
 
 from .conftest import QUICK, load_program
 
 deep_dog, grad_flow = load_program("deep_dog"), load_program("grad_flow")
 
-# A process has one device, as for users.
-ENVIRONMENT = {
-    **os.environ,
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    "JAX_PLATFORMS": "cpu",
-}
 
+def start_together(num: int, program, *args) -> list[str]:
+    """Run a program as so many processes; return what each printed."""
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    def command(address: str, index: int) -> list[str]:
+        among = ["--coordinator", address, "--num-processes", num, "--process-index", index]
+        return [sys.executable, program.__file__, *map(str, [*args, "--distributed", *among])]
 
-
-def run_together(num: int, program, *args) -> list[str]:
-    """Run a command as so many processes; return what each printed."""
-    port = free_port()
-    together = ["--distributed", "--coordinator", f"127.0.0.1:{port}", "--num-processes", str(num)]
-    command = [sys.executable, program.__file__, *map(str, args), *together]
-    processes = [
-        subprocess.Popen(
-            [*command, "--process-index", str(index)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=ENVIRONMENT,
-        )
-        for index in range(num)
-    ]
-    said = [process.communicate(timeout=400) for process in processes]
-    for process, (_, errors) in zip(processes, said, strict=True):
-        assert process.returncode == 0, errors[-2000:]
-    lines = [out.splitlines() for out, _ in said]
-    return ["\n".join(line for line in own if not line.startswith("[Gloo]")) for own in lines]
+    return run_together(num, command)
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +51,11 @@ def assert_close(ours: RunFolder, theirs: RunFolder):
     assert summaries[0]["confusion"] == summaries[1]["confusion"]
 
 
-@pytest.mark.parametrize(
-    ("num", "options"),
-    [(2, ["--fsdp"]), pytest.param(4, ["--watch-gradients", "4"], marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("num", "options"), [(2, ["--fsdp"]), (4, ["--watch-gradients", "4"])])
 def test_processes_together_train_as_one_does(num, options, args, alone, tmp_path):
     out = tmp_path / "together"
-    said = run_together(num, deep_dog, *args, *options, "--out", out)
+    said = start_together(num, deep_dog, *args, *options, "--out", out)
     if "--watch-gradients" in options:
         looks = [line for line in read_metrics(out / "metrics.jsonl") if "train/loss" not in line]
         assert len(looks) == 4  # Steps 1, 4, 8 and 12.
@@ -114,7 +86,7 @@ def test_the_sweep_is_shared_by_processes(tmp_path):
         "zeros",
     ]
     grid += ["--activations", "tanh", "relu", "--batch-size", "8", "--no-progress"]
-    said = run_together(2, grad_flow, *grid, "--out", tmp_path / "together")
+    said = start_together(2, grad_flow, *grid, "--out", tmp_path / "together")
     assert "12 networks" in said[0]
     assert not said[1]
     alone = [sys.executable, grad_flow.__file__, *grid, "--out", str(tmp_path / "alone")]
