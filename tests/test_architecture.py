@@ -14,6 +14,7 @@ import importlib
 import importlib.metadata
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -244,6 +245,8 @@ def test_importing_a_file_only_defines_names():
     assert not found, "\n".join(found)
 
 
+# Of the environment: where programs, packages and compiled code are.
+KEPT = ("PATH", "HOME", "PYTHONPATH", "SYSTEMROOT", "JAX_COMPILATION_CACHE_DIR")
 STATE = """
 import json, logging, os, sys, threading, warnings
 import jax
@@ -274,9 +277,10 @@ print(json.dumps([first, sorted(sys.modules)]))
 
 
 def fresh(script: str, *args: str) -> list:
-    """What a script prints as JSON in a process of its own."""
+    """What a script prints as JSON in a process of its own, which inherits nothing of ours."""
     command = [sys.executable, "-c", script, *args]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=kept)
     return json.loads(done.stdout)
 
 
