@@ -19,8 +19,7 @@ import pytest
 
 from jaxdnn import optim
 from jaxdnn.activations import tanh
-from jaxdnn.data.pipeline import make_prepare, normalise_images
-from jaxdnn.data.pixel_stats import PixelStats
+from jaxdnn.data import PixelStats, make_prepare, normalise_images
 from jaxdnn.layers import BlockOptions, Norm
 from jaxdnn.models import Model, make_mlp
 from jaxdnn.options import AugmentOptions, OptimizerOptions

@@ -21,7 +21,6 @@ from PIL import Image
 from jaxdnn.data import PixelCache, Reader, Source, map_in_order, take_survey
 
 SIZE, BATCH_SIZE, WORKERS = 227, 128, 2
-SHAPE = (SIZE, SIZE, 1)
 OURS, CACHED = "jaxdnn, decoding", "jaxdnn, later epochs, from its cache"
 FIRST = "jaxdnn, first look: hash, statistics and cache too"
 TORCH, PILLOW, OPENCV = "PyTorch DataLoader with Pillow", "Pillow in threads", "OpenCV in threads"
@@ -73,10 +72,10 @@ def measure(encoded: list[bytes], *, num: int, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         cache = _new_cache(Path(folder, "pixels"), num)
         epochs = {
-            OURS: lambda: Reader(source, SHAPE, None, WORKERS).batches(batches),
+            OURS: lambda: Reader(source, SIZE, 1, None, WORKERS).batches(batches),
             **_others(Photographs(encoded, num), batches),
             FIRST: lambda: _first_look(source, Path(folder)),
-            CACHED: lambda: Reader(source, SHAPE, cache, WORKERS).batches(batches),
+            CACHED: lambda: Reader(source, SIZE, 1, cache, WORKERS).batches(batches),
         }
         for _ in epochs[CACHED]():  # As the first epoch fills it.
             pass
@@ -90,7 +89,7 @@ def _first_look(source: Source, folder: Path) -> list[range]:
     """Do what a first start does with every image: hash, decode, count its values, keep it."""
     num = len(source.labels)
     with tempfile.TemporaryDirectory(dir=folder) as own:
-        reader = Reader(source, SHAPE, _new_cache(Path(own, "pixels"), num), WORKERS)
+        reader = Reader(source, SIZE, 1, _new_cache(Path(own, "pixels"), num), WORKERS)
         done: list[range] = []
         take_survey(reader, np.ones(num, bool), lambda number: done.append(range(number)))
     return done

@@ -14,13 +14,12 @@ import numpy as np
 import torch
 
 from jaxdnn.config import Config
-from jaxdnn.data import Dataset
+from jaxdnn.data import Dataset, load
 from jaxdnn.layers import BlockOptions
 from jaxdnn.models import make_convnet, make_mlp
 from jaxdnn.options import AugmentOptions, ModelOptions, OptimizerOptions
 from jaxdnn.propagation import Architecture
 from jaxdnn.recipes import DEEP, RECIPES
-from jaxdnn.training import load_data
 
 from . import gradient_flow, ours, pytorch
 from .timing import Work
@@ -148,7 +147,7 @@ def epoch(augment: AugmentOptions, how: str) -> Row:
         optimizer=OPTIMIZER,
         augment=augment,
     )
-    dataset = load_data(config, progress=False)
+    dataset = load(config.data, seed=config.seed)
     num, height, width, channels = dataset.train.images.shape
     sizes = (height * width * channels, *config.model.widths, len(dataset.class_names))
     contenders, note = torch_epochs(config, dataset, sizes)
@@ -172,7 +171,7 @@ def watched_epoch(recipe: str, every: int) -> Row:
     watched = dataclasses.replace(
         config, train=dataclasses.replace(config.train, watch_gradients=every)
     )
-    dataset = load_data(config, progress=False)
+    dataset = load(config.data, seed=config.seed)
     sizes = (dataset.train.images[0].size, *config.model.widths, len(dataset.class_names))
     folder = Path(tempfile.mkdtemp())
     return Row(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.photographs import write_folder
-from jaxdnn.data import Reader, image_folder, open_source, prepare, records, tfds
+from jaxdnn.data import Reader, image_folder, open_source, prepare, tfds
 
 BATCH_SIZE, WORKERS = 128, 2
 STEPS = 8  # Training takes the batches of so many steps, or more, at once.
@@ -41,14 +41,10 @@ def measure(encoded: list[bytes], num: int, rounds: int) -> dict[str, list[float
 
 def _readers(name: str, out: Path, shape: tuple[int, int, int]) -> Iterator[tuple[Reader, str]]:
     """Give readers as a small set is read, and as one that is too large for memory."""
-    kept_bytes = records.KEPT_BYTES
-    for limit, how in ((kept_bytes, IN_MEMORY), (0, BY_PLACE)):
-        records.KEPT_BYTES = limit
-        try:
-            source = tfds(name, str(out))
-        finally:
-            records.KEPT_BYTES = kept_bytes
-        yield Reader(source, shape, None, WORKERS), how
+    size, _, channels = shape
+    for kept_bytes, how in ((2**40, IN_MEMORY), (0, BY_PLACE)):
+        source = tfds(name, str(out), kept_bytes=kept_bytes)
+        yield Reader(source, size, channels, max_workers=WORKERS), how
 
 
 def _rate(reader: Reader) -> float:

@@ -16,6 +16,7 @@ import time
 
 from jaxdnn.config import Config
 from jaxdnn.data import Dataset, load
+from jaxdnn.options import DataOptions
 from jaxdnn.recipes import LECTURE
 from jaxdnn.training import init_state, make_program, make_setup
 
@@ -25,20 +26,19 @@ WARM_UP_STEPS = 10
 
 def load_photographs(folder: str, kind: str) -> Dataset:
     """Load them into memory, or as a stream with a cache or without."""
-    return load(
-        folder,
-        data_dir=None,
+    options = DataOptions(
+        data=folder,
         positive=("dog",),
         image_size=227,
         channels=1,
         validation_fraction=0.01,
         test_fraction=0.01,
-        seed=0,
         streaming=kind != "memory",
-        max_bytes=float("inf"),
-        cache_bytes=2**33 if kind == "cache" else 0,
+        max_memory_gib=2**20,
+        cache_gib=8 if kind == "cache" else 0,
         allow_duplicates=True,
     )
+    return load(options, seed=0)
 
 
 def run(folder: str, kind: str, num_steps: int) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jaxdnn.config import Config
-from jaxdnn.data import Dataset, Split
+from jaxdnn.data import Dataset, ImagesInMemory, Split
 from jaxdnn.options import DeviceOptions
 from jaxdnn.training import Setup, make_setup
 
@@ -15,7 +15,7 @@ def make_up(config: Config, num: int, shape: tuple[int, int, int], devices: Devi
     draw = np.random.default_rng(0)
 
     def split(num: int) -> Split:
-        images = draw.integers(0, 256, (num, *shape), dtype=np.uint8)
+        images = ImagesInMemory(draw.integers(0, 256, (num, *shape), dtype=np.uint8))
         return Split(images, np.arange(num, dtype=np.int32) % 2, tuple(map(str, range(num))))
 
     dataset = Dataset(("other", "dog"), split(num), split(16), split(16), (), "made up")

@@ -64,7 +64,7 @@ def _measure(optimizer: str, *, fsdp: bool) -> tuple[float, float]:
     loop = make_loop(make_step_of(setup), key=key, steps_per_epoch=setup.steps_per_epoch)
     indices = make_indices(make_order_of(setup), key=key, layout=setup.layout)(0)
     split = setup.dataset.train
-    data = setup.layout.place((split.images, split.labels))
+    data = setup.layout.place((split.in_memory(), split.labels))
     compiled = jax.jit(loop, donate_argnums=0).lower(state, *data, indices, 1).compile()
     sizes = compiled.memory_analysis()
     assert sizes is not None

@@ -57,7 +57,7 @@ def _measure(setup: Setup) -> tuple[int, dict[str, int], float]:
     loop = make_loop(make_step_of(setup), key=key, steps_per_epoch=setup.steps_per_epoch)
     indices = make_indices(make_order_of(setup), key=key, layout=setup.layout)(0)
     split = setup.dataset.train
-    data = setup.layout.place((split.images, split.labels))
+    data = setup.layout.place((split.in_memory(), split.labels))
     compiled = jax.jit(loop, donate_argnums=0)
     text = compiled.lower(init_state(setup), *data, indices, NUM_STEPS).compile().as_text() or ""
     found = {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in COLLECTIVES}

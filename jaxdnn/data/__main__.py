@@ -15,9 +15,9 @@ from typing import Literal
 import tyro
 
 from jaxdnn import command_line
-from jaxdnn.data.look import look_at, report, text, write_sheets
-from jaxdnn.data.materialise import reporting
+from jaxdnn.data.inspect import look_at, report, text, write_sheets
 from jaxdnn.data.prepare import prepare
+from jaxdnn.data.reader import reporting
 from jaxdnn.data.sources import open_source
 from jaxdnn.errors import InputError
 
@@ -55,10 +55,10 @@ def look(args: Sequence[str]) -> int:
     )
     source = open_source(options.data, options.data_dir, progress=options.progress)
     with reporting(len(source.labels), options.progress) as on_done:
-        found = look_at(source, on_done)
-    about = report(source, found)
+        survey, thumbnails = look_at(source, on_done)
+    about = report(source, survey)
     try:
-        sheets = write_sheets(source, found, options.out)
+        sheets = write_sheets(source, thumbnails, options.out)
     except OSError as error:
         raise InputError(
             f"--out {options.out} cannot be written ({error}); choose another"

@@ -10,7 +10,7 @@ import pytest
 from scaling.made_up import make_up
 
 from jaxdnn.config import Config
-from jaxdnn.data.dataset import Dataset
+from jaxdnn.data import Dataset
 from jaxdnn.errors import InputError
 from jaxdnn.options import (
     AugmentOptions,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxdnn.data.plain_png import write_png
+from jaxdnn.data.decode import write_png
 from jaxdnn.data.silhouettes import silhouettes
 
 

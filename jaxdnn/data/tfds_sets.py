@@ -1,5 +1,9 @@
-"""Data sets prepared by tensorflow_datasets, read without TensorFlow."""
+"""Data sets prepared by tensorflow_datasets, read without TensorFlow.
 
+Every label is read at once, images when they are asked for.
+"""
+
+import contextlib
 import dataclasses
 import json
 import logging
@@ -9,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Int32
 
-from jaxdnn.data.folders import folder_fingerprint
-from jaxdnn.data.layout import split_of
-from jaxdnn.data.records import Names, Records, load_labels
+from jaxdnn.data.cache import cache_dir, concurrent_write, key_of
+from jaxdnn.data.decode import UnreadableImage
+from jaxdnn.data.files import folder_fingerprint, split_of
+from jaxdnn.data.reader import OnDone, reporting
 from jaxdnn.data.source import Source
 from jaxdnn.errors import InputError
 
@@ -21,11 +27,24 @@ if TYPE_CHECKING:
 
 _INFO = "dataset_info.json"
 
-LABEL_KEYS = {"oxford_iiit_pet": "species"}
+_LABEL_KEYS = {"oxford_iiit_pet": "species"}
 """Which class label counts where a data set has several: cat or dog, not the breed."""
 
+KEPT_BYTES = 64 * 2**20
+"""A data set whose files are smaller is kept in memory, encoded: read from there several times as
+fast."""
 
-def tfds(name: str, data_dir: str | None = None, *, progress: bool = False) -> Source:
+_RECORDS_PER_READ = 1024
+_BYTES_PER_READ = 16 * 2**20
+
+
+def tfds(
+    name: str,
+    data_dir: str | None = None,
+    *,
+    progress: bool = False,
+    kept_bytes: int = KEPT_BYTES,
+) -> Source:
     """Open a data set that `tensorflow_datasets` has prepared as array_record or Parquet.
 
     Args:
@@ -33,6 +52,7 @@ def tfds(name: str, data_dir: str | None = None, *, progress: bool = False) -> S
       data_dir: the folder of prepared data sets; None for $TFDS_DATA_DIR or
         ~/tensorflow_datasets.
       progress: show a bar on stderr if it takes more than two seconds.
+      kept_bytes: most bytes of files that are kept in memory.
 
     Raises:
       InputError: not prepared there, in a format that needs TensorFlow, or without an image and a
@@ -40,7 +60,7 @@ def tfds(name: str, data_dir: str | None = None, *, progress: bool = False) -> S
     """
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
     folder = _find(name, root)
-    return _open_folder(folder, name, _full_name(folder, root), progress)
+    return _open_folder(folder, name, _full_name(folder, root), progress, kept_bytes)
 
 
 def prepared_below(path: Path) -> Path | None:
@@ -55,26 +75,25 @@ def tfds_folder(folder: Path, *, progress: bool = False) -> Source:
     """Open the prepared data set in a folder; see `tfds`. Raises InputError."""
     folder = folder.absolute()
     name = f"{folder.parent.name}:{folder.name}"
-    return _open_folder(folder, name, name, progress)
+    return _open_folder(folder, name, name, progress, KEPT_BYTES)
 
 
-def _open_folder(folder: Path, name: str, full_name: str, progress: bool) -> Source:
+def _open_folder(
+    folder: Path, name: str, full_name: str, progress: bool, kept_bytes: int
+) -> Source:
     _check_format(name, folder)
     try:
         builder = quiet_tfds().builder_from_directory(folder)
         image_key, label_key = _feature_keys(name, builder.info.features)
-        return _open(full_name, builder, image_key, label_key, folder, progress)
+        return _open(full_name, builder, image_key, label_key, folder, progress, kept_bytes)
     except InputError:
         raise
     except Exception as error:  # Of a type that depends on what is damaged or missing.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"data set {name!r} in {str(folder)!r} is damaged: {_first_line(error)}; "
+            f"data set {name!r} in {str(folder)!r} is damaged: {reason}; "
             "expected a complete data set; prepare it again"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def quiet_tfds() -> Any:
@@ -150,7 +169,7 @@ def _feature_keys(name: str, features: Any) -> tuple[str, str]:
             f"data set {name!r} has the features {', '.join(features)}; expected an Image and a "
             "ClassLabel; choose an image classification data set"
         )
-    usual = LABEL_KEYS.get(name.partition(":")[0].partition("/")[0], "label")
+    usual = _LABEL_KEYS.get(name.partition(":")[0].partition("/")[0], "label")
     return _preferred(images, "image"), _preferred(labels, usual)
 
 
@@ -165,6 +184,7 @@ def _open(
     label_key: str,
     folder: Path,
     progress: bool,
+    kept_bytes: int,
 ) -> Source:
     from tensorflow_datasets import decode
 
@@ -172,7 +192,7 @@ def _open(
     splits = [split for split in known if split_of(split)] or known
     decoders = {image_key: decode.SkipDecoding()}
     parts = [
-        Records(builder.as_data_source(split, decoders=decoders), image_key, label_key)
+        _Records(builder.as_data_source(split, decoders=decoders), image_key, label_key)
         for split in splits
     ]
     for split, part in zip(splits, parts, strict=True):
@@ -190,7 +210,7 @@ def _open(
         fingerprint=lambda: folder_fingerprint(folder),
         read_many=lambda items: read_many(items),
     )
-    load_labels(parts, source, progress=progress)
+    _load_labels(parts, source, progress=progress, kept_bytes=kept_bytes)
     records = [np.flatnonzero(part.labels >= 0) for part in parts]  # -1: a test without answers.
     part_of = np.repeat(np.arange(len(parts), dtype=np.int8), [len(found) for found in records])
     record = np.concatenate(records).astype(np.int64)
@@ -206,7 +226,105 @@ def _open(
 
     return dataclasses.replace(
         source,
-        item_names=Names(splits, part_of, record),
+        item_names=_ItemNames(splits, part_of, record),
         labels=np.concatenate([part.labels[part.labels >= 0] for part in parts]),
         splits=np.array([split_of(split) for split in splits], dtype="U10")[part_of],
     )
+
+
+class _Records:
+    """One split.
+
+    Attributes:
+      labels: class of each record, -1 where there is none.
+    """
+
+    def __init__(self, records: Any, image_key: str, label_key: str):
+        self._records, self._image_key, self._label_key = records, image_key, label_key
+        self._images: list[bytes] = []
+        self.labels: Int32[np.ndarray, " num_records"] = np.empty(len(records), np.int32)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def load(self, *, per_read: int, keep_images: bool, on_done: OnDone) -> None:
+        """Read all records for their labels, so many at a time."""
+        for start in range(0, len(self), per_read):
+            places = range(start, min(start + per_read, len(self)))
+            found = self._records.__getitems__(places)
+            self.labels[start : places.stop] = [record[self._label_key] for record in found]
+            if keep_images:
+                self._images.extend(record[self._image_key] for record in found)
+            on_done(len(places))
+
+    def read_many(self, places: Sequence[int]) -> list[bytes]:
+        """Return encoded images. Raises UnreadableImage."""
+        if self._images:
+            return [self._images[place] for place in places]
+        try:
+            found = self._records.__getitems__([int(place) for place in places])
+            return [record[self._image_key] for record in found]
+        except Exception as error:  # RuntimeError, ValueError, OSError, … by file format.
+            raise UnreadableImage(f"damaged record: {error}") from error
+
+
+class _ItemNames(Sequence[str]):
+    """SPLIT/PLACE of every item, made when asked for: millions of names would be gigabytes."""
+
+    def __init__(self, splits: Sequence[str], split_of: np.ndarray, places: np.ndarray):
+        self._splits, self._split_of, self._places = splits, split_of, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, item: Any) -> Any:
+        if isinstance(item, slice):
+            return [self[place] for place in range(*item.indices(len(self)))]
+        return f"{self._splits[self._split_of[item]]}/{self._places[item]}"
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[item] for item in range(len(self)))
+
+
+def _load_labels(
+    parts: Sequence[_Records], source: Source, *, progress: bool, kept_bytes: int
+) -> None:
+    """Fill in the labels: from the cache folder, or by reading everything once."""
+    num, num_bytes = sum(map(len, parts)), _size_of(source.home)
+    keep = num_bytes <= kept_bytes
+    stored = None if keep else cache_dir(source)
+    path = stored / f"labels-{key_of(source.fingerprint())}.npy" if stored else None
+    if path is not None and _load_kept(parts, path):
+        return
+    per_read = max(1, min(_RECORDS_PER_READ, _BYTES_PER_READ * num // max(num_bytes, 1)))
+    with reporting(num, progress, "labels", "records") as on_done:
+        for part in parts:
+            part.load(per_read=per_read, keep_images=keep, on_done=on_done)
+    if path is not None:
+        _keep(parts, path)
+
+
+def _size_of(folder: Path | str | None) -> int:
+    return sum(path.stat().st_size for path in Path(folder or ".").iterdir() if path.is_file())
+
+
+def _load_kept(parts: Sequence[_Records], path: Path) -> bool:
+    try:
+        labels = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return False
+    if labels.dtype != np.int32 or labels.shape != (sum(map(len, parts)),):
+        return False
+    ends = np.cumsum([len(part) for part in parts])
+    for part, of_part in zip(parts, np.split(labels, ends[:-1]), strict=True):
+        part.labels = of_part
+    return True
+
+
+def _keep(parts: Sequence[_Records], path: Path) -> None:
+    with (
+        contextlib.suppress(OSError),  # A full disk: they will be read again.
+        concurrent_write(path) as draft,
+        draft.open("wb") as file,
+    ):
+        np.save(file, np.concatenate([part.labels for part in parts]))

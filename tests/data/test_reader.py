@@ -1,10 +1,16 @@
-"""One item ahead: the same items in order, made before they are asked for, nothing left running."""
+"""Threads: the same items in order, made before they are asked for, nothing left running."""
 
 import threading
+import time
+from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
-from jaxdnn.data.ahead import prefetch
+from jaxdnn.data.decode import UnreadableImage
+from jaxdnn.data.reader import Reader, map_in_order, prefetch
+from jaxdnn.data.source import Source
+from jaxdnn.errors import InputError
 
 
 def test_the_items_in_order_and_the_error_in_its_place():
@@ -55,3 +61,32 @@ def test_whoever_stops_taking_closes_what_is_behind():
     next(found)
     found.close()
     assert closed.is_set()
+
+
+def test_work_ahead_is_bounded_and_in_order():
+    taken = 0
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        for item in range(10_000):
+            taken += 1
+            yield item
+
+    def slow_first(item: int) -> int:
+        time.sleep(0.02 if item == 0 else 0)
+        return item
+
+    results = map_in_order(slow_first, items(), max_workers=4)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    assert taken < 100
+    results.close()
+    assert not [thread for thread in threading.enumerate() if "jaxdnn-data" in thread.name]
+
+
+def test_an_image_that_cannot_be_read_is_named():
+    def refuse(item: int) -> bytes:
+        raise UnreadableImage("damaged")
+
+    source = Source("x", ("a",), ["0"], np.zeros(1, np.int32), np.array([""]), refuse)
+    with pytest.raises(InputError, match=r"0 in x cannot be read any more \(damaged\)"):
+        next(Reader(source, 2, 1).batches([np.arange(1)]))

@@ -13,9 +13,9 @@ from PIL import Image
 
 from jaxdnn import command_line
 from jaxdnn.data import __main__ as command
-from jaxdnn.data.leakage import duplicates
+from jaxdnn.data.inspect import duplicates
 
-from .test_dataset import loaded, photos, png, write
+from .helpers import loaded, photos, png, write
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_the_report_for_people_and_a_sheet_for_each_class(bad, tmp_path, capsys,
 
 
 def test_training_uses_the_rest_and_names_what_it_left_out(bad):
-    dataset = loaded(bad, max_unreadable_fraction=0.2, allow_duplicates=True)
+    dataset = loaded(bad, max_unreadable=0.2, allow_duplicates=True)
     names = {skipped.name for skipped in dataset.skipped}
     unreadable = {"bird/huge.png", "cat/cut.png", "dog/text.jpg", "dog/zero.png"}
     assert names == unreadable | {"cover.png", "fish/", "cat/more.zip"}
