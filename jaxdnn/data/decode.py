@@ -28,7 +28,7 @@ from PIL import Image, ImageChops, UnidentifiedImageError
 from jaxdnn.errors import InputError
 
 MAX_PIXELS = 100_000_000
-"""Largest width x height that is decoded by default (400 MB in Pillow's memory)."""
+"""Largest width x height that is decoded (400 MB in Pillow's memory)."""
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
 
@@ -74,12 +74,8 @@ class Header(NamedTuple):
 
 
 def decode(
-    item: Stored,
-    *,
-    image_size: int | None,
-    channels: int | None,
-    max_pixels: int = MAX_PIXELS,
-) -> UInt8[np.ndarray, "height width channel"]:
+    item: Stored, *, image_size: int | None, channels: int | None
+) -> tuple[UInt8[np.ndarray, "height width channel"], Header]:
     """Decode the first frame of one image.
 
     The image is turned upright by its EXIF orientation, its shorter side is resized to
@@ -95,21 +91,15 @@ def decode(
         returned itself if nothing is to be done.
       image_size: side of the square in pixels; None keeps the image's own height and width.
       channels: 1 for grey (BT.601 luma), 3 for RGB; None keeps grey grey and colour colour.
-      max_pixels: larger images are refused from their header, before any memory is taken.
+
+    Returns:
+      The pixels, and what `read_header` would say.
 
     Raises:
-      UnreadableImage: the bytes are no image, damaged, incomplete or too large.
+      UnreadableImage: the bytes are no image, damaged, incomplete or of more than MAX_PIXELS, which
+        is known from the header, before any memory is taken.
     """
-    return decode_with_header(
-        item, image_size=image_size, channels=channels, max_pixels=max_pixels
-    )[0]
-
-
-def decode_with_header(
-    item: Stored, *, image_size: int | None, channels: int | None, max_pixels: int = MAX_PIXELS
-) -> tuple[UInt8[np.ndarray, "height width channel"], Header]:
-    """Decode like `decode`, and return what `read_header` would."""
-    array = item if isinstance(item, np.ndarray) else read_png(item, max_pixels=max_pixels)
+    array = item if isinstance(item, np.ndarray) else read_png(item)
     if array is not None:
         header = _header_of(array)
         if array.shape == (image_size, image_size, channels):
@@ -117,37 +107,47 @@ def decode_with_header(
         picture = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
         return _square(picture, image_size, channels), header
     assert isinstance(item, bytes)
-    try:
-        with _quiet_pillow(), _open(item, max_pixels) as image:
-            header = Header(*image.size, _is_grey(image), image.mode)
-            if image_size is not None:
-                reduced = (image_size * _DRAFT_MARGIN, image_size * _DRAFT_MARGIN)
-                image.draft("L" if channels == 1 else None, reduced)
-            image.load()
-            return _square(image, image_size, channels), header
-    except Exception as error:
-        raise _unreadable(error) from error
+    with _opened(item) as image:
+        header = Header(*image.size, _is_grey(image), image.mode)
+        if image_size is not None:
+            reduced = (image_size * _DRAFT_MARGIN, image_size * _DRAFT_MARGIN)
+            image.draft("L" if channels == 1 else None, reduced)
+        image.load()
+        return _square(image, image_size, channels), header
 
 
-def read_header(item: Stored, *, max_pixels: int = MAX_PIXELS) -> Header:
+def read_header(item: Stored) -> Header:
     """Read the header only. Raises UnreadableImage like `decode`."""
     if isinstance(item, np.ndarray):
         return _header_of(item)
+    with _opened(item) as image:
+        return Header(*image.size, _is_grey(image), image.mode)
+
+
+@contextlib.contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """Open an image and turn whatever goes wrong with it into UnreadableImage."""
     try:
-        with _quiet_pillow(), _open(item, max_pixels) as image:
-            return Header(*image.size, _is_grey(image), image.mode)
-    except Exception as error:
-        raise _unreadable(error) from error
-
-
-def _open(data: bytes, max_pixels: int) -> Image.Image:
-    if not data:
-        raise UnreadableImage("the file is empty")
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
-    if image.width * image.height > max_pixels:
-        size = f"{image.width} x {image.height} pixels"
-        raise UnreadableImage(f"{size} are more than the {max_pixels:,} allowed")
-    return image
+        if not data:
+            raise UnreadableImage("the file is empty")
+        with _quiet_pillow(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                size = f"{image.width} x {image.height} pixels"
+                raise UnreadableImage(f"{size} are more than the {MAX_PIXELS:,} allowed")
+            yield image
+    except UnreadableImage:
+        raise
+    except UnidentifiedImageError as error:
+        raise UnreadableImage(
+            f"not an image of a known format ({', '.join(FORMATS)}), or damaged at its start"
+        ) from error
+    except Image.DecompressionBombError as error:
+        numbers = re.findall(r"\d+", str(error))  # The error does not hold them otherwise.
+        found = f"{int(numbers[0]):,} pixels" if numbers else "its pixels"
+        raise UnreadableImage(f"{found} are more than the {MAX_PIXELS:,} allowed") from error
+    except Exception as error:  # Pillow meets damaged bytes with errors of every type.
+        reason = error or type(error).__name__
+        raise UnreadableImage(f"damaged or incomplete: {reason}") from error
 
 
 def _header_of(array: np.ndarray) -> Header:
@@ -180,21 +180,6 @@ def _fit(image: Image.Image, image_size: int) -> Image.Image:
     left, top = (image.width - side) // 2, (image.height - side) // 2
     box = (left, top, left + side, top + side)
     return image.resize((image_size, image_size), Image.Resampling.BILINEAR, box=box)
-
-
-def _unreadable(error: Exception) -> UnreadableImage:
-    # Pillow meets damaged bytes with errors of every type, so that all of them are taken here.
-    if isinstance(error, UnreadableImage):
-        return error
-    if isinstance(error, UnidentifiedImageError):
-        return UnreadableImage(
-            f"not an image of a known format ({', '.join(FORMATS)}), or damaged at its start"
-        )
-    if isinstance(error, Image.DecompressionBombError):
-        numbers = re.findall(r"\d+", str(error))  # The error does not hold them otherwise.
-        found = f"{int(numbers[0]):,} pixels" if numbers else "its pixels"
-        return UnreadableImage(f"{found} are more than the {MAX_PIXELS:,} allowed")
-    return UnreadableImage(f"damaged or incomplete: {error or type(error).__name__}")
 
 
 def _is_grey(image: Image.Image) -> bool:
@@ -261,7 +246,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def read_png(data: bytes, *, max_pixels: int) -> UInt8[np.ndarray, "height width channel"] | None:
+def read_png(data: bytes) -> UInt8[np.ndarray, "height width channel"] | None:
     """Decode such a PNG; None for every other, damaged and too large ones among them."""
     if not data.startswith(_START) or not data.endswith(_END) or len(data) < _DATA_AT + 24:
         return None
@@ -270,7 +255,7 @@ def read_png(data: bytes, *, max_pixels: int) -> UInt8[np.ndarray, "height width
     end = _DATA_AT + 8 + length
     channels = _CHANNELS.get(colour)
     is_plain = depth == 8 and channels and not any(methods) and kind == b"IDAT"
-    if not is_plain or end + 4 + len(_END) != len(data) or not 0 < width * height <= max_pixels:
+    if not is_plain or end + 4 + len(_END) != len(data) or not 0 < width * height <= MAX_PIXELS:
         return None
     checks = zlib.crc32(data[12:29]), zlib.crc32(memoryview(data)[_DATA_AT + 4 : end])
     if checks != (*struct.unpack_from(">I", data, 29), *struct.unpack_from(">I", data, end)):

@@ -5,6 +5,7 @@ from where files lie: {split}/{class}/… or {class}/…
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -31,16 +32,10 @@ MAX_FILE_BYTES = 256 * 2**20
 _AT_A_TIME = 32  # Answers from afar are waited for, not worked for.
 
 _SPLIT_SPELLINGS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
 }
-
 _EXPECTED = "expected {class}/… or {split}/{class}/… with splits train, validation, test"
 
 
@@ -61,32 +56,53 @@ class Files:
     ignored: tuple[tuple[str, str], ...] = ()
 
 
-def is_image_name(name: str) -> bool:
-    """Whether a relative path ends like an image and no part of it is hidden or a system's."""
-    suffix = os.path.splitext(name.rpartition("/")[2])[1]
-    return is_shown(name) and suffix.lower() in _IMAGE_SUFFIXES
+def list_files(
+    found: Iterable[str],
+    *,
+    read: Callable[[str], bytes],
+    stamp: Callable[[str], str],
+    ignored: Sequence[tuple[str, str]] = (),
+    map_stamps: Callable[..., Iterable[str]] = map,
+) -> Files:
+    """Choose the images among what was found, and name what only looks like some.
+
+    Args:
+      found: relative paths of files, and of folders with "/" at the end.
+      read: the bytes of a file; thread-safe; raises UnreadableImage.
+      stamp: another text for every change of a file.
+      ignored: what else was found, with the reason.
+      map_stamps: stands for `map` where stamps come from afar.
+    """
+    found = list(found)
+    names = tuple(sorted(filter(_is_image, found)))
+    used = {name[: end + 1] for name in names for end, c in enumerate(name) if c == "/"}
+    empty = sorted(name for name in found if name.endswith("/") and name not in used)
+    zips = sorted(filter(_is_zip, found))
+    return Files(
+        names=names,
+        read=lambda index: read(names[index]),
+        fingerprint=lambda: digest(
+            map(":".join, zip(names, map_stamps(stamp, names), strict=True))
+        ),
+        ignored=(
+            *ignored,
+            *((name, "a folder without images") for name in empty),
+            *((name, "a zip inside is not opened: unpack it") for name in zips),
+        ),
+    )
 
 
-def is_zip_name(name: str) -> bool:
-    """Whether a relative path ends like a zip archive and is not hidden."""
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in _IMAGE_SUFFIXES and is_shown(name)
+
+
+def _is_zip(name: str) -> bool:
     return name.lower().endswith(".zip") and not name.rpartition("/")[2].startswith(".")
 
 
 def is_shown(name: str) -> bool:
     """Whether no part of a relative path is hidden or made by a system for itself."""
     return not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
-
-
-def not_used(found: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Name the zips, and the folders (ending in "/") that hold no image on any level."""
-    images = [name for name in found if is_image_name(name)]
-    used = {name[: end + 1] for name in images for end, c in enumerate(name) if c == "/"}
-    empty = (name for name in found if name.endswith("/") and name not in used)
-    zips = (name for name in found if is_zip_name(name))
-    return (
-        *((name, "a folder without images") for name in sorted(empty)),
-        *((name, "a zip inside is not opened: unpack it") for name in sorted(zips)),
-    )
 
 
 def bounded(data: bytes, max_bytes: int) -> bytes:
@@ -104,8 +120,7 @@ def digest(parts: Iterable[str]) -> str:
     return total.hexdigest()
 
 
-def stamp(path: str | Path) -> str:
-    """Return size, time of change and mode of a local file, or why there are none."""
+def _stamp(path: str | Path) -> str:
     try:
         status = os.stat(path)
     except OSError as error:
@@ -122,7 +137,7 @@ def read_file(path: str | Path, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error
 
 
-def folder_files(root: str | Path, *, max_bytes: int = MAX_FILE_BYTES) -> Files:
+def folder_files(root: str | Path) -> Files:
     """List the images below a folder; linked folders are followed, each folder once.
 
     A folder inside that cannot be listed is ignored.
@@ -131,20 +146,18 @@ def folder_files(root: str | Path, *, max_bytes: int = MAX_FILE_BYTES) -> Files:
       InputError: the folder itself cannot be listed.
     """
     closed: list[tuple[str, str]] = []
-    found = list(_walk(str(root), "", set(), closed))
-    names = sorted(name for name in found if is_image_name(name))
-    return Files(
-        names=tuple(names),
-        ignored=(*closed, *not_used(found)),
-        read=lambda index: read_file(os.path.join(root, names[index]), max_bytes=max_bytes),
-        fingerprint=lambda: digest(f"{name}:{stamp(os.path.join(root, name))}" for name in names),
+    return list_files(
+        _walk(str(root), "", set(), closed),
+        read=lambda name: read_file(os.path.join(root, name)),
+        stamp=lambda name: _stamp(os.path.join(root, name)),
+        ignored=closed,
     )
 
 
 def folder_fingerprint(folder: Path) -> str:
     """Return a hash of the names, sizes and times of change of the files right in a folder."""
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    return digest(f"{name}:{stamp(folder / name)}" for name in names)
+    return digest(f"{name}:{_stamp(folder / name)}" for name in names)
 
 
 def _walk(
@@ -168,7 +181,7 @@ def _walk(
         name = prefix + entry.name
         if not entry.name.startswith(".") and _is_folder(entry):
             yield from _walk(entry.path, name + "/", seen, closed)
-        elif (is_image_name(name) or is_zip_name(name)) and _is_file(entry):
+        elif (_is_image(name) or _is_zip(name)) and _is_file(entry):
             yield name
     if prefix:
         yield prefix
@@ -214,17 +227,16 @@ def open_remote(address: str) -> BinaryIO:
         return _open_address(address).open("rb")
 
 
-def remote_files(root: str, *, max_bytes: int = MAX_FILE_BYTES) -> Files:
+def remote_files(root: str) -> Files:
     """List the images below a folder that is not on this machine. Raises InputError."""
     with _one_line(root):
         top = _open_address(root)
         found = list(_walk_bucket(top, ""))
-    names = sorted(name for name in found if is_image_name(name))
 
-    def read(index: int) -> bytes:
+    def read(name: str) -> bytes:
         try:
-            with (top / names[index]).open("rb") as file:
-                return bounded(file.read(max_bytes + 1), max_bytes)
+            with (top / name).open("rb") as file:
+                return bounded(file.read(MAX_FILE_BYTES + 1), MAX_FILE_BYTES)
         except UnreadableImage:
             raise
         except Exception as error:  # Of a type that depends on who keeps the bucket.
@@ -234,15 +246,11 @@ def remote_files(root: str, *, max_bytes: int = MAX_FILE_BYTES) -> Files:
         try:
             status = (top / name).stat()
         except Exception as error:
-            return f"{name}:{type(error).__name__}"
-        return f"{name}:{status.length}:{status.mtime}"
+            return type(error).__name__
+        return f"{status.length}:{status.mtime}"
 
-    return Files(
-        names=tuple(names),
-        ignored=not_used(found),
-        read=read,
-        fingerprint=lambda: digest(map_in_order(stamp, names, max_workers=_AT_A_TIME)),
-    )
+    in_threads = functools.partial(map_in_order, max_workers=_AT_A_TIME)
+    return list_files(found, read=read, stamp=stamp, map_stamps=in_threads)
 
 
 def _open_address(address: str) -> Any:
@@ -254,7 +262,7 @@ def _open_address(address: str) -> Any:
 def _walk_bucket(folder: Any, prefix: str) -> Iterator[str]:
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
         name = prefix + path.name
-        if is_image_name(name) or is_zip_name(name):  # Asking what it is would be a call for each.
+        if _is_image(name) or _is_zip(name):  # Asking what it is would be a call for each.
             yield name
         elif is_shown(name) and path.is_dir():
             yield from _walk_bucket(path, name + "/")
@@ -279,7 +287,8 @@ def _one_line(address: str) -> Iterator[None]:
 
 def split_of(name: str) -> str:
     """Return 'train', 'validation' or 'test' for its usual spellings, otherwise ''."""
-    return _SPLIT_SPELLINGS.get(name.lower(), "")
+    split = (split for split, names in _SPLIT_SPELLINGS.items() if name.lower() in names)
+    return next(split, "")
 
 
 def printable(name: str) -> str:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Int, Int64, UInt8
@@ -33,15 +33,15 @@ from jaxdnn.errors import InputError
 
 _FLUSH_SECONDS = 30.0
 Loaded = TypeVar("Loaded")
+Places = Int[np.ndarray, " num"]
+Batch = UInt8[np.ndarray, "num height width channel"]
 
 
 class Images(Protocol):
     """uint8 images [num, height, width, channel] of one split, wherever they are."""
 
-    @property
-    def is_streamed(self) -> bool:
-        """Whether they are decoded only when they are needed."""
-        ...
+    is_streamed: ClassVar[bool]
+    """Whether they are decoded only when they are needed."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -59,9 +59,7 @@ class Images(Protocol):
         """Return the images at these places, or at this one."""
         ...
 
-    def batches(
-        self, batches: Iterable[Int[np.ndarray, " _"]], *, num_rows: int = 0
-    ) -> Generator[UInt8[np.ndarray, "num height width channel"], None, None]:
+    def batches(self, batches: Iterable[Places], *, num_rows: int = 0) -> Generator[Batch]:
         """Yield the images at each batch of places.
 
         Args:
@@ -84,16 +82,14 @@ class ImagesInMemory:
     """Decoded images, in one array of this machine or of the devices."""
 
     array: Any
-    is_streamed = False
+    is_streamed: ClassVar[bool] = False
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(number, height, width, channels)."""
         return self.array.shape
 
     @functools.cached_property
     def pixel_stats(self) -> PixelStats:
-        """Mean and standard deviation, measured."""
         return pixel_stats_from_counts(count_values(np.asarray(self.array)))
 
     def __len__(self) -> int:
@@ -102,19 +98,15 @@ class ImagesInMemory:
     def __getitem__(self, places: Any) -> Any:
         return self.array[places]
 
-    def batches(
-        self, batches: Iterable[Int[np.ndarray, " _"]], *, num_rows: int = 0
-    ) -> Generator[UInt8[np.ndarray, "num height width channel"], None, None]:
-        """Yield the images at each batch of places; see `Images.batches`."""
+    def batches(self, batches: Iterable[Places], *, num_rows: int = 0) -> Generator[Batch]:
         for places in batches:
             yield self.array[np.pad(places, (0, max(0, num_rows - len(places))))]
 
     def in_memory(self) -> Any:
-        """Return the array."""
         return self.array
 
     def keep(self) -> None:
-        """Do nothing: there is nothing to keep."""
+        pass
 
 
 @dataclass(frozen=True)
@@ -130,38 +122,32 @@ class StreamedImages:
     reader: Reader
     items: Int[np.ndarray, " num"]
     pixel_stats: PixelStats
-    is_streamed = True
+    is_streamed: ClassVar[bool] = True
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(number, height, width, channels)."""
         return (len(self.items), *self.reader.image_shape)
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, places: Any) -> UInt8[np.ndarray, "..."]:
+    def __getitem__(self, places: Any) -> Any:
         if np.ndim(places) == 0 and not isinstance(places, slice):
             return self[np.asarray([places])][0]
         (images,) = self.batches([places])
         return images
 
-    def batches(
-        self, batches: Iterable[Int[np.ndarray, " _"]], *, num_rows: int = 0
-    ) -> Generator[UInt8[np.ndarray, "num height width channel"], None, None]:
-        """Yield the images at each batch of places, decoded ahead; see `Images.batches`."""
+    def batches(self, batches: Iterable[Places], *, num_rows: int = 0) -> Generator[Batch]:
         items = (self.items[places] for places in batches)
         return self.reader.batches(items, num_rows=num_rows)
 
-    def in_memory(self) -> UInt8[np.ndarray, "num height width channel"]:
-        """Raise InputError."""
+    def in_memory(self) -> Any:
         raise InputError(
             f"{len(self):,} images are streamed; expected them in memory here; leave "
             "--streaming out, raise --max-memory-gib, or choose a smaller --image-size"
         )
 
     def keep(self) -> None:
-        """Write what the cache of decoded images has got to disk."""
         if self.reader.cache is not None:
             self.reader.cache.flush()
 

@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,12 +94,12 @@ def _stage(reader: Reader, staging: Staging, on_done: OnDone) -> None:
     """Decode what has not been decoded yet, and keep the outcome."""
     keeps_bytes = reader.image_size is None and reader.channels is None
 
-    def finish(image: ReadImage) -> Done:
+    def finish(image: ReadImage) -> tuple[Entry, bytes]:
         if image.pixels is None or image.header is None:
-            return Done(image.item, None, False, image.reason)
+            return Entry(image.item, reason=image.reason), b""
         if keeps_bytes and image.is_encoded:
-            return Done(image.item, None, image.header.is_grey)
-        return Done(image.item, write_png(image.pixels), image.pixels.shape[-1] == 1)
+            return Entry(image.item, is_grey=image.header.is_grey), b""
+        return Entry(image.item, is_grey=image.pixels.shape[-1] == 1), write_png(image.pixels)
 
     left = [item for item in range(len(reader.source.labels)) if item not in staging.entries]
     on_done(len(staging.entries))
@@ -198,19 +197,9 @@ class Entry(NamedTuple):
     """
 
     item: int
-    offset: int
-    length: int
-    is_grey: bool
-    reason: str
-
-
-@dataclass(frozen=True)
-class Done:
-    """One item's outcome before it is kept; `data` None where the source's bytes are taken."""
-
-    item: int
-    data: bytes | None
-    is_grey: bool
+    offset: int = -1
+    length: int = 0
+    is_grey: bool = False
     reason: str = ""
 
 
@@ -230,16 +219,15 @@ class Staging:
     def __exit__(self, *_: object) -> None:
         self._images.close()
 
-    def add(self, batch: Iterable[Done]) -> None:
-        """Keep some items: their bytes first, then the lines of the journal."""
-        offset = self._images.seek(0, os.SEEK_END)
+    def add(self, batch: Iterable[tuple[Entry, bytes]]) -> None:
+        """Keep some items and their bytes, if any: bytes first, then the lines of the journal."""
         entries = []
-        for done in batch:
-            length = len(done.data or b"")
-            place = offset if done.data is not None else -1
-            entries.append(Entry(done.item, place, length, done.is_grey, done.reason))
-            self._images.write(done.data or b"")
-            offset += length
+        for entry, data in batch:
+            if data:
+                offset = self._images.seek(0, os.SEEK_END)
+                entry = entry._replace(offset=offset, length=len(data))
+                self._images.write(data)
+            entries.append(entry)
         self._images.flush()
         os.fsync(self._images.fileno())
         with self._journal.open("a") as journal:

@@ -22,13 +22,7 @@ from jaxtyping import Bool, Int, UInt8, UInt64
 from tqdm import tqdm
 
 from jaxdnn.data.cache import PixelCache
-from jaxdnn.data.decode import (
-    Header,
-    Stored,
-    UnreadableImage,
-    decode_with_header,
-    read_header,
-)
+from jaxdnn.data.decode import Header, Stored, UnreadableImage, decode, read_header
 from jaxdnn.data.source import Source
 from jaxdnn.errors import InputError
 
@@ -295,9 +289,7 @@ class Reader:
         return row if self.cache.read(item, row) else None
 
     def _decode(self, item: int, stored: Stored) -> tuple[np.ndarray, Header]:
-        pixels, header = decode_with_header(
-            stored, image_size=self.image_size, channels=self.channels
-        )
+        pixels, header = decode(stored, image_size=self.image_size, channels=self.channels)
         if self.cache is not None:
             self.cache.write(item, pixels)
         return pixels, header

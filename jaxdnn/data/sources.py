@@ -126,14 +126,12 @@ def combine(sources: Sequence[Source]) -> Source:
     )
 
 
-_Unlabelled = tuple[str, Callable[[], bytes]]  # A name, and what reads its file.
+# A name, and what reads its file, or why nothing can.
+_Found = tuple[str, Callable[[], bytes] | UnreadableImage]
 
 
 def read_images(
-    paths: Iterable[str | Path],
-    *,
-    image_size: int,
-    channels: int,
+    paths: Iterable[str | Path], *, image_size: int, channels: int
 ) -> Iterator[tuple[str, np.ndarray | UnreadableImage]]:
     """Decode every image in the given files, folders (all levels) and zips, in order.
 
@@ -149,10 +147,12 @@ def read_images(
       or with the reason why there are none: unreadable, missing, or a folder without images.
     """
 
-    def decoded(item: _Unlabelled) -> tuple[str, np.ndarray | UnreadableImage]:
+    def decoded(item: _Found) -> tuple[str, np.ndarray | UnreadableImage]:
         name, read = item
+        if isinstance(read, UnreadableImage):
+            return name, read
         try:
-            return name, decode(read(), image_size=image_size, channels=channels)
+            return name, decode(read(), image_size=image_size, channels=channels)[0]
         except UnreadableImage as error:
             return name, error
 
@@ -160,7 +160,7 @@ def read_images(
     return map_in_order(decoded, items)
 
 
-def _files_of(path: Path) -> Iterator[_Unlabelled]:
+def _files_of(path: Path) -> Iterator[_Found]:
     shown = printable(str(path))
     is_folder, is_zip = os.path.isdir(path), path.suffix.lower() == ".zip"
     if not is_folder and not (is_zip and os.path.exists(path)):
@@ -169,16 +169,9 @@ def _files_of(path: Path) -> Iterator[_Unlabelled]:
     try:
         files = folder_files(path) if is_folder else zip_files(path)
     except InputError as error:
-        yield shown, _failing(str(error))
+        yield shown, UnreadableImage(str(error))
         return
     for index, name in enumerate(files.names):
         yield f"{shown.rstrip('/')}/{printable(name)}", lambda index=index: files.read(index)
     if not files.names:
-        yield shown, _failing("no images in it")
-
-
-def _failing(reason: str) -> Callable[[], bytes]:
-    def read() -> bytes:
-        raise UnreadableImage(reason)
-
-    return read
+        yield shown, UnreadableImage("no images in it")

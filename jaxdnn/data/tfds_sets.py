@@ -282,15 +282,13 @@ class _ItemNames(Sequence[str]):
             return [self[place] for place in range(*item.indices(len(self)))]
         return f"{self._splits[self._split_of[item]]}/{self._places[item]}"
 
-    def __iter__(self) -> Iterator[str]:
-        return (self[item] for item in range(len(self)))
-
 
 def _load_labels(
     parts: Sequence[_Records], source: Source, *, progress: bool, kept_bytes: int
 ) -> None:
     """Fill in the labels: from the cache folder, or by reading everything once."""
-    num, num_bytes = sum(map(len, parts)), _size_of(source.home)
+    files = [path for path in Path(source.home or ".").iterdir() if path.is_file()]
+    num, num_bytes = sum(map(len, parts)), sum(path.stat().st_size for path in files)
     keep = num_bytes <= kept_bytes
     stored = None if keep else cache_dir(source)
     path = stored / f"labels-{key_of(source.fingerprint())}.npy" if stored else None
@@ -302,10 +300,6 @@ def _load_labels(
             part.load(per_read=per_read, keep_images=keep, on_done=on_done)
     if path is not None:
         _keep(parts, path)
-
-
-def _size_of(folder: Path | str | None) -> int:
-    return sum(path.stat().st_size for path in Path(folder or ".").iterdir() if path.is_file())
 
 
 def _load_kept(parts: Sequence[_Records], path: Path) -> bool:

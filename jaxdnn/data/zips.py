@@ -22,11 +22,9 @@ from jaxdnn.data.files import (
     MAX_FILE_BYTES,
     Files,
     bounded,
-    digest,
-    is_image_name,
     is_remote,
     is_shown,
-    not_used,
+    list_files,
     open_remote,
 )
 from jaxdnn.errors import InputError
@@ -60,17 +58,20 @@ def zip_files(path: str | Path, *, max_bytes: int = MAX_FILE_BYTES) -> Files:
             "again"
         ) from error
     members, unsafe = _by_name((info.filename, info) for info in archive.infolist())
-    names = sorted(name for name in members if is_image_name(name))
-    _check_not_encrypted(path, [members[name] for name in names])
     lock = threading.Lock()
-    return Files(
-        names=tuple(names),
-        ignored=(*unsafe, *not_used([name for name in members if is_shown(name)])),
-        read=lambda index: _read_member(archive, members[names[index]], lock, max_bytes),
-        fingerprint=lambda: digest(
-            f"{name}:{members[name].file_size}:{members[name].CRC}" for name in names
-        ),
+    files = list_files(
+        filter(is_shown, members),
+        read=lambda name: _read_member(archive, members[name], lock, max_bytes),
+        stamp=lambda name: f"{members[name].file_size}:{members[name].CRC}",
+        ignored=unsafe,
     )
+    for info in map(members.__getitem__, files.names):
+        if info.flag_bits & _ENCRYPTED:
+            raise InputError(
+                f"zip {str(path)!r} is encrypted (member {info.filename!r}); expected no password; "
+                "unpack it and give the folder"
+            )
+    return files
 
 
 def _open(path: str | Path) -> zipfile.ZipFile:
@@ -86,15 +87,6 @@ def _open(path: str | Path) -> zipfile.ZipFile:
     return archive
 
 
-def _check_not_encrypted(path: str | Path, members: Iterable[zipfile.ZipInfo]) -> None:
-    for info in members:
-        if info.flag_bits & _ENCRYPTED:
-            raise InputError(
-                f"zip {str(path)!r} is encrypted (member {info.filename!r}); expected no password; "
-                "unpack it and give the folder"
-            )
-
-
 def _cut(path: str | Path, max_bytes: int) -> Files | None:
     """List what is whole in an archive without its end; None where nothing is."""
     open_file = functools.partial(open_remote, str(path))
@@ -105,17 +97,12 @@ def _cut(path: str | Path, max_bytes: int) -> Files | None:
     if not listed:
         return None
     members, unsafe = _by_name((member.name, member) for member in listed)
-    names = sorted(name for name in members if is_image_name(name))
     lost = f"cut short: the {len(listed):,} members before the cut are read, what followed is lost"
-    return Files(
-        names=tuple(names),
-        ignored=(
-            (Path(path).name, lost),
-            *unsafe,
-            *not_used([name for name in members if is_shown(name)]),
-        ),
-        read=lambda index: _read_stored(open_file, members[names[index]], max_bytes),
-        fingerprint=lambda: digest(f"{name}:{members[name].crc}" for name in names),
+    return list_files(
+        filter(is_shown, members),
+        read=lambda name: _read_stored(open_file, members[name], max_bytes),
+        stamp=lambda name: f"{members[name].crc}",
+        ignored=((Path(path).name, lost), *unsafe),
     )
 
 
@@ -181,16 +168,13 @@ def _read_stored(open_file: Callable[[], BinaryIO], member: _Member, max_bytes: 
         with open_file() as file:
             file.seek(member.start)
             stored = file.read(min(member.length, max_bytes))
-        data = stored if member.method == zipfile.ZIP_STORED else _inflated(stored, max_bytes)
+        is_plain = member.method == zipfile.ZIP_STORED
+        data = stored if is_plain else zlib.decompressobj(-15).decompress(stored, max_bytes)
     except (OSError, zlib.error) as error:
         raise UnreadableImage(f"damaged in the zip: {error}") from error
     if zlib.crc32(data) != member.crc:
         raise UnreadableImage("damaged in the zip: wrong checksum")
     return data
-
-
-def _inflated(stored: bytes, max_bytes: int) -> bytes:
-    return zlib.decompressobj(-15).decompress(stored, max_bytes)
 
 
 def _member_at(file: BinaryIO, at: int) -> tuple[_Member, bool] | None:

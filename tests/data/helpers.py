@@ -10,9 +10,15 @@ import numpy as np
 from PIL import Image
 
 from jaxdnn.data import Dataset, Split, load
+from jaxdnn.data import decode as decode_module
 from jaxdnn.options import DataOptions
 
 CLASSES = ("bird", "cat", "dog")
+
+
+def decode(item: bytes | np.ndarray, *, image_size: int | None, channels: int | None) -> np.ndarray:
+    """Return the pixels alone."""
+    return decode_module.decode(item, image_size=image_size, channels=channels)[0]
 
 
 def png(label: int, number: int, side: int = 6, mode: str = "L") -> bytes:

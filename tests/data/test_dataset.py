@@ -198,6 +198,7 @@ def test_progress_counts_every_image_and_the_bar_is_silent_when_quick(tmp_path, 
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 def test_the_lectures_kind_of_photographs(shared_data):
     dataset = loaded(

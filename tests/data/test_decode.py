@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdnn.data.decode import UnreadableImage, decode, read_header, read_png, write_png
+from jaxdnn.data import decode as module
+from jaxdnn.data.decode import UnreadableImage, read_header, read_png, write_png
+
+from .helpers import decode
 
 RNG_SEED = 7
 
@@ -260,11 +263,15 @@ def test_a_decompression_bomb_is_refused_by_its_header(side):
         read_header(png_header(side, side))
 
 
-def test_the_pixel_limit_is_an_argument():
-    data = encoded(Image.new("L", (10, 11)), "PNG")
-    assert decode(data, image_size=None, channels=1, max_pixels=110).shape == (11, 10, 1)
-    with pytest.raises(UnreadableImage, match=r"10 x 11 pixels are more than the 109 allowed"):
-        decode(data, image_size=None, channels=1, max_pixels=109)
+def test_an_image_has_a_largest_number_of_pixels(monkeypatch):
+    files = encoded(Image.new("L", (10, 11)), "PNG"), write_png(np.zeros((11, 10, 1), np.uint8))
+    monkeypatch.setattr(module, "MAX_PIXELS", 110)
+    for data in files:
+        chex.assert_shape(decode(data, image_size=None, channels=1), (11, 10, 1))
+    monkeypatch.setattr(module, "MAX_PIXELS", 109)
+    for data in files:
+        with pytest.raises(UnreadableImage, match=r"10 x 11 pixels are more than the 109 allowed"):
+            decode(data, image_size=None, channels=1)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
@@ -293,7 +300,7 @@ def test_damaged_bytes_give_a_picture_or_a_reason_and_nothing_else(kind):
         bad = good.copy()
         bad[rng.integers(0, min(len(bad), 300), 4)] = rng.integers(0, 256, 4)
         with contextlib.suppress(UnreadableImage):
-            pixels = decode(bad.tobytes(), image_size=8, channels=3, max_pixels=10**6)
+            pixels = decode(bad.tobytes(), image_size=8, channels=3)
             assert pixels.shape == (8, 8, 3)
 
 
@@ -334,11 +341,10 @@ SHAPES = [(1, 1, 1), (5, 7, 1), (28, 28, 1), (32, 31, 3)]
 def test_what_is_written_is_read_here_and_by_pillow(shape):
     pixels = noise(*shape)
     data = write_png(pixels)
-    found = read_png(data, max_pixels=10_000)
+    found = read_png(data)
     assert found is not None
     chex.assert_trees_all_equal(found, pixels)
     chex.assert_trees_all_equal(np.asarray(Image.open(io.BytesIO(data))).reshape(shape), pixels)
-    assert read_png(data, max_pixels=shape[0] * shape[1] - 1) is None
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "I;16"])
@@ -349,7 +355,7 @@ def test_pillow_s_png_is_read_alike_or_left_to_pillow(mode):
     if mode == "I;16":
         image = Image.fromarray(smooth.astype(np.uint16))
     image.save(stream, "PNG")
-    found = read_png(stream.getvalue(), max_pixels=10_000)
+    found = read_png(stream.getvalue())
     if found is not None:
         expected = np.asarray(Image.open(io.BytesIO(stream.getvalue()))).reshape(found.shape)
         chex.assert_trees_all_equal(found, expected)
@@ -361,8 +367,8 @@ def test_every_damaged_byte_is_noticed():
     for place in range(len(data)):
         broken = bytearray(data)
         broken[place] ^= 0x10
-        assert read_png(bytes(broken), max_pixels=1000) is None
-        assert read_png(data[:place], max_pixels=1000) is None
+        assert read_png(bytes(broken)) is None
+        assert read_png(data[:place]) is None
 
 
 def with_data(raw: bytes, width: int, height: int) -> bytes:
@@ -377,8 +383,8 @@ def with_data(raw: bytes, width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("raw", [b"\0" * 3, b"\0" * 10_000_000, b"\1\5\5\5"], ids=len)
 def test_too_little_too_much_and_filtered_data_are_left_to_pillow(raw):
-    assert read_png(with_data(b"\0\7\7\7", 3, 1), max_pixels=10) is not None
-    assert read_png(with_data(raw, 3, 1), max_pixels=10) is None
+    assert read_png(with_data(b"\0\7\7\7", 3, 1)) is not None
+    assert read_png(with_data(raw, 3, 1)) is None
 
 
 def test_what_it_reads_is_resized_like_any_other():
@@ -389,5 +395,3 @@ def test_what_it_reads_is_resized_like_any_other():
         plain = decode(write_png(pixels), image_size=size, channels=channels)
         usual = decode(pixels, image_size=size, channels=channels)
         chex.assert_trees_all_equal(plain, usual)
-    with pytest.raises(UnreadableImage, match="more than the 599 allowed"):
-        decode(write_png(pixels), image_size=8, channels=1, max_pixels=599)

@@ -7,12 +7,12 @@ import pytest
 from etils import epath
 
 from jaxdnn.data import image_folder, image_zip, open_source
-from jaxdnn.data.decode import UnreadableImage, decode
+from jaxdnn.data.decode import UnreadableImage
 from jaxdnn.data.files import folder_files, read_file, remote_files
 from jaxdnn.data.source import Source
 from jaxdnn.errors import InputError
 
-from .helpers import assert_same, loaded, photos, png, write, write_folder, write_zip
+from .helpers import assert_same, decode, loaded, photos, png, write, write_folder, write_zip
 
 
 def either(tmp_path: Path, kind: str, names: list[str]) -> Source:

@@ -28,10 +28,10 @@ def streamed(folder: Path, **options: Any) -> Dataset:
 def decoded_names(monkeypatch) -> list[bytes]:
     """What has been decoded since, by its bytes."""
     seen: list[bytes] = []
-    decode = reader.decode_with_header
+    decode = reader.decode
     monkeypatch.setattr(
         reader,
-        "decode_with_header",
+        "decode",
         lambda data, **options: (seen.append(data), decode(data, **options))[1],
     )
     return seen

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from jaxdnn.data import image_folder, reader, tfds
-from jaxdnn.data.decode import decode
-from jaxdnn.data.prepare import Done, Staging, prepare
+from jaxdnn.data.prepare import Entry, Staging, prepare
 from jaxdnn.errors import InputError
 
-from .helpers import photos, png, write
+from .helpers import decode, photos, png, write
 
 # tensorflow-datasets and what it imports are not ours to mend.
 module = importlib.import_module("jaxdnn.data.prepare")  # The face has the function.
@@ -78,17 +77,17 @@ def test_without_a_size_the_stored_bytes_are_kept(folder, tmp_path):
 def test_an_interrupted_preparation_goes_on_where_it_was(folder, tmp_path, monkeypatch, size):
     monkeypatch.setattr(module, "_PER_GROUP", 5)
     decoded: list[Any] = []
-    decode_with_header = reader.decode_with_header
+    decode_once = reader.decode
 
     def counting(stored: bytes, **options: Any) -> Any:
         decoded.append(stored)
-        return decode_with_header(stored, **options)
+        return decode_once(stored, **options)
 
     def stop(num: int) -> None:
         if len(decoded) > 15:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(reader, "decode_with_header", counting)
+    monkeypatch.setattr(reader, "decode", counting)
     monkeypatch.setattr(reader, "_num_processors", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
         prepared(folder, tmp_path / "out", image_size=size, on_done=stop)
@@ -166,12 +165,12 @@ def test_what_cannot_be_prepared_is_one_line(folder, tmp_path):
 
 def test_a_journal_cut_short_is_mended_before_it_grows(tmp_path):
     with Staging(tmp_path) as staging:
-        staging.add([Done(0, b"zero", True), Done(1, b"one", True)])
+        staging.add([(Entry(0), b"zero"), (Entry(1), b"one")])
     journal = tmp_path / "journal.jsonl"
     journal.write_text(journal.read_text()[:-5])
     with Staging(tmp_path) as staging:
         assert set(staging.entries) == {0}
-        staging.add([Done(1, b"one again", True)])
+        staging.add([(Entry(1), b"one again")])
     with Staging(tmp_path) as staging:
         found = {item: staging.bytes_of(entry) for item, entry in staging.entries.items()}
     assert found == {0: b"zero", 1: b"one again"}

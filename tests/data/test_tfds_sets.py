@@ -2,8 +2,8 @@
 
 import io
 import shutil
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,15 @@ import pytest
 from PIL import Image
 
 from jaxdnn.data import open_source, tfds
-from jaxdnn.data.decode import decode
 from jaxdnn.data.silhouettes import silhouettes
-from jaxdnn.data.splits import (
-    DOG_SYNSETS,
-)
+from jaxdnn.data.splits import DOG_SYNSETS
 from jaxdnn.data.tfds_sets import _Records, prepared_below
 from jaxdnn.errors import InputError
 
-from .helpers import loaded, parts
+from .helpers import decode, loaded, parts
+
+# tensorflow-datasets and what it imports are not ours to mend.
+pytestmark = pytest.mark.filterwarnings("default")
 
 
 def test_a_tfds_set_that_is_not_prepared_is_one_clear_line(tmp_path):
@@ -42,45 +42,73 @@ def test_a_tfds_set_for_tensorflow_only_is_one_clear_line(tmp_path):
         tfds("mnist:1.0.0", str(tmp_path))
 
 
-PREPARE = """
-import io, logging, sys
-logging.getLogger("absl").setLevel(logging.ERROR)
-import tensorflow_datasets as tfds
-from PIL import Image
+def build(
+    root: Path,
+    name: str,
+    version: str,
+    file_format: str,
+    features: Callable[[Any], dict[str, Any]],
+    examples: dict[str, list[dict[str, Any]]],
+) -> None:
+    """Prepare a data set of these examples by split, as its author would."""
+    import tensorflow_datasets as module
 
-class TwoColours(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version(sys.argv[2])
-    def _info(self):
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
-            "picture": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
-            "kind": tfds.features.ClassLabel(names=["red", "blue"])}))
-    def _split_generators(self, manager):
-        return {"train": self._generate_examples(6), "test": self._generate_examples(4)}
-    def _generate_examples(self, number):
-        for i in range(number):
-            stream = io.BytesIO()
-            Image.new("RGB", (3 + i, 2), ("red", "blue")[i % 2]).save(stream, "PNG")
-            yield i, {"picture": stream.getvalue(), "kind": i % 2 if i != 5 else -1}
+    class Builder(module.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = module.core.Version(version)
 
-TwoColours(data_dir=sys.argv[1], file_format=sys.argv[3]).download_and_prepare()
-"""
+        def _info(self) -> Any:
+            kinds = module.features.FeaturesDict(features(module.features))
+            return module.core.DatasetInfo(builder=self, features=kinds)
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            return {split: enumerate(found) for split, found in examples.items()}
+
+        def _generate_examples(self) -> Any:
+            raise NotImplementedError
+
+    Builder.name = name
+    module.disable_progress_bar()
+    Builder(data_dir=root, file_format=file_format).download_and_prepare()
+
+
+def encoded(colour: Any, width: int, height: int) -> bytes:
+    """Return a PNG of one colour."""
+    stream = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(stream, "PNG")
+    return stream.getvalue()
 
 
 @pytest.fixture(scope="module")
 def two_colours(tmp_path_factory) -> str:
+    """Three versions, of which the first is Parquet; the sixth training image has no label."""
     root = tmp_path_factory.mktemp("prepared")
-    (root / "two_colours.py").write_text(PREPARE)
-    for version, kind in (
+    examples = [
+        {
+            "picture": encoded(("red", "blue")[i % 2], 3 + i, 2),
+            "kind": i % 2 if i != 5 else -1,
+        }
+        for i in range(6)
+    ]
+    for version, file_format in (
         ("1.8.0", "parquet"),
         ("1.9.0", "array_record"),
         ("1.10.0", "array_record"),
     ):
-        command = [sys.executable, "-W", "ignore", root / "two_colours.py", root, version, kind]
-        subprocess.run(command, check=True, capture_output=True)
+        build(
+            root,
+            "two_colours",
+            version,
+            file_format,
+            lambda kinds: {
+                "picture": kinds.Image(shape=(None, None, 3), encoding_format="png"),
+                "kind": kinds.ClassLabel(names=["red", "blue"]),
+            },
+            {"train": examples, "test": examples[:4]},
+        )
     return str(root)
 
 
-@pytest.mark.parametrize("version", ["1.8.0", "1.9.0", "1.10.0"])  # The first is Parquet.
+@pytest.mark.parametrize("version", ["1.8.0", "1.10.0"])
 def test_a_prepared_tfds_set_gives_encoded_images_labels_and_splits(two_colours, version):
     source = tfds(f"two_colours:{version}", two_colours)
     assert source.class_names == ("red", "blue")
@@ -152,6 +180,7 @@ def test_large_sets_are_read_by_place_and_keep_their_labels(
         chex.assert_trees_all_equal(read.labels, small.labels)
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 def test_cifar10_is_read_without_tensorflow(shared_data):
     source = tfds("cifar10", str(shared_data / "data/tfds"))
@@ -164,42 +193,32 @@ def test_cifar10_is_read_without_tensorflow(shared_data):
     assert "tensorflow" not in sys.modules
 
 
-PETS = """
-import io, sys
-import tensorflow_datasets as tfds
-from PIL import Image
-
-class OxfordIiitPet(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version("3.2.0")
-    def _info(self):
-        label = tfds.features.ClassLabel
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
-            "image": tfds.features.Image(shape=(None, None, 3)),
-            "label": label(names=["Abyssinian", "beagle", "pug"]),
-            "species": label(names=["Cat", "Dog"])}))
-    def _split_generators(self, manager):
-        return {"train": self._generate_examples(9), "test": self._generate_examples(6)}
-    def _generate_examples(self, number):
-        for i in range(number):
-            stream = io.BytesIO()
-            Image.new("RGB", (3 + i, number), (i, i, 90 * (i % 3))).save(stream, "PNG")
-            yield i, {"image": stream.getvalue(), "label": i % 3, "species": min(i % 3, 1)}
-
-OxfordIiitPet(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
-"""
-
-
 def test_the_pets_are_cats_and_dogs(tmp_path):
-    (tmp_path / "pets.py").write_text(PETS)
-    command = [sys.executable, "-W", "ignore", tmp_path / "pets.py", tmp_path]
-    subprocess.run(command, check=True, capture_output=True)
+    def examples(num: int) -> list[dict[str, Any]]:
+        return [
+            {
+                "image": encoded((i, i, 90 * (i % 3)), 3 + i, num),
+                "label": i % 3,
+                "species": min(i % 3, 1),
+            }
+            for i in range(num)
+        ]
+
+    build(
+        tmp_path,
+        "oxford_iiit_pet",
+        "3.2.0",
+        "array_record",
+        lambda kinds: {
+            "image": kinds.Image(shape=(None, None, 3)),
+            "label": kinds.ClassLabel(names=["Abyssinian", "beagle", "pug"]),
+            "species": kinds.ClassLabel(names=["Cat", "Dog"]),
+        },
+        {"train": examples(9), "test": examples(6)},
+    )
     assert tfds("oxford_iiit_pet", str(tmp_path)).class_names == ("Cat", "Dog")
     dataset = loaded("tfds:oxford_iiit_pet", data_dir=str(tmp_path), positive=("dog",))
     assert np.bincount(dataset.test.labels).tolist() == [2, 4]
-
-
-# tensorflow-datasets and what it imports are not ours to mend.
-pytestmark = pytest.mark.filterwarnings("default")
 
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -211,6 +230,7 @@ WILD = ("n02115913-dhole", "n02116738-african_hunting_dog")
 STANFORD = sorted([*(f"{synset}-breed" for synset in DOG_SYNSETS), *WILD])
 
 
+PARTS = ("train", "validation", "test")
 NUM = 3000
 
 
@@ -289,12 +309,12 @@ def mocked():
 @pytest.mark.parametrize(
     ("name", "names", "splits", "num_dogs"),
     [
-        ("cifar10", CIFAR10, ("train", "test"), 1),
+        pytest.param("cifar10", CIFAR10, ("train", "test"), 1, marks=pytest.mark.slow),
         ("cats_vs_dogs", None, ("train",), 1),
-        ("oxford_iiit_pet", None, ("train", "test"), 1),
+        pytest.param("oxford_iiit_pet", None, ("train", "test"), 1, marks=pytest.mark.slow),
         ("imagenet2012", None, ("train", "validation", "test"), 118),
-        ("imagenet_resized/8x8", None, ("train", "validation"), 118),
-        ("imagenet_resized/64x64", None, ("train", "validation"), 118),
+        pytest.param("imagenet_resized/8x8", None, PARTS[:2], 118, marks=pytest.mark.slow),
+        pytest.param("imagenet_resized/64x64", None, PARTS[:2], 118, marks=pytest.mark.slow),
     ],
 )
 def test_dog_or_other(tmp_path, mocked, name, names, splits, num_dogs):
@@ -317,6 +337,7 @@ def test_dog_or_other(tmp_path, mocked, name, names, splits, num_dogs):
         assert len(dataset.validation.names) == NUM
 
 
+@pytest.mark.slow
 def test_stanford_s_dogs_against_the_animals_of_cifar10(tmp_path, mocked):
     opened("stanford_dogs", tmp_path, STANFORD, splits=("train", "test"))
     opened("cifar10", tmp_path, CIFAR10, splits=("train", "test"))
@@ -335,7 +356,7 @@ def test_stanford_s_dogs_against_the_animals_of_cifar10(tmp_path, mocked):
     assert len(dataset.test.labels) == 2 * NUM
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+@pytest.mark.parametrize("name", ["mnist", pytest.param("fashion_mnist", marks=pytest.mark.slow)])
 def test_ten_classes(tmp_path, mocked, name):
     opened(name, tmp_path, splits=("train", "test"))
     dataset = loaded(f"tfds:{name}", data_dir=str(tmp_path))
