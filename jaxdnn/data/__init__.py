@@ -1,6 +1,6 @@
 """Where images come from, and how they become arrays."""
 
-from jaxdnn.data.augment import make_augment
+from jaxdnn.data.augmentation import make_augment
 from jaxdnn.data.cache import PixelCache
 from jaxdnn.data.dataset import Dataset, Split, load
 from jaxdnn.data.decode import UnreadableImage

@@ -19,7 +19,7 @@ from jax import Array
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
-from jaxdnn.data.augment import make_augment
+from jaxdnn.data.augmentation import make_augment
 from jaxdnn.errors import InputError
 from jaxdnn.options import AugmentOptions
 

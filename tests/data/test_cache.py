@@ -3,7 +3,7 @@
 import chex
 import numpy as np
 
-from jaxdnn.data.cache import PixelCache
+from jaxdnn.data import PixelCache
 
 
 def test_rows_that_never_reached_the_disk_are_not_taken_for_images(tmp_path):

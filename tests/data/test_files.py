@@ -6,10 +6,8 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from jaxdnn.data import image_folder, image_zip, open_source
-from jaxdnn.data.decode import UnreadableImage
+from jaxdnn.data import Source, UnreadableImage, image_folder, image_zip, open_source
 from jaxdnn.data.files import folder_files, read_file, remote_files
-from jaxdnn.data.source import Source
 from jaxdnn.errors import InputError
 
 from .helpers import assert_same, decode, loaded, photos, png, write, write_folder, write_zip

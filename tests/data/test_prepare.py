@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxdnn.data import image_folder, reader, tfds
-from jaxdnn.data.prepare import Entry, Staging, prepare
+from jaxdnn.data import image_folder, prepare, reader, tfds
+from jaxdnn.data.prepare import Entry, Staging
 from jaxdnn.errors import InputError
 
 from .helpers import decode, photos, png, write

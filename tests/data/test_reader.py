@@ -7,9 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from jaxdnn.data.decode import UnreadableImage
-from jaxdnn.data.reader import Reader, map_in_order, prefetch
-from jaxdnn.data.source import Source
+from jaxdnn.data import Reader, Source, UnreadableImage, map_in_order, prefetch
 from jaxdnn.errors import InputError
 
 

@@ -7,8 +7,7 @@ import chex
 import numpy as np
 import pytest
 
-from jaxdnn.data import image_folder, open_source, read_images
-from jaxdnn.data.decode import UnreadableImage
+from jaxdnn.data import UnreadableImage, image_folder, open_source, read_images
 from jaxdnn.data.silhouettes import silhouettes
 from jaxdnn.data.sources import combine, with_splits
 from jaxdnn.errors import InputError

@@ -4,7 +4,7 @@ import chex
 import numpy as np
 import pytest
 
-from jaxdnn.data.source import Source
+from jaxdnn.data import Source
 from jaxdnn.data.splits import (
     DOG_SYNSETS,
     binarise_labels,

@@ -9,8 +9,7 @@ from pathlib import Path
 import chex
 import pytest
 
-from jaxdnn.data import image_zip, open_source
-from jaxdnn.data.decode import UnreadableImage
+from jaxdnn.data import UnreadableImage, image_zip, open_source
 from jaxdnn.data.zips import zip_files
 from jaxdnn.errors import InputError
 

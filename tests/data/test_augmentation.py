@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdnn.data import augment
-from jaxdnn.data.augment import make_augment
+from jaxdnn.data import augmentation, make_augment
 from jaxdnn.options import AugmentOptions
 
 RNG = np.random.default_rng(0)
@@ -15,7 +14,7 @@ IMAGE = jnp.asarray(RNG.integers(0, 256, (5, 7, 3), np.uint8))
 SQUARE = jnp.asarray(RNG.integers(0, 256, (6, 6, 1), np.uint8))
 KEY = jax.random.key(0)
 keys = jax.random.split
-warp = jax.jit(augment.warp)  # One program for every map of one shape.
+warp = jax.jit(augmentation.warp)  # One program for every map of one shape.
 
 
 def grey_values(pixels):
@@ -64,34 +63,36 @@ def test_warp_interpolates_between_four_pixels_and_reflects_at_the_edges(seed):
     # Positions in float32 are off by some 1e-6 of a pixel.
     chex.assert_trees_all_close(warp(IMAGE, affine(matrix, shift)), expected, rtol=0, atol=1e-5)
     if not seed:
-        chex.assert_trees_all_close(augment.warp(IMAGE, affine(matrix, shift)), expected, atol=1e-5)
+        chex.assert_trees_all_close(
+            augmentation.warp(IMAGE, affine(matrix, shift)), expected, atol=1e-5
+        )
 
 
-@pytest.mark.parametrize("move", augment.GEOMETRIC)
+@pytest.mark.parametrize("move", augmentation.GEOMETRIC)
 def test_at_strength_0_nothing_moves(move):
     strength = 0 if move == "random_crop" else 0.0
-    chex.assert_trees_all_equal(augment.GEOMETRIC[move](KEY, strength), affine(np.eye(2)))
+    chex.assert_trees_all_equal(augmentation.GEOMETRIC[move](KEY, strength), affine(np.eye(2)))
 
 
 @pytest.mark.parametrize(("flip", "axis"), [("horizontal_flip", 1), ("vertical_flip", 0)])
 @pytest.mark.parametrize("image", [IMAGE, SQUARE], ids=["odd", "even"])
 def test_flips_are_exact_involutions(flip, axis, image):
-    mirror = augment.GEOMETRIC[flip](KEY, 1.0)
+    mirror = augmentation.GEOMETRIC[flip](KEY, 1.0)
     flipped = warp(image, mirror)
     chex.assert_trees_all_equal(grey_values(flipped), np.flip(image, axis))
-    chex.assert_trees_all_equal(augment._compose(mirror, mirror), affine(np.eye(2)))
+    chex.assert_trees_all_equal(augmentation._compose(mirror, mirror), affine(np.eye(2)))
 
 
 def test_flips_happen_as_often_as_their_probability():
     num, probability = 2000, 0.3
-    flips = jax.vmap(lambda key: augment.horizontal_flip(key, probability))(keys(KEY, num))
+    flips = jax.vmap(lambda key: augmentation.horizontal_flip(key, probability))(keys(KEY, num))
     share = float((flips[:, 1, 1] < 0).mean())
     assert abs(share - probability) < 5 * np.sqrt(probability * (1 - probability) / num)
 
 
 def test_random_crop_is_every_crop_of_the_reflected_image():
     pixels = 2
-    maps = np.asarray(jax.vmap(lambda key: augment.random_crop(key, pixels))(keys(KEY, 400)))
+    maps = np.asarray(jax.vmap(lambda key: augmentation.random_crop(key, pixels))(keys(KEY, 400)))
     chex.assert_trees_all_equal(maps[:, :, :2], np.broadcast_to(np.eye(2), (400, 2, 2)))
     shifts = {(int(down), int(right)) for down, right in maps[:, :, 2]}
     # 25 shifts: one is missing after 400 draws with probability 25 * (24/25)^400 = 2e-6.
@@ -113,7 +114,7 @@ def test_rotation_by_right_angles_is_numpy_s(quarter_turns):
 
 def test_rotations_are_rotations_by_angles_uniform_within_the_bound():
     num, degrees = 2000, 30.0
-    maps = np.asarray(jax.vmap(lambda key: augment.rotation(key, degrees))(keys(KEY, num)))
+    maps = np.asarray(jax.vmap(lambda key: augmentation.rotation(key, degrees))(keys(KEY, num)))
     matrices = maps[:, :, :2]
     chex.assert_trees_all_close(
         matrices @ matrices.transpose(0, 2, 1), np.tile(np.eye(2), (num, 1, 1)), atol=1e-6
@@ -125,7 +126,7 @@ def test_rotations_are_rotations_by_angles_uniform_within_the_bound():
 
 
 def test_scales_are_uniform_factors():
-    maps = np.asarray(jax.vmap(lambda key: augment.random_scale(key, 0.3))(keys(KEY, 2000)))
+    maps = np.asarray(jax.vmap(lambda key: augmentation.random_scale(key, 0.3))(keys(KEY, 2000)))
     chex.assert_trees_all_equal(maps[:, 0, 0], maps[:, 1, 1])
     assert not maps[:, [0, 1], [1, 0]].any()
     assert_uniform(1 / maps[:, 0, 0], 0.7, 1.3)  # enlarging reads closer together
@@ -162,17 +163,17 @@ def many(function, image, strength, num):
     return np.asarray(jax.jit(jax.vmap(lambda key: function(key, image, strength)))(keys))
 
 
-@pytest.mark.parametrize("name", augment.PHOTOMETRIC)
+@pytest.mark.parametrize("name", augmentation.PHOTOMETRIC)
 def test_values_stay_between_black_and_white(name):
     extremes = jnp.float32(RNG.integers(0, 2, (4, 5, 3)))
-    results = many(augment.PHOTOMETRIC[name], extremes, 1.0, 100)
+    results = many(augmentation.PHOTOMETRIC[name], extremes, 1.0, 100)
     assert results.min() >= 0
     assert results.max() <= 1
 
 
-@pytest.mark.parametrize("name", augment.PHOTOMETRIC)
+@pytest.mark.parametrize("name", augmentation.PHOTOMETRIC)
 def test_at_strength_0_no_value_changes(name):
-    result = augment.PHOTOMETRIC[name](KEY, FLOATS, 0.0)
+    result = augmentation.PHOTOMETRIC[name](KEY, FLOATS, 0.0)
     chex.assert_trees_all_close(result, FLOATS, rtol=1e-6)
 
 
@@ -185,7 +186,7 @@ def assert_uniform_factors(factors, strength):
 
 
 def test_brightness_multiplies_by_one_uniform_factor():
-    ratios = many(augment.brightness, FLOATS, 0.3, 1000) / np.asarray(FLOATS)
+    ratios = many(augmentation.brightness, FLOATS, 0.3, 1000) / np.asarray(FLOATS)
     factors = ratios[:, 0, 0, 0]
     chex.assert_trees_all_close(
         ratios, np.broadcast_to(factors[:, None, None, None], ratios.shape), rtol=1e-5
@@ -194,7 +195,7 @@ def test_brightness_multiplies_by_one_uniform_factor():
 
 
 def test_contrast_keeps_the_mean_and_scales_the_distance_from_it():
-    results = many(augment.contrast, FLOATS, 0.4, 1000)  # nothing is clipped: 0.5 ± 1.4 * 0.2
+    results = many(augmentation.contrast, FLOATS, 0.4, 1000)  # nothing is clipped: 0.5 ± 1.4 * 0.2
     mean = np.asarray(FLOATS).mean()
     chex.assert_trees_all_close(results.mean(axis=(1, 2, 3)), mean, rtol=1e-5)
     distance = np.asarray(FLOATS) - mean
@@ -205,7 +206,7 @@ def test_contrast_keeps_the_mean_and_scales_the_distance_from_it():
 
 
 def test_saturation_keeps_the_luma_and_scales_the_distance_from_grey():
-    results = many(augment.saturation, FLOATS, 0.4, 1000)
+    results = many(augmentation.saturation, FLOATS, 0.4, 1000)
     grey = (np.asarray(FLOATS) @ LUMA)[..., None]
     luma = (results @ LUMA)[..., None]
     chex.assert_trees_all_close(luma, np.broadcast_to(grey, luma.shape), rtol=1e-5)
@@ -218,14 +219,14 @@ def test_saturation_keeps_the_luma_and_scales_the_distance_from_grey():
 
 def test_saturation_leaves_grey_images():
     grey = FLOATS[..., :1]
-    chex.assert_trees_all_equal(augment.saturation(KEY, grey, 1.0), grey)
+    chex.assert_trees_all_equal(augmentation.saturation(KEY, grey, 1.0), grey)
     three = jnp.repeat(grey, 3, axis=-1)
-    chex.assert_trees_all_close(augment.saturation(KEY, three, 1.0), three, rtol=1e-5)
+    chex.assert_trees_all_close(augmentation.saturation(KEY, three, 1.0), three, rtol=1e-5)
 
 
 def test_noise_has_mean_0_its_standard_deviation_and_no_neighbours_in_common():
     std, num = 0.05, 1000
-    added = many(augment.noise, jnp.full((4, 5, 1), 0.5), std, num) - 0.5
+    added = many(augmentation.noise, jnp.full((4, 5, 1), 0.5), std, num) - 0.5
     assert abs(added.mean()) < 5 * std / np.sqrt(added.size)  # 20,000 values
     assert added.std() == pytest.approx(std, rel=5 / np.sqrt(2 * added.size))
     pixels = added.reshape(num, 20)
@@ -272,13 +273,13 @@ def test_without_options_only_the_type_changes():
 def test_each_option_alone_does_what_its_function_does(option, strength):
     """The same key gives each option the same draw whatever else is switched on."""
     whole_key = jax.random.split(KEY, 9)
-    names = [*augment.GEOMETRIC, *augment.PHOTOMETRIC]
+    names = [*augmentation.GEOMETRIC, *augmentation.PHOTOMETRIC]
     key = whole_key[names.index(option)]
     result = make_augment(AugmentOptions(**{option: strength}))(KEY, IMAGE)
-    if option in augment.GEOMETRIC:
-        expected = warp(IMAGE, augment.GEOMETRIC[option](key, strength))
+    if option in augmentation.GEOMETRIC:
+        expected = warp(IMAGE, augmentation.GEOMETRIC[option](key, strength))
     else:
-        expected = augment.PHOTOMETRIC[option](key, jnp.float32(IMAGE) / 255, strength)
+        expected = augmentation.PHOTOMETRIC[option](key, jnp.float32(IMAGE) / 255, strength)
     chex.assert_trees_all_close(result, expected, rtol=0, atol=1e-6)
     assert float(jnp.abs(result - jnp.float32(IMAGE) / 255).max()) > 0.01
 
