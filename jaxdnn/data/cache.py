@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ DECODING = "1"
 """Changes whenever `decode` gives other values for the same bytes."""
 
 _FREE_SHARE = 0.5  # Of the free disk, what a cache may take.
+_FLUSH_SECONDS = 30.0
 
 
 def cache_dir(source: Source) -> Path | None:
@@ -104,7 +106,7 @@ class PixelCache:
         self._filled = np.zeros(num_images, np.uint8)
         self._filled[: self.capacity] = self._stored_flags(num_images)[: self.capacity]
         self._lock = threading.Lock()
-        self._writable, self._unsaved = True, False
+        self._writable, self._unsaved, self._flushed_at = True, False, time.monotonic()
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
@@ -122,7 +124,10 @@ class PixelCache:
         return got == self._row_bytes
 
     def write(self, index: int, row: UInt8[np.ndarray, "height width channel"]) -> None:
-        """Keep an image if it has a place; a full disk ends the writing and nothing else."""
+        """Keep an image if it has a place; a full disk ends the writing and nothing else.
+
+        Now and then all that has been written is flushed: a cache may take hours to fill.
+        """
         if index >= self.capacity or self._filled[index] or not self._writable:
             return
         try:
@@ -134,13 +139,16 @@ class PixelCache:
         if written == self._row_bytes:
             self._filled[index] = 1
             self._unsaved = True
+        if time.monotonic() - self._flushed_at > _FLUSH_SECONDS:
+            self.flush()
 
     def flush(self) -> None:
         """Keep what has been written: a row counts only once its bytes are on the disk."""
         with self._lock:
             if not self._unsaved:
                 return
-            self._unsaved, flags = False, self._filled.copy()
+            self._unsaved, self._flushed_at = False, time.monotonic()
+            flags = self._filled.copy()
             try:
                 os.fsync(self._file)
                 flags |= self._stored_flags(len(flags))

@@ -7,7 +7,7 @@ are found by the hashes of what is stored.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from jaxdnn.data.images import Images, decode_all, stream_all
 from jaxdnn.data.pipeline import PixelStats
 from jaxdnn.data.reader import Inventory, Progress, Reader, read_headers, reporting
 from jaxdnn.data.source import Source
-from jaxdnn.data.sources import combine, open_source, with_splits
+from jaxdnn.data.sources import combine, open_source
 from jaxdnn.data.splits import binarise_labels, train_validation_test
 from jaxdnn.errors import InputError
 from jaxdnn.options import DataOptions
@@ -188,8 +188,8 @@ def _open(options: DataOptions, drawn: dict[str, Any], progress: bool) -> Source
     sources = []
     for name in (options.data, options.other):
         data_dir = options.data_dir if name.startswith("tfds:") else None
-        sources.append(with_splits(open_source(name, data_dir, progress=progress), **drawn))
-    return combine(sources)
+        sources.append(open_source(name, data_dir, progress=progress))
+    return combine(sources, **drawn)
 
 
 def _choose_shape(source: Source, image_size: int | None, channels: int | None) -> tuple[int, int]:
@@ -208,21 +208,17 @@ def _choose_shape(source: Source, image_size: int | None, channels: int | None) 
         headers = iter([Header(width, height, channels == 1, "L" if channels == 1 else "RGB")])
     else:
         headers = read_headers(source)
-    own_size, all_grey = _common(headers, image_size is None, channels is None)
-    return image_size or own_size or DEFAULT_IMAGE_SIZE, channels or (1 if all_grey else 3)
-
-
-def _common(
-    headers: Iterable[Header], wants_size: bool, wants_grey: bool
-) -> tuple[int | None, bool]:
     sides: set[int] = set()
     all_grey = True
     for header in headers:
         sides |= {header.width, header.height}
         all_grey = all_grey and header.is_grey
-        if not (wants_size and _own_size(sides)) and not (wants_grey and all_grey):
+        if not (image_size is None and _own_size(sides)) and not (channels is None and all_grey):
             break
-    return _own_size(sides), all_grey
+    return (
+        image_size or _own_size(sides) or DEFAULT_IMAGE_SIZE,
+        channels or (1 if all_grey else 3),
+    )
 
 
 def _own_size(sides: set[int]) -> int | None:

@@ -9,9 +9,8 @@ import contextlib
 import dataclasses
 import functools
 import json
-import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -21,7 +20,6 @@ from jaxtyping import Bool, Int, Int64, UInt8
 
 from jaxdnn.data.cache import (
     DECODING,
-    PixelCache,
     cache_dir,
     concurrent_write,
     key_of,
@@ -31,7 +29,6 @@ from jaxdnn.data.pipeline import NUM_VALUES, PixelStats, count_values, pixel_sta
 from jaxdnn.data.reader import PER_GROUP, Inventory, OnDone, Reader, ReadImage, Survey
 from jaxdnn.errors import InputError
 
-_FLUSH_SECONDS = 30.0
 Loaded = TypeVar("Loaded")
 Places = Int[np.ndarray, " num"]
 Batch = UInt8[np.ndarray, "num height width channel"]
@@ -257,31 +254,15 @@ def take_survey(
         found = [i.pixels for i in group if i.pixels is not None and is_counted[i.item]]
         return count_values(np.stack(found) if found else none)
 
-    results = reader.survey(range(len(is_counted)), survey, count)
-    with _flushing(reader.cache) as flush, contextlib.closing(results):
-        for num, counts in results:
-            total += counts
-            on_done(num)
-            flush()
-    return survey, total
-
-
-@contextlib.contextmanager
-def _flushing(cache: PixelCache | None) -> Iterator[Callable[[], None]]:
-    """Flush a cache now and then and at the end, however it comes: it may take hours to fill."""
-    flushed_at = time.monotonic()
-
-    def flush() -> None:
-        nonlocal flushed_at
-        if cache is not None and time.monotonic() - flushed_at > _FLUSH_SECONDS:
-            cache.flush()
-            flushed_at = time.monotonic()
-
     try:
-        yield flush
-    finally:
-        if cache is not None:
-            cache.flush()
+        with contextlib.closing(reader.survey(range(len(is_counted)), survey, count)) as results:
+            for num, counts in results:
+                total += counts
+                on_done(num)
+    finally:  # However it ends: it may have taken hours.
+        if reader.cache is not None:
+            reader.cache.flush()
+    return survey, total
 
 
 def _count_items(

@@ -1,6 +1,5 @@
 """Where images come from: the embedded silhouettes, a folder, a zip, a prepared TFDS data set."""
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -75,25 +74,25 @@ def image_zip(path: str | Path) -> Source:
     return labelled_source(zip_files(path), name=f"zip {str(path)!r}", home=path)
 
 
-def with_splits(
-    source: Source, *, validation_fraction: float, test_fraction: float, seed: int
+def combine(
+    sources: Sequence[Source], *, validation_fraction: float, test_fraction: float, seed: int
 ) -> Source:
-    """Write into every item the part that it is drawn for. Raises InputError."""
-    parts = train_validation_test(
-        source, validation_fraction=validation_fraction, test_fraction=test_fraction, seed=seed
-    )
-    splits = np.array(source.splits, dtype="U10")
-    for name, part in zip(("train", "validation", "test"), parts, strict=True):
-        splits[part] = name
-    return dataclasses.replace(source, splits=splits)
-
-
-def combine(sources: Sequence[Source]) -> Source:
     """Put the items of sources one after the other; classes of one name are one class.
 
-    Sources that have splits should all have them (`with_splits`): what has no test in one of them
-    would never be tested.
+    Every source has the parts that are drawn for it alone: what has no test in one of them would
+    never be tested.
+
+    Raises:
+      InputError: a source has no training images, or too few of a class to draw from.
     """
+    splits = []
+    for source in sources:
+        parts = train_validation_test(
+            source, validation_fraction=validation_fraction, test_fraction=test_fraction, seed=seed
+        )
+        splits.append(np.array(source.splits, dtype="U10"))
+        for name, part in zip(("train", "validation", "test"), parts, strict=True):
+            splits[-1][part] = name
     class_names = tuple(dict.fromkeys(name for each in sources for name in each.class_names))
     label_of = {name: label for label, name in enumerate(class_names)}
     labels = [
@@ -112,7 +111,7 @@ def combine(sources: Sequence[Source]) -> Source:
         class_names=class_names,
         item_names=[f"{each.name}: {name}" for each in sources for name in each.item_names],
         labels=np.concatenate(labels),
-        splits=np.concatenate([each.splits for each in sources]),
+        splits=np.concatenate(splits),
         read=read,
         item_shape=tuple(
             sides[0] if len(set(sides)) == 1 else None

@@ -151,14 +151,6 @@ def _check_format(name: str, folder: Path) -> None:
         )
 
 
-def _check_complete(name: str, split: str, found: int, expected: int) -> None:
-    if found != expected:  # TFDS's writer of Parquet, as of 4.9.10, leaves most records out.
-        raise InputError(
-            f"data set {name!r} holds {found:,} of the {expected:,} records of its split {split}; "
-            "expected all; prepare it again with file_format='array_record'"
-        )
-
-
 def _feature_keys(name: str, features: Any) -> tuple[str, str]:
     from tensorflow_datasets import features as kinds
 
@@ -170,11 +162,8 @@ def _feature_keys(name: str, features: Any) -> tuple[str, str]:
             "ClassLabel; choose an image classification data set"
         )
     usual = _LABEL_KEYS.get(name.partition(":")[0].partition("/")[0], "label")
-    return _preferred(images, "image"), _preferred(labels, usual)
-
-
-def _preferred(keys: list[str], usual: str) -> str:
-    return usual if usual in keys else keys[0]
+    image_key = "image" if "image" in images else images[0]
+    return image_key, usual if usual in labels else labels[0]
 
 
 def _open(
@@ -196,7 +185,12 @@ def _open(
         for split in splits
     ]
     for split, part in zip(splits, parts, strict=True):
-        _check_complete(name, split, len(part), builder.info.splits[split].num_examples)
+        expected = builder.info.splits[split].num_examples
+        if len(part) != expected:  # TFDS's writer of Parquet, as of 4.9.10, leaves most out.
+            raise InputError(
+                f"data set {name!r} holds {len(part):,} of the {expected:,} records of its split "
+                f"{split}; expected all; prepare it again with file_format='array_record'"
+            )
     features = builder.info.features
     source = Source(
         name=f"tfds:{name}",

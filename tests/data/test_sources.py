@@ -9,7 +9,7 @@ import pytest
 
 from jaxdnn.data import UnreadableImage, image_folder, open_source, read_images
 from jaxdnn.data.silhouettes import silhouettes
-from jaxdnn.data.sources import combine, with_splits
+from jaxdnn.data.sources import combine
 from jaxdnn.errors import InputError
 
 from .helpers import (
@@ -70,19 +70,16 @@ def test_a_second_source_is_the_other_side(tmp_path):
 def test_combining_keeps_every_item_and_joins_classes_of_one_name(tmp_path):
     first = image_folder(kennel(tmp_path / "a", "cat", "dog", each=3))
     second = image_folder(kennel(tmp_path / "b", "dog", "owl", each=4))
-    both = combine([first, second])
+    fractions = {"validation_fraction": 0.3, "test_fraction": 0.3, "seed": 0}
+    both = combine([first, second], **fractions)
     assert both.class_names == ("cat", "dog", "owl")
     assert np.bincount(both.labels).tolist() == [3, 7, 4]
     stored = [first.read(item) for item in range(6)] + [second.read(item) for item in range(8)]
     assert [both.read(item) for item in range(14)] == stored
     for name, label in zip(both.item_names, both.labels, strict=True):
         assert f": {both.class_names[label]}/" in name
-    assert both.fingerprint() != combine([second, first]).fingerprint()
-    drawn = [
-        with_splits(source, validation_fraction=0.3, test_fraction=0.3, seed=0)
-        for source in (first, second)
-    ]
-    assert (combine(drawn).splits != "").all()
+    assert both.fingerprint() != combine([second, first], **fractions).fingerprint()
+    assert set(both.splits[:6]) == set(both.splits[6:]) == {"train", "validation", "test"}
 
 
 def test_a_streamed_combination_is_the_one_in_memory(tmp_path):
