@@ -112,12 +112,7 @@ def _stage(reader: Reader, staging: Staging, on_done: OnDone) -> None:
 
 
 def _build(
-    reader: Reader,
-    staging: Staging,
-    kept: list[Entry],
-    out: Path,
-    name: str,
-    on_written: OnDone,
+    reader: Reader, staging: Staging, kept: list[Entry], out: Path, name: str, on_written: OnDone
 ) -> None:
     """Let TFDS write the records; it renames the folder once they are complete."""
     tfds, source = quiet_tfds(), reader.source
@@ -134,18 +129,14 @@ def _build(
     def examples(split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         for entry, of_entry in zip(kept, splits, strict=True):
             if of_entry == split:
-                item = entry.item
+                item, own = entry.item, entry.offset >= 0
                 on_written(1)
-                yield (
-                    item,
-                    {
-                        "image": staging.bytes_of(entry)
-                        if entry.offset >= 0
-                        else source.read(item),
-                        "label": int(source.labels[item]),
-                        "name": source.item_names[item],
-                    },
-                )
+                example = {
+                    "image": staging.bytes_of(entry) if own else source.read(item),
+                    "label": int(source.labels[item]),
+                    "name": source.item_names[item],
+                }
+                yield item, example
 
     class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """What `jaxdnn.data prepare` has made."""
@@ -221,13 +212,10 @@ class Staging:
 
     def add(self, batch: Iterable[tuple[Entry, bytes]]) -> None:
         """Keep some items and their bytes, if any: bytes first, then the lines of the journal."""
-        entries = []
+        offset, entries = self._images.seek(0, os.SEEK_END), []
         for entry, data in batch:
-            if data:
-                offset = self._images.seek(0, os.SEEK_END)
-                entry = entry._replace(offset=offset, length=len(data))
-                self._images.write(data)
-            entries.append(entry)
+            entries.append(entry._replace(offset=offset, length=len(data)) if data else entry)
+            offset += self._images.write(data)
         self._images.flush()
         os.fsync(self._images.fileno())
         with self._journal.open("a") as journal:

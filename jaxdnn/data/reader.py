@@ -77,13 +77,12 @@ def _num_processors() -> int:
 
 def prefetch(items: Generator[Item, None, None]) -> Generator[Item, None, None]:
     """Yield the items, the next one being made in a thread while the last is used."""
-    end = object()
     with ThreadPoolExecutor(1, thread_name_prefix="jaxdnn-ahead") as pool:
         try:
-            pending = pool.submit(next, items, end)
-            while (item := pending.result()) is not end:
-                pending = pool.submit(next, items, end)
-                yield item  # pyrefly: ignore[invalid-yield]
+            pending = pool.submit(list, islice(items, 1))
+            while found := pending.result():
+                pending = pool.submit(list, islice(items, 1))
+                yield found[0]
         finally:
             pool.submit(items.close)  # Behind what is being made: a generator runs in one thread.
 

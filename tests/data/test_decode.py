@@ -83,7 +83,7 @@ def test_a_turned_jpeg_is_upright_at_full_and_at_reduced_scale(image_size):
     shown = Image.fromarray(np.ascontiguousarray(UPRIGHT[6](smooth(96, 128))))
     turned = decode(encoded(stored, "JPEG", exif=exif(6)), image_size=image_size, channels=3)
     upright = decode(encoded(shown, "JPEG"), image_size=image_size, channels=3)
-    assert turned.shape == upright.shape
+    chex.assert_equal_shape([turned, upright])
     assert np.abs(turned.astype(int) - upright).mean() < 4
 
 
@@ -153,7 +153,7 @@ def test_transparency_is_composited_on_white(alpha):
         as_is(encoded(rgba, "PNG"))[0, 0], share * colour + (1 - share) * 255, atol=1
     )
     grey = as_is(encoded(Image.new("LA", (2, 2), (40, alpha)), "PNG"))
-    assert grey.shape == (2, 2, 1)
+    chex.assert_shape(grey, (2, 2, 1))
     chex.assert_trees_all_close(grey[0, 0], share * 40 + (1 - share) * 255, atol=1)
 
 
@@ -198,7 +198,7 @@ def test_an_animation_gives_its_first_frame(kind):
 def test_one_colour_stays_that_colour_at_every_size(shape, image_size):
     data = encoded(Image.new("RGB", shape, (10, 120, 250)), "PNG")
     pixels = decode(data, image_size=image_size, channels=3)
-    assert pixels.shape == (image_size, image_size, 3)
+    chex.assert_shape(pixels, (image_size, image_size, 3))
     assert (pixels == [10, 120, 250]).all()
 
 
@@ -301,7 +301,7 @@ def test_damaged_bytes_give_a_picture_or_a_reason_and_nothing_else(kind):
         bad[rng.integers(0, min(len(bad), 300), 4)] = rng.integers(0, 256, 4)
         with contextlib.suppress(UnreadableImage):
             pixels = decode(bad.tobytes(), image_size=8, channels=3)
-            assert pixels.shape == (8, 8, 3)
+            chex.assert_shape(pixels, (8, 8, 3))
 
 
 def with_corrupt_exif() -> bytes:
@@ -314,7 +314,7 @@ def with_corrupt_exif() -> bytes:
 def test_corrupt_exif_neither_warns_nor_stops():
     with pytest.warns(UserWarning, match=r"EXIF|Tag data"):
         Image.open(io.BytesIO(with_corrupt_exif())).getexif()
-    assert as_is(with_corrupt_exif()).shape == (16, 16, 3)
+    chex.assert_shape(as_is(with_corrupt_exif()), (16, 16, 3))
 
 
 def test_decoding_in_threads_gives_the_same_and_leaves_the_warning_filters_alone():

@@ -7,6 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import chex
 import numpy as np
 import pytest
 from PIL import Image
@@ -77,7 +78,7 @@ def test_the_report_for_people_and_a_sheet_for_each_class(bad, tmp_path, capsys,
     sheets = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert sheets == ["0000_bird.png", "0001_cat.png", "0002_dog.png"]
     sheet = np.asarray(Image.open(tmp_path / "out/0002_dog.png"))
-    assert sheet.shape == (2 * 96, 8 * 96, 3)
+    chex.assert_shape(sheet, (2 * 96, 8 * 96, 3))
     assert sheet[0, 0].tolist() == [160, 160, 160]  # The first dog, and the tenth, then nothing.
     assert sheet[96, 96 * 1 - 1].tolist() == [168, 168, 168]
     assert (sheet[96:, 2 * 96 :] == 255).all()

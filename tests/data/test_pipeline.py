@@ -32,7 +32,7 @@ def make(batch_size, balanced=False):
 @pytest.mark.parametrize("batch_size", [1, 4, 10, 30])
 def test_an_epoch_shows_every_image_at_most_once(batch_size):
     indices = np.asarray(make(batch_size)(KEYS[0]))
-    assert indices.shape == (30 // batch_size, batch_size)
+    chex.assert_shape(indices, (30 // batch_size, batch_size))
     assert len(np.unique(indices)) == indices.size  # 28 of 30 in batches of 4, otherwise all
     assert set(indices.ravel()) <= set(range(30))
 
@@ -58,7 +58,7 @@ def test_every_image_comes_first_equally_often():
 def test_balanced_batches_hold_every_class_equally_often_to_one():
     for batch_size in (6, 7, 10):
         indices = np.asarray(make(batch_size, balanced=True)(KEYS[0]))
-        assert indices.shape == (30 // batch_size, batch_size)
+        chex.assert_shape(indices, (30 // batch_size, batch_size))
         for batch in indices:
             counts = np.bincount(LABELS[batch], minlength=3)
             assert counts.max() - counts.min() <= (batch_size % 3 > 0)

@@ -1,7 +1,6 @@
 """Threads: the same items in order, made before they are asked for, nothing left running."""
 
 import threading
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -70,11 +69,15 @@ def test_work_ahead_is_bounded_and_in_order():
             taken += 1
             yield item
 
-    def slow_first(item: int) -> int:
-        time.sleep(0.02 if item == 0 else 0)
+    later = threading.Event()
+
+    def wait_for_the_sixth(item: int) -> int:
+        if item == 5:
+            later.set()
+        assert item or later.wait(10)
         return item
 
-    results = map_in_order(slow_first, items(), max_workers=4)
+    results = map_in_order(wait_for_the_sixth, items(), max_workers=4)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     assert taken < 100
     results.close()
