@@ -4,7 +4,7 @@ The order of an epoch is a pure function of the seed's key and the epoch: there 
 whose state could be lost, and a run continues at any step as if it had never stopped.
 
 Mean and standard deviation follow from how often each 8-bit value occurs. Counts of whole numbers
-add up exactly: in whatever portions the images come, the result is the same to the last digit.
+add up exactly: in whatever chunks the images come, the result is the same to the last digit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jaxdnn.errors import InputError
 from jaxdnn.options import AugmentOptions
 
 NUM_VALUES = 256
-_PORTION = 64
+_CHUNK = 64
 
 
 class PixelStats(NamedTuple):
@@ -40,9 +40,9 @@ def count_values(
     """Count how often each value occurs in each of 1 or 3 channels."""
     _, height, width, channels = images.shape
     counts = np.zeros((channels, NUM_VALUES), np.int64)
-    for start in range(0, len(images), _PORTION):
-        portion = images[start : start + _PORTION]
-        tall = portion.reshape(len(portion) * height, width, channels)
+    for start in range(0, len(images), _CHUNK):
+        chunk = images[start : start + _CHUNK]
+        tall = chunk.reshape(len(chunk) * height, width, channels)
         # Pillow counts several times as fast as NumPy, which makes 64-bit numbers of them first.
         picture = Image.fromarray(tall[..., 0] if channels == 1 else tall)
         counts += np.reshape(picture.histogram(), counts.shape)

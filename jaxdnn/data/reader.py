@@ -43,7 +43,7 @@ PER_GROUP = 32
 
 # The same for batches: few enough for all threads to be busy with one batch, and of small images
 # enough to be read from records at once.
-_LEAST_PORTION, _MOST_PORTION, _PORTION_BYTES = 16, 512, 2**20
+_LEAST_CHUNK, _MOST_CHUNK, _CHUNK_BYTES = 16, 512, 2**20
 
 
 def map_in_order(
@@ -306,17 +306,17 @@ class Reader:
         Raises:
           InputError: an image cannot be read any more.
         """
-        portions = _portions(batches, self.image_shape, num_rows)
-        for images in map_in_order(self._fill, portions, max_workers=self.max_workers):
+        chunks = _chunks(batches, self.image_shape, num_rows)
+        for images in map_in_order(self._fill, chunks, max_workers=self.max_workers):
             if images is not None:
                 yield images
 
-    def _fill(self, portion: _Portion) -> np.ndarray | None:
-        cache, items = self.cache, portion.items.tolist()
+    def _fill(self, chunk: _Chunk) -> np.ndarray | None:
+        cache, items = self.cache, chunk.items.tolist()
         read = self.source.read_together(
             [item for item in items if cache is None or not cache.holds(item)]
         )
-        for row, item in zip(portion.rows, items, strict=True):
+        for row, item in zip(chunk.rows, items, strict=True):
             try:
                 if cache is None or not cache.read(item, row):
                     row[...], _ = self._decode(item, read(item))
@@ -326,29 +326,27 @@ class Reader:
                     f"({error}); expected the images that the run began with; put it back, or "
                     "train anew"
                 ) from error
-        return portion.batch
+        return chunk.batch
 
 
-class _Portion(NamedTuple):
-    """What one thread fills; the last portion of a batch gives it."""
+class _Chunk(NamedTuple):
+    """What one thread fills; the last chunk of a batch gives it."""
 
     rows: np.ndarray
     items: np.ndarray
     batch: np.ndarray | None
 
 
-def _portions(
+def _chunks(
     batches: Iterable[np.ndarray], image_shape: tuple[int, ...], num_rows: int
-) -> Iterator[_Portion]:
+) -> Iterator[_Chunk]:
     row_bytes = int(np.prod(image_shape))
-    portion = min(max(_LEAST_PORTION, _PORTION_BYTES // row_bytes), _MOST_PORTION)
+    chunk = min(max(_LEAST_CHUNK, _CHUNK_BYTES // row_bytes), _MOST_CHUNK)
     for items in batches:
         images = np.empty((max(len(items), num_rows), *image_shape), np.uint8)
-        for start in range(0, max(len(items), 1), portion):
-            end = min(start + portion, len(items))
-            yield _Portion(
-                images[start:end], items[start:end], images if end == len(items) else None
-            )
+        for start in range(0, max(len(items), 1), chunk):
+            end = min(start + chunk, len(items))
+            yield _Chunk(images[start:end], items[start:end], images if end == len(items) else None)
 
 
 def digest_of(stored: Stored) -> int:

@@ -201,8 +201,8 @@ def _find_descriptor(file: BinaryIO, start: int) -> tuple[int, int] | None:
     """Return checksum and length of a member whose writer only knew them afterwards."""
     file.seek(start)
     data, at = b"", 0
-    while portion := file.read(_SEARCHED_BYTES):
-        data += portion
+    while chunk := file.read(_SEARCHED_BYTES):
+        data += chunk
         while (at := data.find(_DESCRIPTOR, at)) >= 0 and len(data) >= at + 12:
             crc, length = struct.unpack_from("<LL", data, at + 4)
             if length == at:

@@ -19,17 +19,17 @@ from jaxdnn.data.inspect import duplicates
 from .helpers import loaded, photos, png, write
 
 
-@pytest.fixture
-def bad(tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory) -> Path:
     """Good photographs with every kind of trouble among them."""
-    folder = photos(tmp_path / "bad", each=10)
+    folder = photos(tmp_path_factory.mktemp("bad"), each=10)
     write(folder / "dog/zero.png", b"")
     write(folder / "dog/text.jpg", b"text")
     write(folder / "cat/cut.png", png(1, 1)[:40])
     write(folder / "cat/wrong_ending.jpg", png(1, 99))
     write(folder / "bird/одна.png", png(0, 77, side=1))
     stream = io.BytesIO()
-    Image.new("1", (20_000, 20_000)).save(stream, "PNG")
+    Image.new("1", (10_000, 10_001)).save(stream, "PNG")
     write(folder / "bird/huge.png", stream.getvalue())
     write(folder / "bird/copy.png", (folder / "dog/03.png").read_bytes())
     write(folder / "cover.png", png(0, 0))

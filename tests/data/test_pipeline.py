@@ -78,7 +78,7 @@ def test_balanced_batches_draw_every_image_of_a_class_equally_often():
         assert (np.abs(counts[members] - draws * share) < error).all()
 
 
-def test_statistics_are_numpy_s_over_the_standardised_images_mean_0_and_deviation_1():
+def test_statistics_are_numpy_s_over_the_normalised_images_mean_0_and_deviation_1():
     pixel_stats = ImagesInMemory(IMAGES).pixel_stats
     values = IMAGES.astype(np.float64) / 255
     chex.assert_trees_all_close(np.array(pixel_stats.mean), values.mean(axis=(0, 1, 2)), rtol=1e-12)
@@ -96,7 +96,7 @@ def test_a_channel_without_variation_becomes_zero():
     chex.assert_tree_all_finite(result)
 
 
-def test_whole_numbers_and_floats_standardise_alike():
+def test_whole_numbers_and_floats_normalise_alike():
     pixel_stats = PixelStats((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
     floats = jnp.float32(IMAGES) / 255
     chex.assert_trees_all_close(
@@ -107,7 +107,7 @@ def test_whole_numbers_and_floats_standardise_alike():
     )
 
 
-def test_prepare_without_augmentation_is_standardisation():
+def test_prepare_without_augmentation_is_normalisation():
     pixel_stats = ImagesInMemory(IMAGES).pixel_stats
     prepare = make_prepare(AugmentOptions(), pixel_stats)
     expected = normalise_images(jnp.asarray(IMAGES), pixel_stats)
