@@ -17,8 +17,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from jaxdnn.data.source import Source
-
 DECODING = "1"
 """Changes whenever `decode` gives other values for the same bytes."""
 
@@ -26,13 +24,15 @@ _FREE_SHARE = 0.5  # Of the free disk, what a cache may take.
 _FLUSH_SECONDS = 30.0
 
 
-def cache_dir(source: Source) -> Path | None:
-    """Return a folder for what is known about a source's images; None where there is none.
+def cache_dir(home: Path | str | None) -> Path | None:
+    """Return a folder for what is known about the images of a source; None where there is none.
 
     It is `.jaxdnn` in a folder of images, `.NAME.jaxdnn` beside a zip; where that cannot be
     written, or is not on this machine, a folder in $XDG_CACHE_HOME or ~/.cache.
+
+    Args:
+      home: the folder or file that holds the images, or its address; None where none does.
     """
-    home = source.home
     if home is None:
         return None
     own = []

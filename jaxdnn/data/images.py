@@ -205,7 +205,7 @@ def stream_all(
       The readable images of each part, in its order, and what is known of every item.
     """
     source, train, num = reader.source, parts[0], len(reader.source.labels)
-    folder = cache_dir(source)
+    folder = cache_dir(source.home)
     key = key_of(DECODING, source.fingerprint(), reader.image_shape)
     row_bytes = int(np.prod(reader.image_shape))
     cache = open_pixel_cache(

@@ -4,7 +4,6 @@ Every label is read at once, images when they are asked for.
 """
 
 import contextlib
-import dataclasses
 import json
 import logging
 import os
@@ -191,20 +190,7 @@ def _open(
                 f"data set {name!r} holds {len(part):,} of the {expected:,} records of its split "
                 f"{split}; expected all; prepare it again with file_format='array_record'"
             )
-    features = builder.info.features
-    source = Source(
-        name=f"tfds:{name}",
-        class_names=tuple(features[label_key].names),
-        item_names=(),
-        labels=np.zeros(0, np.int32),
-        splits=np.zeros(0, "U10"),
-        read=lambda item: read_many([item])[0],
-        item_shape=tuple(features[image_key].shape),
-        home=folder,
-        fingerprint=lambda: folder_fingerprint(folder),
-        read_many=lambda items: read_many(items),
-    )
-    _load_labels(parts, source, progress=progress, kept_bytes=kept_bytes)
+    _load_labels(parts, folder, progress=progress, kept_bytes=kept_bytes)
     records = [np.flatnonzero(part.labels >= 0) for part in parts]  # -1: a test without answers.
     part_of = np.repeat(np.arange(len(parts), dtype=np.int8), [len(found) for found in records])
     record = np.concatenate(records).astype(np.int64)
@@ -218,11 +204,18 @@ def _open(
             found |= dict(zip(of_part.tolist(), images, strict=True))
         return [found[item] for item in wanted.tolist()]
 
-    return dataclasses.replace(
-        source,
+    features = builder.info.features
+    return Source(
+        name=f"tfds:{name}",
+        class_names=tuple(features[label_key].names),
         item_names=_ItemNames(splits, part_of, record),
         labels=np.concatenate([part.labels[part.labels >= 0] for part in parts]),
         splits=np.array([split_of(split) for split in splits], dtype="U10")[part_of],
+        read=lambda item: read_many([item])[0],
+        item_shape=tuple(features[image_key].shape),
+        home=folder,
+        fingerprint=lambda: folder_fingerprint(folder),
+        read_many=read_many,
     )
 
 
@@ -278,14 +271,14 @@ class _ItemNames(Sequence[str]):
 
 
 def _load_labels(
-    parts: Sequence[_Records], source: Source, *, progress: bool, kept_bytes: int
+    parts: Sequence[_Records], folder: Path, *, progress: bool, kept_bytes: int
 ) -> None:
     """Fill in the labels: from the cache folder, or by reading everything once."""
-    files = [path for path in Path(source.home or ".").iterdir() if path.is_file()]
+    files = [path for path in folder.iterdir() if path.is_file()]
     num, num_bytes = sum(map(len, parts)), sum(path.stat().st_size for path in files)
     keep = num_bytes <= kept_bytes
-    stored = None if keep else cache_dir(source)
-    path = stored / f"labels-{key_of(source.fingerprint())}.npy" if stored else None
+    stored = None if keep else cache_dir(folder)
+    path = stored / f"labels-{key_of(folder_fingerprint(folder))}.npy" if stored else None
     if path is not None and _load_kept(parts, path):
         return
     per_read = max(1, min(_RECORDS_PER_READ, _BYTES_PER_READ * num // max(num_bytes, 1)))
