@@ -17,7 +17,7 @@ from jaxtyping import Int, Int32, UInt64
 from jaxdnn.data.decode import Header
 from jaxdnn.data.images import Images, decode_all, stream_all
 from jaxdnn.data.pipeline import PixelStats
-from jaxdnn.data.reader import Inventory, Progress, Reader, read_headers, reporting
+from jaxdnn.data.reader import Inventory, Reader, image_bar, read_headers
 from jaxdnn.data.source import Source
 from jaxdnn.data.sources import combine, open_source
 from jaxdnn.data.splits import binarise_labels, train_validation_test
@@ -124,7 +124,7 @@ class Dataset:
         return lines
 
 
-def load(options: DataOptions, *, seed: int, progress: Progress | bool = False) -> Dataset:
+def load(options: DataOptions, *, seed: int, progress: bool = False) -> Dataset:
     """Open, split and label a data set, and decode it if it fits in memory.
 
     The source's own validation and test images are kept as such; a part that it lacks is drawn
@@ -134,7 +134,7 @@ def load(options: DataOptions, *, seed: int, progress: Progress | bool = False) 
     Args:
       options: what to learn from, and how.
       seed: of the draws, >= 0.
-      progress: called with (done, total), or True for a bar on stderr.
+      progress: show bars on stderr for what takes more than two seconds.
 
     Raises:
       InputError: anything in the data or in the options that the user can put right.
@@ -144,19 +144,19 @@ def load(options: DataOptions, *, seed: int, progress: Progress | bool = False) 
         "test_fraction": options.test_fraction,
         "seed": seed,
     }
-    source = _open(options, drawn, progress is True)
+    source = _open(options, drawn, progress)
     chosen = source.default_positive if options.positive is None else options.positive
     labels, class_names = binarise_labels(source.labels, source.class_names, chosen)
     parts = train_validation_test(source, **drawn)
     size, channels = _choose_shape(source, options.image_size, options.channels)
     _check_memory(size, channels)
     reader = Reader(source, size, channels)
-    with reporting(len(source.labels), progress) as on_done:
+    with image_bar(len(source.labels), disable=not progress) as bar:
         if options.streaming or len(source.labels) * size * size * channels > _limit(options):
             cache_bytes = options.cache_gib * 2**30
-            images, survey = stream_all(reader, parts, on_done, cache_bytes=cache_bytes)
+            images, survey = stream_all(reader, parts, bar.update, cache_bytes=cache_bytes)
         else:
-            images, survey = decode_all(reader, parts, on_done)
+            images, survey = decode_all(reader, parts, bar.update)
     is_readable = survey.is_readable
     unreadable = [
         Skipped(source.item_names[item], survey.reasons[item])

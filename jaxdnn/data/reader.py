@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha1
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8, UInt64
@@ -28,9 +28,6 @@ from jaxdnn.errors import InputError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-Progress = Callable[[int, int], None]
-"""Called with the number of items done and their total."""
 
 OnDone = Callable[[int], object]
 """Called with the number of items done since the last call."""
@@ -87,38 +84,17 @@ def prefetch(items: Generator[Item, None, None]) -> Generator[Item, None, None]:
             pool.submit(items.close)  # Behind what is being made: a generator runs in one thread.
 
 
-@contextlib.contextmanager
-def reporting(
-    total: int, progress: Progress | bool, what: str = "decoding", unit: str = "images"
-) -> Iterator[OnDone]:
-    """Give a function that takes the number of items just done.
-
-    Args:
-      total: number of items in all.
-      progress: a callback; True for a bar on stderr if the work takes more than two seconds.
-      what: the name of the bar.
-      unit: what is counted.
-    """
-    if callable(progress):
-        done = 0
-
-        def count(num_items: int) -> None:
-            nonlocal done
-            done += num_items
-            progress(done, total)
-
-        yield count
-        return
-    with tqdm(
+def image_bar(total: int, *, disable: bool, desc: str = "decoding", unit: str = "images") -> Any:
+    """Return a bar on stderr, a context manager, shown if the work takes more than two seconds."""
+    return tqdm(
         total=total,
-        desc=what,
+        desc=desc,
         unit=f" {unit}",
         delay=_BAR_DELAY_SECONDS,
         leave=False,
         file=sys.stderr,
-        disable=not progress,
-    ) as bar:
-        yield bar.update
+        disable=disable,
+    )
 
 
 class ReadImage(NamedTuple):

@@ -17,7 +17,7 @@ from jaxtyping import Int32
 from jaxdnn.data.cache import cache_dir, concurrent_write, key_of
 from jaxdnn.data.decode import UnreadableImage
 from jaxdnn.data.files import folder_fingerprint, split_of
-from jaxdnn.data.reader import OnDone, reporting
+from jaxdnn.data.reader import OnDone, image_bar
 from jaxdnn.data.source import Source
 from jaxdnn.errors import InputError
 
@@ -282,9 +282,9 @@ def _load_labels(
     if path is not None and _load_kept(parts, path):
         return
     per_read = max(1, min(_RECORDS_PER_READ, _BYTES_PER_READ * num // max(num_bytes, 1)))
-    with reporting(num, progress, "labels", "records") as on_done:
+    with image_bar(num, disable=not progress, desc="labels", unit="records") as bar:
         for part in parts:
-            part.load(per_read=per_read, keep_images=keep, on_done=on_done)
+            part.load(per_read=per_read, keep_images=keep, on_done=bar.update)
     if path is not None:
         _keep(parts, path)
 

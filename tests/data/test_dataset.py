@@ -6,10 +6,10 @@ import chex
 import numpy as np
 import pytest
 
-from jaxdnn.data import reader
+from jaxdnn.data import dataset, reader
 from jaxdnn.errors import InputError
 
-from .helpers import CLASSES, assert_same, loaded, parts, photos, png, write
+from .helpers import CLASSES, Bar, assert_same, loaded, parts, photos, png, write
 
 
 def test_every_image_is_once_in_one_part_with_its_own_label_and_name(tmp_path):
@@ -188,13 +188,17 @@ def test_images_of_which_a_few_do_not_fit_in_memory_are_refused_with_remedies(tm
         loaded(photos(tmp_path), image_size=1_000_000)
 
 
-def test_progress_counts_every_image_and_the_bar_is_silent_when_quick(tmp_path, capfd):
-    calls: list[tuple[int, int]] = []
-    photos(tmp_path, each=40)
-    loaded(tmp_path, progress=lambda done, total: calls.append((done, total)))
-    assert calls[-1] == (120, 120)
-    assert [done for done, _ in calls] == sorted({done for done, _ in calls})
-    loaded(tmp_path, progress=True)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_progress_counts_every_image(tmp_path, streaming, monkeypatch):
+    bar = Bar()
+    monkeypatch.setattr(dataset, "image_bar", lambda total, **_: bar)
+    loaded(photos(tmp_path, each=40), streaming=streaming)
+    assert bar.done[-1] == 120
+    assert bar.done == sorted(set(bar.done))
+
+
+def test_the_bar_is_silent_when_quick(tmp_path, capfd):
+    loaded(photos(tmp_path, each=3), progress=True)
     assert capfd.readouterr() == ("", "")
 
 

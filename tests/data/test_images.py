@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from jaxdnn.data import Dataset, image_folder, reader
+from jaxdnn.data import dataset as dataset_module
 from jaxdnn.errors import InputError
 
-from .helpers import all_images, assert_same, loaded, parts, photos, png, write
+from .helpers import Bar, all_images, assert_same, loaded, parts, photos, png, write
 
 
 @pytest.fixture
@@ -79,15 +80,15 @@ def test_with_a_cache_nothing_is_decoded_twice_until_it_changes(folder, decoded_
     assert sum(int((image == 230).all()) for part in changed for image in part) == 1
 
 
-def test_a_first_look_that_is_interrupted_keeps_what_it_has_decoded(folder, decoded_names):
-    def stop(done: int, total: int) -> None:
-        if done >= 32:
-            raise KeyboardInterrupt
-
+def test_a_first_look_that_is_interrupted_keeps_what_it_has_decoded(
+    folder, decoded_names, monkeypatch
+):
     whole = loaded(folder)
     del decoded_names[:]
-    with pytest.raises(KeyboardInterrupt):
-        streamed(folder, cache_gib=1, progress=stop)
+    with monkeypatch.context() as patched:
+        patched.setattr(dataset_module, "image_bar", lambda total, **_: Bar(stop_at=32))
+        with pytest.raises(KeyboardInterrupt):
+            streamed(folder, cache_gib=1)
     num = len(decoded_names)
     assert num >= 32
     dataset = streamed(folder, cache_gib=1)
