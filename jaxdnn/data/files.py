@@ -278,11 +278,15 @@ def _one_line(address: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"{address!r} cannot be opened: {reason}; expected an address that etils.epath opens; "
-            "install what it names, check your rights and the spelling"
+            f"{address!r} cannot be opened: {first_line(error)}; expected an address that "
+            "etils.epath opens; install what it names, check your rights and the spelling"
         ) from error
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def split_of(name: str) -> str:

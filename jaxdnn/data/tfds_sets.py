@@ -16,7 +16,7 @@ from jaxtyping import Int32
 
 from jaxdnn.data.cache import cache_dir, concurrent_write, key_of
 from jaxdnn.data.decode import UnreadableImage
-from jaxdnn.data.files import folder_fingerprint, split_of
+from jaxdnn.data.files import first_line, folder_fingerprint, split_of
 from jaxdnn.data.reader import OnDone, image_bar
 from jaxdnn.data.source import Source
 from jaxdnn.errors import InputError
@@ -88,9 +88,8 @@ def _open_folder(
     except InputError:
         raise
     except Exception as error:  # Of a type that depends on what is damaged or missing.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"data set {name!r} in {str(folder)!r} is damaged: {reason}; "
+            f"data set {name!r} in {str(folder)!r} is damaged: {first_line(error)}; "
             "expected a complete data set; prepare it again"
         ) from error
 
