@@ -173,14 +173,9 @@ def _free_bytes(folder: Path) -> int:
 def open_pixel_cache(
     folder: Path | None, key: str, *, num_images: int, row_bytes: int, max_bytes: float
 ) -> PixelCache | None:
-    """Open the cache of that key, making room for it; None where there can be none.
+    """Open the cache of a key in a folder, making room for it; None where there can be none.
 
-    Args:
-      folder: as `cache_dir` gives it.
-      key: of all that the rows depend on.
-      num_images: places in all, whether or not they fit.
-      row_bytes: size of one decoded image.
-      max_bytes: most that all caches of the folder may take on disk.
+    See `PixelCache`; `max_bytes` is the most that all caches of the folder may take.
     """
     if folder is None or max_bytes <= 0:
         return None

@@ -164,15 +164,13 @@ def decode_all(
     """
     items = np.concatenate(parts)
     images = np.empty((len(items), *reader.image_shape), np.uint8)
-    survey = Survey(np.zeros(len(reader.source.labels), np.uint64))
 
     def fill(group: list[ReadImage]) -> None:
         for image in group:
             if image.pixels is not None:
                 images[image.place] = image.pixels
 
-    for num, _ in reader.survey(items.tolist(), survey, fill):
-        on_done(num)
+    survey = reader.survey(items.tolist(), fill, lambda num, _: on_done(num))
     is_readable = survey.is_readable
     # Moved row by row towards the front: a copy would need the memory twice.
     kept = np.flatnonzero(is_readable[items])
@@ -246,7 +244,6 @@ def take_survey(
     Returns:
       The survey, and the counts of the values of the readable items among those counted.
     """
-    survey = Survey(np.zeros(len(is_counted), np.uint64))
     total = np.zeros((reader.image_shape[-1], NUM_VALUES), np.int64)
     none = np.empty((0, *reader.image_shape), np.uint8)
 
@@ -254,15 +251,11 @@ def take_survey(
         found = [i.pixels for i in group if i.pixels is not None and is_counted[i.item]]
         return count_values(np.stack(found) if found else none)
 
-    try:
-        with contextlib.closing(reader.survey(range(len(is_counted)), survey, count)) as results:
-            for num, counts in results:
-                total += counts
-                on_done(num)
-    finally:  # However it ends: it may have taken hours.
-        if reader.cache is not None:
-            reader.cache.flush()
-    return survey, total
+    def add(num: int, counts: np.ndarray) -> None:
+        np.add(total, counts, out=total)
+        on_done(num)
+
+    return reader.survey(range(len(is_counted)), count, add), total
 
 
 def _count_items(

@@ -29,18 +29,18 @@ Thumbnails = dict[int, np.ndarray]
 
 def look_at(source: Source, on_done: OnDone) -> tuple[Survey, Thumbnails]:
     """Decode every item once, each to a thumbnail; keep those of the contact sheets."""
-    survey = Survey(np.zeros(len(source.labels), np.uint64))
     shown = {int(item) for items in _shown(source) for item in items}
     thumbnails: Thumbnails = {}
 
     def keep(images: list[ReadImage]) -> Thumbnails:
         return {i.item: i.pixels for i in images if i.pixels is not None and i.item in shown}
 
-    items = range(len(source.labels))
-    for num, kept in Reader(source, _THUMBNAIL, 3).survey(items, survey, keep):
-        thumbnails |= kept
+    def take(num: int, kept: Thumbnails) -> None:
+        thumbnails.update(kept)
         on_done(num)
-    return survey, thumbnails
+
+    reader = Reader(source, _THUMBNAIL, 3)
+    return reader.survey(range(len(source.labels)), keep, take), thumbnails
 
 
 def duplicates(digests: UInt64[np.ndarray, " num"]) -> list[Int[np.ndarray, " _"]]:

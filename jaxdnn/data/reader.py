@@ -228,22 +228,35 @@ class Reader:
         return map_in_order(read_group, starts, max_workers=self.max_workers)
 
     def survey(
-        self, items: Sequence[int], survey: Survey, use: Callable[[list[ReadImage]], Result]
-    ) -> Generator[tuple[int, Result], None, None]:
-        """Read items like `read_all`, and enter into a survey what became of them.
+        self,
+        items: Sequence[int],
+        use: Callable[[list[ReadImage]], Result],
+        take: Callable[[int, Result], object],
+    ) -> Survey:
+        """Read items like `read_all`, and note what became of each.
 
-        Yields:
-          The number of items of each group, and what `use` has made of them.
+        Args:
+          items: indices in the source, in the order wanted.
+          use: takes the images of a group, in the thread that has decoded them.
+          take: called with the number of items of each group and what `use` has made of them, in
+            order.
         """
+        survey = Survey(np.zeros(len(self.source.labels), np.uint64))
 
         def use_group(images: Iterator[ReadImage]) -> tuple[list[ReadImage], Result]:
             group = list(images)
             return [image._replace(pixels=None) for image in group], use(group)
 
-        for group, result in self.read_all(items, use_group):
-            for image in group:
-                survey.add(image)
-            yield len(group), result
+        try:
+            with contextlib.closing(self.read_all(items, use_group)) as groups:
+                for group, result in groups:
+                    for image in group:
+                        survey.add(image)
+                    take(len(group), result)
+        finally:  # However it ends: it may have taken hours.
+            if self.cache is not None:
+                self.cache.flush()
+        return survey
 
     def _read(self, place: int, item: int, read: Callable[[int], Stored]) -> ReadImage:
         try:
