@@ -29,13 +29,13 @@ import numpy as np
 
 from jaxdnn import command_line, processes, run_folder, xla
 from jaxdnn.config import Config, differences, load_config
-from jaxdnn.data import make_augment
+from jaxdnn.data import load, make_augment
 from jaxdnn.errors import InputError, Interrupted
 from jaxdnn.names import resolve
 from jaxdnn.options import DeviceOptions
 from jaxdnn.recipes import RECIPES
 from jaxdnn.run_folder import RunFolder
-from jaxdnn.training import load_data, train
+from jaxdnn.training import train
 
 PROG = "deep_dog.py"
 DEFAULT_RECIPE = "deep"
@@ -177,7 +177,7 @@ def _show_augmentations(arguments: Arguments, folder: RunFolder) -> int:
     from jaxdnn.report import draw_augmentations
 
     config = arguments.config
-    dataset = load_data(config, progress=arguments.progress)
+    dataset = load(config.data, seed=config.seed, progress=arguments.progress)
     picks = np.linspace(0, len(dataset.train.labels) - 1, 8).astype(int)
     originals = dataset.train.images[picks]
     keys = jax.random.split(jax.random.key(config.seed), (len(picks), 10))

@@ -33,7 +33,6 @@ from jaxdnn.data import (
     map_in_order,
     open_source,
     prepare,
-    records,
     take_survey,
     tfds,
 )
@@ -52,7 +51,6 @@ small: 28x28 and 32x32 images from array_record files."""
 PARTS = ("decode", "train", "memory", "small")
 
 SIZE, BATCH_SIZE, WORKERS = 227, 128, 2
-SHAPE = (SIZE, SIZE, 1)
 OURS, CACHED = "jaxdnn, decoding", "jaxdnn, later epochs, from its cache"
 FIRST = "jaxdnn, first look: hash, statistics and cache too"
 TORCH, PILLOW, OPENCV = "PyTorch DataLoader with Pillow", "Pillow in threads", "OpenCV in threads"
@@ -167,10 +165,10 @@ def _measure_decoding(encoded: list[bytes], *, num: int, rounds: int) -> dict[st
     with tempfile.TemporaryDirectory() as folder:
         cache = _new_cache(Path(folder, "pixels"), num)
         epochs = {
-            OURS: lambda: Reader(source, SHAPE, None, WORKERS).batches(batches),
+            OURS: lambda: Reader(source, SIZE, 1, None, WORKERS).batches(batches),
             **_others(_Photographs(encoded, num), batches),
             FIRST: lambda: _first_look(source, Path(folder)),
-            CACHED: lambda: Reader(source, SHAPE, cache, WORKERS).batches(batches),
+            CACHED: lambda: Reader(source, SIZE, 1, cache, WORKERS).batches(batches),
         }
         for _ in epochs[CACHED]():  # As the first epoch fills it.
             pass
@@ -184,7 +182,7 @@ def _first_look(source: Source, folder: Path) -> list[range]:
     """Do what a first start does with every image: hash, decode, count its values, keep it."""
     num = len(source.labels)
     with tempfile.TemporaryDirectory(dir=folder) as own:
-        reader = Reader(source, SHAPE, _new_cache(Path(own, "pixels"), num), WORKERS)
+        reader = Reader(source, SIZE, 1, _new_cache(Path(own, "pixels"), num), WORKERS)
         done: list[range] = []
         take_survey(reader, np.ones(num, bool), lambda number: done.append(range(number)))
     return done
@@ -293,14 +291,10 @@ def _measure_small(encoded: list[bytes], num: int, rounds: int) -> dict[str, lis
 
 def _readers(name: str, out: Path, shape: tuple[int, int, int]) -> Iterator[tuple[Reader, str]]:
     """Give readers as a small set is read, and as one that is too large for memory."""
-    kept_bytes = records.KEPT_BYTES
-    for limit, how in ((kept_bytes, IN_MEMORY), (0, BY_PLACE)):
-        records.KEPT_BYTES = limit
-        try:
-            source = tfds(name, str(out))
-        finally:
-            records.KEPT_BYTES = kept_bytes
-        yield Reader(source, shape, None, WORKERS), how
+    size, _, channels = shape
+    for kept_bytes, how in ((2**40, IN_MEMORY), (0, BY_PLACE)):
+        source = tfds(name, str(out), kept_bytes=kept_bytes)
+        yield Reader(source, size, channels, max_workers=WORKERS), how
 
 
 def _small_rate(reader: Reader) -> float:

@@ -22,7 +22,7 @@ from timing import OURS, Work
 from jaxdnn import optim
 from jaxdnn.activations import make_activation
 from jaxdnn.config import Config
-from jaxdnn.data import Dataset
+from jaxdnn.data import Dataset, load
 from jaxdnn.initializers import make_initializer
 from jaxdnn.layers import BlockOptions
 from jaxdnn.models import Model, make_convnet, make_mlp
@@ -33,7 +33,6 @@ from jaxdnn.run_folder import RunFolder
 from jaxdnn.training import (
     Recorder,
     init_state,
-    load_data,
     make_init,
     make_program,
     make_setup,
@@ -253,7 +252,7 @@ def epoch(augment: AugmentOptions, how: str) -> Row:
         optimizer=OPTIMIZER,
         augment=augment,
     )
-    dataset = load_data(config, progress=False)
+    dataset = load(config.data, seed=config.seed)
     num, height, width, channels = dataset.train.images.shape
     sizes = (height * width * channels, *config.model.widths, len(dataset.class_names))
     contenders, note = torch_epochs(config, dataset, sizes)
@@ -277,7 +276,7 @@ def watched_epoch(recipe: str, every: int) -> Row:
     watched = dataclasses.replace(
         config, train=dataclasses.replace(config.train, watch_gradients=every)
     )
-    dataset = load_data(config, progress=False)
+    dataset = load(config.data, seed=config.seed)
     sizes = (dataset.train.images[0].size, *config.model.widths, len(dataset.class_names))
     folder = Path(tempfile.mkdtemp())
     return Row(

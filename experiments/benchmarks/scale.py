@@ -28,7 +28,7 @@ import numpy as np
 
 from jaxdnn import command_line
 from jaxdnn.config import Config
-from jaxdnn.data import Dataset, Split
+from jaxdnn.data import Dataset, ImagesInMemory, Split
 from jaxdnn.names import resolve
 from jaxdnn.options import DeviceOptions, ModelOptions, OptimizerOptions, TrainOptions
 from jaxdnn.training import (
@@ -107,7 +107,7 @@ def _time_steps(setup: Setup) -> tuple[int, dict[str, int], float]:
     loop = make_loop(make_step_of(setup), key=key, steps_per_epoch=setup.steps_per_epoch)
     indices = make_indices(make_order_of(setup), key=key, layout=setup.layout)(0)
     split = setup.dataset.train
-    data = setup.layout.place((split.images, split.labels))
+    data = setup.layout.place((split.in_memory(), split.labels))
     compiled = jax.jit(loop, donate_argnums=0)
     text = compiled.lower(init_state(setup), *data, indices, NUM_STEPS).compile().as_text() or ""
     found = {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in COLLECTIVES}
@@ -130,7 +130,7 @@ def _make_up(
     draw = np.random.default_rng(0)
 
     def split(num: int) -> Split:
-        images = draw.integers(0, 256, (num, *shape), dtype=np.uint8)
+        images = ImagesInMemory(draw.integers(0, 256, (num, *shape), dtype=np.uint8))
         return Split(images, np.arange(num, dtype=np.int32) % 2, tuple(map(str, range(num))))
 
     dataset = Dataset(("other", "dog"), split(num), split(16), split(16), (), "made up")
@@ -179,7 +179,7 @@ def _bytes_of(optimizer: str, *, fsdp: bool) -> tuple[float, float]:
     loop = make_loop(make_step_of(setup), key=key, steps_per_epoch=setup.steps_per_epoch)
     indices = make_indices(make_order_of(setup), key=key, layout=setup.layout)(0)
     split = setup.dataset.train
-    data = setup.layout.place((split.images, split.labels))
+    data = setup.layout.place((split.in_memory(), split.labels))
     compiled = jax.jit(loop, donate_argnums=0).lower(state, *data, indices, 1).compile()
     sizes = compiled.memory_analysis()
     assert sizes is not None

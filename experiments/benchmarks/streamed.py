@@ -24,6 +24,7 @@ from photographs import write_folder
 
 from jaxdnn.config import Config
 from jaxdnn.data import Dataset, load
+from jaxdnn.options import DataOptions
 from jaxdnn.recipes import LECTURE
 from jaxdnn.training import init_state, make_program, make_setup
 from jaxdnn.xla import set_flags
@@ -87,20 +88,19 @@ def report_memory(peaks: dict[str, float]) -> str:
 
 def _load_photographs(folder: str, kind: str) -> Dataset:
     """Load them into memory, or as a stream with a cache or without."""
-    return load(
-        folder,
-        data_dir=None,
+    options = DataOptions(
+        data=folder,
         positive=("dog",),
         image_size=227,
         channels=1,
         validation_fraction=0.01,
         test_fraction=0.01,
-        seed=0,
         streaming=kind != "memory",
-        max_bytes=float("inf"),
-        cache_bytes=2**33 if kind == "cache" else 0,
+        max_memory_gib=2**20,
+        cache_gib=8 if kind == "cache" else 0,
         allow_duplicates=True,
     )
+    return load(options, seed=0)
 
 
 def _run(folder: str, kind: str, num_steps: int) -> dict[str, float]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from jaxdnn import activations, command_line, initializers
 from jaxdnn.config import Config
-from jaxdnn.data import Dataset
+from jaxdnn.data import Dataset, load
 from jaxdnn.errors import InputError
 from jaxdnn.layers import Norm
 from jaxdnn.names import resolve
@@ -29,7 +29,7 @@ from jaxdnn.propagation import Architecture, Combination, Flow
 from jaxdnn.race import Outcome, Race, Results, guess_loss, race_summary, run_race, write_race_csv
 from jaxdnn.report import draw_race
 from jaxdnn.run_folder import write_json
-from jaxdnn.training import Setup, load_data, make_setup
+from jaxdnn.training import Setup, make_setup
 
 from .grid_folder import open_grid_folder, refuse, run_until_stopped
 from .option_checks import check_least, check_named, deciding
@@ -158,7 +158,7 @@ def make_race(options: Options) -> tuple[Race, Setup]:
 
 
 def _load(config: Config) -> Dataset:
-    return load_data(config, progress=False)
+    return load(config.data, seed=config.seed)
 
 
 def _canonical(

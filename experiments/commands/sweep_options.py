@@ -11,14 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdnn import initializers
-from jaxdnn.config import Config
-from jaxdnn.data import normalise_images
+from jaxdnn.data import load, normalise_images
 from jaxdnn.layers import Norm
 from jaxdnn.names import resolve
 from jaxdnn.options import DataOptions, ProcessOptions
 from jaxdnn.processes import is_first
 from jaxdnn.propagation import Architecture, Batch, Grid, Precision, find_activation
-from jaxdnn.training import load_data
 
 from .option_checks import check_least, check_named
 
@@ -124,9 +122,7 @@ def _batch(options: Options) -> tuple[Batch | None, int]:
     """Return images to pass through, or None for Gaussian inputs; and the number of classes."""
     if options.data.data == "gaussian":
         return None, 10
-    dataset = load_data(
-        Config(data=options.data, seed=options.seed), progress=options.progress and is_first()
-    )
+    dataset = load(options.data, seed=options.seed, progress=options.progress and is_first())
     num = min(options.batch_size, len(dataset.train.labels))
     picks = np.random.default_rng(options.seed).permutation(len(dataset.train.labels))[:num]
     pixel_stats = dataset.train.pixel_stats()

@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdnn.config import Config, DataOptions
-from jaxdnn.data import normalise_images
+from jaxdnn.config import DataOptions
+from jaxdnn.data import load, normalise_images
 from jaxdnn.race import LEARNED, guess_loss
-from jaxdnn.training import load_data
 
 from .family import Member, choice_of, draw_params, make_forward
 from .judge import make_judge, report
@@ -46,8 +45,8 @@ class Task(NamedTuple):
 
 def load_task() -> Task:
     """Load the silhouettes, all ten classes, flat and standardised."""
-    dataset = load_data(Config(data=DataOptions(positive=())), progress=False)
-    images = normalise_images(jnp.asarray(dataset.train.images), dataset.train.pixel_stats())
+    dataset = load(DataOptions(positive=()), seed=0)
+    images = normalise_images(jnp.asarray(dataset.train.in_memory()), dataset.train.pixel_stats())
     labels = dataset.train.labels
     return Task(
         images.reshape(len(labels), -1),

@@ -1,25 +1,28 @@
 """Where images come from, and how they become arrays."""
 
-from jaxdnn.data.ahead import prefetch
-from jaxdnn.data.augment import make_augment
+from jaxdnn.data.augmentation import make_augment
+from jaxdnn.data.cache import PixelCache
 from jaxdnn.data.dataset import Dataset, Split, load
 from jaxdnn.data.decode import UnreadableImage
-from jaxdnn.data.parallel import map_in_order
-from jaxdnn.data.pipeline import make_order, make_prepare, normalise_images, resolve_batch_size
-from jaxdnn.data.pixel_cache import PixelCache
-from jaxdnn.data.pixel_stats import PixelStats
-from jaxdnn.data.predict_inputs import read_images
+from jaxdnn.data.images import Images, ImagesInMemory, StreamedImages, take_survey
+from jaxdnn.data.pipeline import (
+    PixelStats,
+    make_order,
+    make_prepare,
+    normalise_images,
+    resolve_batch_size,
+)
 from jaxdnn.data.prepare import prepare
-from jaxdnn.data.prepared import tfds
-from jaxdnn.data.reader import Reader
+from jaxdnn.data.reader import Reader, map_in_order, prefetch
 from jaxdnn.data.source import Source
-from jaxdnn.data.sources import image_folder, image_zip, open_source
+from jaxdnn.data.sources import image_folder, image_zip, open_source, read_images
 from jaxdnn.data.splits import class_weights
-from jaxdnn.data.stream import StreamedImages
-from jaxdnn.data.survey import take_survey
+from jaxdnn.data.tfds_sets import tfds
 
 __all__ = [
     "Dataset",
+    "Images",
+    "ImagesInMemory",
     "PixelCache",
     "PixelStats",
     "Reader",

@@ -15,9 +15,9 @@ from typing import Literal
 import tyro
 
 from jaxdnn import command_line
-from jaxdnn.data.look import look_at, report, text, write_sheets
-from jaxdnn.data.materialise import reporting
+from jaxdnn.data.inspect import look_at, report, text, write_sheets
 from jaxdnn.data.prepare import prepare
+from jaxdnn.data.reader import image_bar
 from jaxdnn.data.sources import open_source
 from jaxdnn.errors import InputError
 
@@ -54,11 +54,11 @@ def look(args: Sequence[str]) -> int:
         Look, default=None, args=args, prog=f"{PROG} look", description=LOOK
     )
     source = open_source(options.data, options.data_dir, progress=options.progress)
-    with reporting(len(source.labels), options.progress) as on_done:
-        found = look_at(source, on_done)
-    about = report(source, found)
+    with image_bar(len(source.labels), disable=not options.progress) as bar:
+        survey, thumbnails = look_at(source, bar.update)
+    about = report(source, survey)
     try:
-        sheets = write_sheets(source, found, options.out)
+        sheets = write_sheets(source, thumbnails, options.out)
     except OSError as error:
         raise InputError(
             f"--out {options.out} cannot be written ({error}); choose another"
@@ -96,10 +96,10 @@ def prepare_command(args: Sequence[str]) -> int:
     source = open_source(options.data, options.data_dir, progress=options.progress)
     stem = Path(options.data.partition(":")[2] or options.data).stem.lower()
     name = options.name or re.sub(r"[^a-z0-9]+", "_", stem).strip("_0123456789") or "images"
-    num = len(source.labels)
+    num, disable = len(source.labels), not options.progress
     with (
-        reporting(num, options.progress) as on_done,
-        reporting(num, options.progress, "writing") as on_written,
+        image_bar(num, disable=disable) as decoded,
+        image_bar(num, disable=disable, desc="writing") as written,
     ):
         about = prepare(
             source,
@@ -107,8 +107,8 @@ def prepare_command(args: Sequence[str]) -> int:
             name=name,
             image_size=options.image_size,
             channels=options.channels,
-            on_done=on_done,
-            on_written=on_written,
+            on_done=decoded.update,
+            on_written=written.update,
         )
     for skipped, reason in about["skipped"].items():
         print(f"skipped {skipped}: {reason}")

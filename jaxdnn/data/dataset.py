@@ -1,67 +1,65 @@
-"""Images in memory or streamed, split and labelled for one task."""
+"""Images in memory or streamed, split and labelled for one task, and checked before they are used.
+
+Images that are the same to learn from and to be tested with would make the test say too much: they
+are found by the hashes of what is stored.
+"""
+
+from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Int32, UInt8
+from jaxtyping import Int, Int32, UInt64
 
-from jaxdnn.data.acceptance import check_classes, check_leakage, check_unreadable
-from jaxdnn.data.combined import combine, with_splits
-from jaxdnn.data.inventory import Inventory
-from jaxdnn.data.leakage import leakage_of
-from jaxdnn.data.materialise import (
-    Decoded,
-    Progress,
-    Skipped,
-    decode_items,
-    reporting,
-)
-from jaxdnn.data.pixel_stats import PixelStats, measure_pixel_stats
-from jaxdnn.data.positive import binarise_labels
-from jaxdnn.data.shape import choose_shape
+from jaxdnn.data.decode import Header
+from jaxdnn.data.images import Images, decode_all, stream_all
+from jaxdnn.data.pipeline import PixelStats
+from jaxdnn.data.reader import Inventory, Reader, image_bar, read_headers
 from jaxdnn.data.source import Source
-from jaxdnn.data.sources import open_source
-from jaxdnn.data.splits import train_validation_test
-from jaxdnn.data.stream import Stream, StreamedImages, open_stream
-from jaxdnn.data.told import told
+from jaxdnn.data.sources import combine, open_source
+from jaxdnn.data.splits import binarise_labels, train_validation_test
 from jaxdnn.errors import InputError
+from jaxdnn.options import DataOptions
+
+DEFAULT_IMAGE_SIZE = 64
+"""Side in pixels for images that are not all of one size."""
+
+LARGEST_OWN_SIZE = 227
+"""Largest side in pixels that is kept when all images are squares of one size."""
 
 MEMORY_SHARE = 0.25
 """Share of the physical memory that decoded images may take before they are streamed."""
 
 _ASSUMED_MEMORY_BYTES = 8 * 2**30
 _PREFETCHED = 512  # Two batches of evaluation.
+_CLASSES_SHOWN, _SIZES_SHOWN, _SKIPPED_SHOWN, _LEAKS_SHOWN = 12, 5, 5, 3
+
+
+class Skipped(NamedTuple):
+    """An image that was left out, and why."""
+
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class Split:
     """Images, their labels and their names, in one order."""
 
-    images: UInt8[np.ndarray, "num height width channel"] | StreamedImages
+    images: Images
     labels: Int32[np.ndarray, " num"]
     names: tuple[str, ...]
 
     def pixel_stats(self) -> PixelStats:
         """Return mean and standard deviation: measured, or of a stream those of its survey."""
-        if isinstance(self.images, StreamedImages):
-            return self.images.pixel_stats
-        return measure_pixel_stats(self.images)
+        return self.images.pixel_stats
 
-    def in_memory(self) -> UInt8[np.ndarray, "num height width channel"]:
-        """Return the decoded images.
-
-        Raises:
-          InputError: they are streamed.
-        """
-        if isinstance(self.images, StreamedImages):
-            raise InputError(
-                f"{len(self.images):,} images are streamed; expected them in memory here; leave "
-                "--streaming out, raise --max-memory-gib, or choose a smaller --image-size"
-            )
-        return self.images
+    def in_memory(self) -> Any:
+        """Return the decoded images as one array. Raises InputError where they are streamed."""
+        return self.images.in_memory()
 
 
 @dataclass(frozen=True)
@@ -86,30 +84,47 @@ class Dataset:
     inventory: Inventory = field(default_factory=Inventory)
     leakage: str = ""
 
-    def told(self) -> str:
-        """Return what was found, in a few lines."""
-        return told(self)
+    def summary(self) -> str:
+        """Return in a few lines what was found.
+
+        Numbers of images by class and split, sizes and modes as stored, what is among the test
+        images and among those to learn from, and the first images that were skipped.
+        """
+        images = self.train.images
+        sides = " x ".join(map(str, images.shape[1:]))
+        lines = [
+            f"{self.origin}: {len(self.train.labels):,} to train, "
+            f"{len(self.validation.labels):,} to validate, {len(self.test.labels):,} to test, "
+            f"{sides}{', streamed' if images.is_streamed else ''}",
+            *self._classes(),
+            *self.inventory.summary(_SIZES_SHOWN),
+        ]
+        if self.leakage:
+            lines.append(self.leakage)
+        if self.skipped:
+            first = [f"{name}: {reason}" for name, reason in self.skipped[:_SKIPPED_SHOWN]]
+            more = "; …" if len(self.skipped) > _SKIPPED_SHOWN else ""
+            lines.append(f"{len(self.skipped):,} skipped ({'; '.join(first)}{more})")
+        return "\n  ".join(lines)
+
+    def _classes(self) -> list[str]:
+        num = len(self.class_names)
+        parts = (self.train, self.validation, self.test)
+        counts = np.stack([np.bincount(part.labels, minlength=num) for part in parts], axis=1)
+        names = self.class_names[:_CLASSES_SHOWN]
+        width = max(map(len, names))
+        lines = [
+            f"{name:{width}} " + "".join(f"{number:10,}" for number in numbers)
+            for name, numbers in zip(names, counts, strict=False)
+        ]
+        if num > len(lines):
+            least, most = counts.sum(axis=1).min(), counts.sum(axis=1).max()
+            more = num - len(lines)
+            lines.append(f"… ({more:,} more classes; {least:,} to {most:,} images in each)")
+        return lines
 
 
-def load(
-    data: str,
-    *,
-    data_dir: str | None,
-    positive: Sequence[str] | None,
-    image_size: int | None,
-    channels: int | None,
-    validation_fraction: float,
-    test_fraction: float,
-    seed: int,
-    max_unreadable_fraction: float = 0.01,
-    max_workers: int | None = None,
-    progress: Progress | bool | None = None,
-    max_bytes: float | None = None,
-    streaming: bool = False,
-    cache_bytes: float = 0,
-    allow_duplicates: bool = False,
-    other: str | None = None,
-) -> Dataset:
+def load(options: DataOptions, *, seed: int, progress: bool = False) -> Dataset:
     """Open, split and label a data set, and decode it if it fits in memory.
 
     The source's own validation and test images are kept as such; a part that it lacks is drawn
@@ -117,144 +132,111 @@ def load(
     then validation from what is left.
 
     Args:
-      data: 'silhouettes', 'tfds:NAME', a folder or a .zip file.
-      data_dir: the folder of prepared TFDS data sets.
-      positive: class names to tell from all others; () keeps the classes; None for the source's
-        own habit (dog for the silhouettes, otherwise ()).
-      image_size: side in pixels; None for the images' own if all are squares of one size up to
-        227 pixels, otherwise 64.
-      channels: 1 or 3; None for 1 if all are grey, otherwise 3.
-      validation_fraction: share of the training images to draw where there is no validation.
-      test_fraction: share of the training images to draw where there is no test.
-      seed: of the draws.
-      max_unreadable_fraction: more unreadable images than this share of all are an error.
-      max_workers: decoding threads; None for one per processor.
-      progress: called with (done, total), or True for a bar on stderr.
-      max_bytes: most memory for decoded images, beyond which they are streamed; None for
-        MEMORY_SHARE of the machine's.
-      streaming: stream them anyway.
-      cache_bytes: most disk for the decoded images of a stream; 0 for none.
-      other: a second source, whose classes join the first one's.
-      allow_duplicates: of training or validation images among the test images.
+      options: what to learn from, and how.
+      seed: of the draws, >= 0.
+      progress: show bars on stderr for what takes more than two seconds.
 
     Raises:
-      InputError: anything in the data or in these arguments that the user can put right.
+      InputError: anything in the data or in the options that the user can put right.
     """
     drawn = {
-        "validation_fraction": validation_fraction,
-        "test_fraction": test_fraction,
+        "validation_fraction": options.validation_fraction,
+        "test_fraction": options.test_fraction,
         "seed": seed,
     }
-    source = _open(data, other, data_dir, drawn, progress is True)
-    chosen = source.default_positive if positive is None else positive
+    source = _open(options, drawn, progress)
+    chosen = source.default_positive if options.positive is None else options.positive
     labels, class_names = binarise_labels(source.labels, source.class_names, chosen)
     parts = train_validation_test(source, **drawn)
-    size, depth = choose_shape(
-        source, image_size=image_size, channels=channels, max_workers=max_workers
-    )
-    _check_memory(size, depth)
-    limit = MEMORY_SHARE * _memory_bytes() if max_bytes is None else max_bytes
-    if streaming or len(source.labels) * size * size * depth > limit:
-        found, inventory = _stream_parts(
-            source, parts, (size, size, depth), cache_bytes, max_workers, progress
-        )
-    else:
-        found = _decode_parts(source, parts, size, depth, max_workers, progress)
-        inventory = sum((part.inventory for part in found), Inventory())
-    unreadable = [skipped for part in found for skipped in part.skipped]
-    check_unreadable(unreadable, len(source.labels), max_unreadable_fraction, source.name)
+    size, channels = _choose_shape(source, options.image_size, options.channels)
+    _check_memory(size, channels)
+    reader = Reader(source, size, channels)
+    with image_bar(len(source.labels), disable=not progress) as bar:
+        if options.streaming or len(source.labels) * size * size * channels > _limit(options):
+            cache_bytes = options.cache_gib * 2**30
+            images, survey = stream_all(reader, parts, bar.update, cache_bytes=cache_bytes)
+        else:
+            images, survey = decode_all(reader, parts, bar.update)
+    is_readable = survey.is_readable
+    unreadable = [
+        Skipped(source.item_names[item], survey.reasons[item])
+        for part in parts
+        for item in part[~is_readable[part]].tolist()
+    ]
+    _check_unreadable(unreadable, source, options.max_unreadable)
     train, validation, test = (
-        _split(source, part, indices, labels) for part, indices in zip(found, parts, strict=True)
+        Split(found, labels[kept], tuple(source.item_names[item] for item in kept))
+        for found, kept in zip(images, (part[is_readable[part]] for part in parts), strict=True)
     )
-    check_classes([part.labels for part in (train, validation, test)], class_names, source.name)
-    leakage = leakage_of(source, parts, [part.digests for part in found])
-    check_leakage(leakage, allowed=allow_duplicates)
-    outside = [Skipped(name, "outside every class folder") for name in source.outside]
-    set_aside = [Skipped(*found) for found in source.set_aside]
-    skipped = (*set_aside, *outside, *unreadable)
-    return Dataset(class_names, train, validation, test, skipped, source.name, inventory, leakage)
-
-
-def _stream_parts(
-    source: Source,
-    parts: Sequence[Int[np.ndarray, " _"]],
-    shape: tuple[int, int, int],
-    cache_bytes: float,
-    max_workers: int | None,
-    progress: Progress | bool | None,
-) -> tuple[list[Decoded], Inventory]:
-    with reporting(len(source.labels), progress) as on_done:
-        stream = open_stream(
-            source,
-            shape,
-            train=parts[0],
-            cache_bytes=cache_bytes,
-            max_workers=max_workers,
-            on_done=on_done,
+    _check_classes((train, validation, test), class_names, source.name)
+    leakage = _leakage(source, parts, survey.digests)
+    if leakage and not options.allow_duplicates:
+        raise InputError(
+            f"{leakage}; expected none, or the test says too much; remove them, or allow them with "
+            "--allow-duplicates"
         )
-    return [_streamed(stream, part) for part in parts], stream.survey.inventory
+    skipped = (*(Skipped(*found) for found in source.left_out().items()), *unreadable)
+    return Dataset(
+        class_names, train, validation, test, skipped, source.name, survey.inventory, leakage
+    )
 
 
-def _open(
-    data: str, other: str | None, data_dir: str | None, drawn: dict[str, Any], progress: bool
-) -> Source:
+def _open(options: DataOptions, drawn: dict[str, Any], progress: bool) -> Source:
     """Open one source, or two as one, each with its own validation and test images."""
-    if other is None:
-        return open_source(data, data_dir, progress=progress)
-    return combine(
-        [
-            with_splits(
-                open_source(
-                    name, data_dir if name.startswith("tfds:") else None, progress=progress
-                ),
-                **drawn,
-            )
-            for name in (data, other)
-        ]
+    if options.other is None:
+        return open_source(options.data, options.data_dir, progress=progress)
+    sources = []
+    for name in (options.data, options.other):
+        data_dir = options.data_dir if name.startswith("tfds:") else None
+        sources.append(open_source(name, data_dir, progress=progress))
+    return combine(sources, **drawn)
+
+
+def _choose_shape(source: Source, image_size: int | None, channels: int | None) -> tuple[int, int]:
+    """Choose what was left open, image size or channels, from the images' headers.
+
+    Images that are all squares of one size, of at most LARGEST_OWN_SIZE pixels, keep it; otherwise
+    they are made DEFAULT_IMAGE_SIZE. One channel if all are grey, otherwise three. Headers are
+    read until both are decided: the first photographs decide.
+    """
+    height, width, depth = source.item_shape
+    if channels is None and depth is not None:
+        channels = 1 if depth == 1 else 3
+    if image_size is not None and channels is not None:
+        return image_size, channels
+    if channels is not None and height is not None and width is not None:
+        headers = iter([Header(width, height, channels == 1, "L" if channels == 1 else "RGB")])
+    else:
+        headers = read_headers(source)
+    sides: set[int] = set()
+    all_grey = True
+    for header in headers:
+        sides |= {header.width, header.height}
+        all_grey = all_grey and header.is_grey
+        if not (image_size is None and _own_size(sides)) and not (channels is None and all_grey):
+            break
+    return (
+        image_size or _own_size(sides) or DEFAULT_IMAGE_SIZE,
+        channels or (1 if all_grey else 3),
     )
 
 
-def _decode_parts(
-    source: Source,
-    parts: Sequence[Int[np.ndarray, " _"]],
-    image_size: int,
-    channels: int,
-    max_workers: int | None,
-    progress: Progress | bool | None,
-) -> list[Decoded]:
-    """Decode the items of each part, with one report of progress over all."""
-    with reporting(len(source.labels), progress) as on_done:
-        return [
-            decode_items(
-                source,
-                indices,
-                image_size=image_size,
-                channels=channels,
-                max_workers=max_workers,
-                on_done=on_done,
-            )
-            for indices in parts
-        ]
+def _own_size(sides: set[int]) -> int | None:
+    side = max(sides, default=LARGEST_OWN_SIZE + 1)
+    return side if len(sides) == 1 and side <= LARGEST_OWN_SIZE else None
 
 
-def _streamed(stream: Stream, part: Int[np.ndarray, " num_items"]) -> Decoded:
-    survey, source = stream.survey, stream.reader.source
-    is_readable = survey.is_readable[part]
-    skipped = tuple(
-        Skipped(source.item_names[item], survey.reasons[item]) for item in part[~is_readable]
-    )
-    return Decoded(stream.images(part), is_readable, survey.digests[part], skipped)
+def _limit(options: DataOptions) -> float:
+    if options.max_memory_gib is None:
+        return MEMORY_SHARE * _memory_bytes()
+    return options.max_memory_gib * 2**30
 
 
-def _split(
-    source: Source,
-    decoded: Decoded,
-    indices: Int[np.ndarray, " num_items"],
-    labels: Int32[np.ndarray, " num_source"],
-) -> Split:
-    kept = indices[decoded.is_readable]
-    names = tuple(source.item_names[index] for index in kept)
-    return Split(decoded.images, labels[kept], names)
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Not every system says.
+        return _ASSUMED_MEMORY_BYTES
 
 
 def _check_memory(image_size: int, channels: int) -> None:
@@ -267,8 +249,48 @@ def _check_memory(image_size: int, channels: int) -> None:
         )
 
 
-def _memory_bytes() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # Not every system says.
-        return _ASSUMED_MEMORY_BYTES
+def _check_unreadable(unreadable: Sequence[Skipped], source: Source, max_fraction: float) -> None:
+    num_items = len(source.labels)
+    if len(unreadable) <= max_fraction * num_items:
+        return
+    first = "; ".join(f"{name}: {reason}" for name, reason in unreadable[:_SKIPPED_SHOWN])
+    share = len(unreadable) / num_items
+    raise InputError(
+        f"{len(unreadable)} of {num_items} images ({share:.1%}) in {source.name} are unreadable "
+        f"({first}); expected at most {max_fraction:.1%}; "
+        "mend or remove them, or allow more with --max-unreadable FRACTION"
+    )
+
+
+def _check_classes(parts: Sequence[Split], class_names: Sequence[str], origin: str) -> None:
+    """Check that there are images of each part, and some of every class to train."""
+    for name, part in zip(("training", "validation", "test"), parts, strict=True):
+        if not len(part.labels):
+            raise InputError(f"no {name} images in {origin}; expected at least one; add images")
+    counts = np.bincount(parts[0].labels, minlength=len(class_names))
+    if (counts == 0).any():
+        missing = class_names[int(counts.argmin())]
+        raise InputError(
+            f"no training images of class {missing!r} in {origin}; expected some of every class; "
+            "add images or remove the class"
+        )
+
+
+def _leakage(
+    source: Source,
+    parts: Sequence[Int[np.ndarray, " _"]],
+    digests: UInt64[np.ndarray, " num_items"],
+) -> str:
+    """Say which stored images of training or validation are among the test images; '' if none."""
+    learnt, tested = np.concatenate(parts[:2]), parts[2]
+    leaks = tested[np.isin(digests[tested], digests[learnt]) & (digests[tested] != 0)]
+    if not len(leaks):
+        return ""
+    pairs = []
+    for item in leaks[:_LEAKS_SHOWN]:
+        twin = learnt[np.flatnonzero(digests[learnt] == digests[item])[0]]
+        pairs.append(f"{source.item_names[item]} = {source.item_names[twin]}")
+    return (
+        f"{len(leaks):,} of {len(tested):,} test images in {source.name} are training or "
+        f"validation images too ({'; '.join(pairs)})"
+    )

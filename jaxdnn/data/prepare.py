@@ -1,25 +1,33 @@
-"""From a folder or a zip to a TFDS data set in array_record files, without TensorFlow."""
+"""From a folder or a zip to a TFDS data set in array_record files, without TensorFlow.
+
+Encoded images on their way into the data set are appended to one file and noted in a journal. A
+line of the journal is written only after the bytes that it tells of are on the disk, so that
+whatever ends the work - Ctrl-C, a full disk, a power cut - what the journal says is true, and the
+next attempt goes on from there.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import io
+import json
+import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from jaxdnn.data.beside import DECODING, key_of
-from jaxdnn.data.decode import Stored, UnreadableImage, decode_and_look
-from jaxdnn.data.parallel import map_in_order
-from jaxdnn.data.plain_png import write_png
-from jaxdnn.data.prepared import quiet_tfds
+from jaxdnn.data.cache import DECODING, key_of
+from jaxdnn.data.decode import write_png
+from jaxdnn.data.reader import OnDone, Reader, ReadImage
 from jaxdnn.data.source import Source
-from jaxdnn.data.staging import Done, Entry, Staging
+from jaxdnn.data.tfds_sets import quiet_tfds
 from jaxdnn.errors import InputError
 from jaxdnn.run_folder import write_json
 
-VERSION = "1.0.0"
-_PER_ENTRY = 256  # Items whose bytes go to the disk together.
+_VERSION = "1.0.0"
+_PER_GROUP = 256  # Items whose bytes go to the disk together.
 
 
 def prepare(
@@ -29,9 +37,8 @@ def prepare(
     name: str,
     image_size: int | None,
     channels: int | None,
-    max_workers: int | None = None,
-    on_done: Callable[[int], None],
-    on_written: Callable[[int], None] = lambda num: None,
+    on_done: OnDone,
+    on_written: OnDone = lambda num: None,
 ) -> dict[str, Any]:
     """Write the readable images of a source as the data set OUT/NAME/VERSION.
 
@@ -39,12 +46,11 @@ def prepare(
     as training would, and stored as PNG. Interrupted, it goes on where it was.
 
     Args:
-      source: of encoded images, or of arrays.
+      source: encoded images, or arrays.
       out: the folder for data sets.
-      name: of the data set: lower-case letters, digits and underscores, a letter first.
+      name: lower-case letters, digits and underscores, a letter first.
       image_size: side of the squares to store, in pixels.
       channels: 1 or 3.
-      max_workers: threads; None for one per processor.
       on_done: called with the number of items decoded since the last call.
       on_written: the same of those that are in the data set's own files, or nearly so.
 
@@ -59,19 +65,19 @@ def prepare(
         raise InputError(
             f"--name {name!r}; expected lower-case letters, digits and underscores, a letter first"
         )
-    folder = out / name / VERSION
+    folder = out / name / _VERSION
     if folder.exists():
         raise InputError(f"{folder} is there already; remove it, or choose another --out or --name")
     key = key_of(DECODING, source.fingerprint(), image_size, channels)
-    staged = out / f".{name}-{key}"
+    reader = Reader(source, image_size, channels)
     try:
-        with Staging(staged) as staging:
-            _stage(source, staging, image_size, channels, max_workers, on_done)
+        with Staging(out / f".{name}-{key}") as staging:
+            _stage(reader, staging, on_done)
             entries = [staging.entries[item] for item in range(len(source.labels))]
             kept = [entry for entry in entries if not entry.reason]
             if not kept:
                 raise InputError(f"no readable image in {source.name}; expected some; add images")
-            _build(source, staging, kept, out, name, image_size, channels, on_written)
+            _build(reader, staging, kept, out, name, on_written)
         about = _report(source, entries, folder)
         write_json(folder / "skipped.json", about)
     except OSError as error:
@@ -84,57 +90,36 @@ def prepare(
     return about
 
 
-def _stage(
-    source: Source,
-    staging: Staging,
-    image_size: int | None,
-    channels: int | None,
-    max_workers: int | None,
-    on_done: Callable[[int], None],
-) -> None:
-    """Decode what has not been decoded yet, in threads, and keep the outcome."""
+def _stage(reader: Reader, staging: Staging, on_done: OnDone) -> None:
+    """Decode what has not been decoded yet, and keep the outcome."""
+    keeps_bytes = reader.image_size is None and reader.channels is None
 
-    def finish(items: list[int]) -> list[Done]:
-        read = source.reading(items)
-        return [_finished(read, item, image_size, channels) for item in items]
+    def finish(image: ReadImage) -> tuple[Entry, bytes]:
+        if image.pixels is None or image.header is None:
+            return Entry(image.item, reason=image.reason), b""
+        if keeps_bytes and image.is_encoded:
+            return Entry(image.item, is_grey=image.header.is_grey), b""
+        return Entry(image.item, is_grey=image.pixels.shape[-1] == 1), write_png(image.pixels)
 
-    left = [item for item in range(len(source.labels)) if item not in staging.entries]
+    left = [item for item in range(len(reader.source.labels)) if item not in staging.entries]
     on_done(len(staging.entries))
-    groups = [left[start : start + _PER_ENTRY] for start in range(0, len(left), _PER_ENTRY)]
-    for batch in map_in_order(finish, groups, max_workers=max_workers):
-        staging.add(batch)
-        on_done(len(batch))
-
-
-def _finished(
-    read: Callable[[int], Stored], item: int, image_size: int | None, channels: int | None
-) -> Done:
-    try:
-        stored = read(item)
-        pixels, header = decode_and_look(stored, image_size=image_size, channels=channels)
-        if isinstance(stored, bytes) and image_size is None and channels is None:
-            return Done(item, None, header.is_grey)
-    except UnreadableImage as error:
-        return Done(item, None, False, str(error))
-    return Done(item, write_png(pixels), pixels.shape[-1] == 1)
+    groups = reader.read_all(
+        left, lambda images: [finish(image) for image in images], per_group=_PER_GROUP
+    )
+    for group in groups:
+        staging.add(group)
+        on_done(len(group))
 
 
 def _build(
-    source: Source,
-    staging: Staging,
-    kept: list[Entry],
-    out: Path,
-    name: str,
-    image_size: int | None,
-    channels: int | None,
-    on_written: Callable[[int], None],
+    reader: Reader, staging: Staging, kept: list[Entry], out: Path, name: str, on_written: OnDone
 ) -> None:
     """Let TFDS write the records; it renames the folder once they are complete."""
-    tfds = quiet_tfds()
-    depth = channels or (1 if all(entry.is_grey for entry in kept) else 3)
+    tfds, source = quiet_tfds(), reader.source
+    depth = reader.channels or (1 if all(entry.is_grey for entry in kept) else 3)
     features = tfds.features.FeaturesDict(
         {
-            "image": tfds.features.Image(shape=(image_size, image_size, depth)),
+            "image": tfds.features.Image(shape=(reader.image_size, reader.image_size, depth)),
             "label": tfds.features.ClassLabel(names=[*source.class_names]),
             "name": tfds.features.Text(),
         }
@@ -144,21 +129,19 @@ def _build(
     def examples(split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         for entry, of_entry in zip(kept, splits, strict=True):
             if of_entry == split:
-                own = entry.offset >= 0
+                item, own = entry.item, entry.offset >= 0
                 on_written(1)
-                yield (
-                    entry.item,
-                    {
-                        "image": staging.bytes_of(entry) if own else source.read(entry.item),
-                        "label": int(source.labels[entry.item]),
-                        "name": source.item_names[entry.item],
-                    },
-                )
+                example = {
+                    "image": staging.bytes_of(entry) if own else source.read(item),
+                    "label": int(source.labels[item]),
+                    "name": source.item_names[item],
+                }
+                yield item, example
 
     class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """What `jaxdnn.data prepare` has made."""
 
-        VERSION = tfds.core.Version("1.0.0")
+        VERSION = tfds.core.Version(_VERSION)
 
         def _info(self) -> Any:
             return tfds.core.DatasetInfo(builder=self, features=features)
@@ -187,8 +170,69 @@ def _report(source: Source, entries: list[Entry], folder: Path) -> dict[str, Any
         "folder": str(folder),
         "images": {split: splits.count(split) for split in sorted(set(splits))},
         "skipped": {
-            **{name: "outside every class folder" for name in source.outside},
-            **dict(source.set_aside),
+            **source.left_out(),
             **{source.item_names[entry.item]: entry.reason for entry in entries if entry.reason},
         },
     }
+
+
+class Entry(NamedTuple):
+    """What became of one item.
+
+    Attributes:
+      item: index in the source.
+      offset: of its bytes; -1 where the source's own are taken, or there are none.
+      length: in bytes.
+      is_grey: whether it has one channel.
+      reason: why it is skipped; '' where it is not.
+    """
+
+    item: int
+    offset: int = -1
+    length: int = 0
+    is_grey: bool = False
+    reason: str = ""
+
+
+class Staging:
+    """A folder of finished items. A context manager; OSError from `add` leaves it valid."""
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._images = (folder / "images.bin").open("ab+")
+        self._journal = folder / "journal.jsonl"
+        self.entries = {entry.item: entry for entry in self._read_journal()}
+
+    def __enter__(self) -> Staging:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._images.close()
+
+    def add(self, batch: Iterable[tuple[Entry, bytes]]) -> None:
+        """Keep some items and their bytes, if any: bytes first, then the lines of the journal."""
+        offset, entries = self._images.seek(0, os.SEEK_END), []
+        for entry, data in batch:
+            entries.append(entry._replace(offset=offset, length=len(data)) if data else entry)
+            offset += self._images.write(data)
+        self._images.flush()
+        os.fsync(self._images.fileno())
+        with self._journal.open("a") as journal:
+            journal.write("".join(json.dumps(entry) + "\n" for entry in entries))
+        self.entries |= {entry.item: entry for entry in entries}
+
+    def bytes_of(self, entry: Entry) -> bytes:
+        """Return the bytes of an item that has its own."""
+        return os.pread(self._images.fileno(), entry.length, entry.offset)
+
+    def _read_journal(self) -> list[Entry]:
+        if not self._journal.exists():
+            return []
+        size = self._images.seek(0, os.SEEK_END)
+        text = self._journal.read_text()
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:  # A line cut short: what follows must not be joined to it.
+            self._journal.write_text(whole)
+        entries = [Entry(*json.loads(line)) for line in whole.splitlines()]
+        return [entry for entry in entries if entry.offset + entry.length <= size]

@@ -1,4 +1,4 @@
-"""What every place that holds images looks like: labelled items by index."""
+"""The contract of every place that holds images: labelled items by index, nothing decoded yet."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from jaxdnn.data.decode import Stored, UnreadableImage
 
 @dataclass(frozen=True)
 class Source:
-    """Random access to labelled images, nothing decoded yet.
+    """Random access to labelled images.
 
     Attributes:
       name: where they come from, for people.
@@ -25,8 +25,8 @@ class Source:
       read_many: the same for several items at once, where that is much faster than one by one;
         thread-safe; raises UnreadableImage if any of them is.
       item_shape: height, width and channels, as far as all items are known to share them.
-      outside: images that belong to no class, by name.
-      set_aside: what else was found and is not used, with the reason.
+      unlabelled: names of images that belong to no class.
+      ignored: what else was found and is not used, with the reason.
       default_positive: class names that are one class against the others unless told otherwise.
       home: the folder or file that holds the images, or its address; None where they come with
         the package.
@@ -41,14 +41,14 @@ class Source:
     splits: np.ndarray
     read: Callable[[int], Stored]
     item_shape: tuple[int | None, ...] = (None, None, None)
-    outside: tuple[str, ...] = ()
-    set_aside: tuple[tuple[str, str], ...] = ()
+    unlabelled: tuple[str, ...] = ()
+    ignored: tuple[tuple[str, str], ...] = ()
     default_positive: tuple[str, ...] = ()
     home: Path | str | None = None
     fingerprint: Callable[[], str] = lambda: ""
     read_many: Callable[[Sequence[int]], Sequence[Stored]] | None = None
 
-    def reading(self, items: Sequence[int]) -> Callable[[int], Stored]:
+    def read_together(self, items: Sequence[int]) -> Callable[[int], Stored]:
         """Return `read` for these items; what is faster read together is read now. Thread-safe."""
         if self.read_many is None or not len(items):
             return self.read
@@ -56,3 +56,7 @@ class Source:
             return dict(zip(items, self.read_many(items), strict=True)).__getitem__
         except UnreadableImage:  # Which one it is, is found one by one.
             return self.read
+
+    def left_out(self) -> dict[str, str]:
+        """Return the reason for each name that was found and has no item."""
+        return dict(self.ignored) | dict.fromkeys(self.unlabelled, "outside every class folder")

@@ -1,39 +1,49 @@
-"""Image files in a zip archive, also in one that was cut short."""
+"""Image files in a zip archive, also in one that was cut short.
+
+The list of members stands at the end of an archive, so that it is the first to be lost; but every
+member begins with a header of its own.
+
+References:
+  APPNOTE: .ZIP File Format Specification (PKWARE, 2022), section 4.3.
+"""
 
 import functools
+import struct
 import threading
 import weakref
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
-from jaxdnn.data import cut_zip
 from jaxdnn.data.decode import UnreadableImage
 from jaxdnn.data.files import (
     MAX_FILE_BYTES,
     Files,
     bounded,
-    digest,
-    is_image_name,
+    is_remote,
     is_shown,
-    not_used,
+    list_files,
+    open_remote,
 )
-from jaxdnn.data.remote import is_remote, open_remote
 from jaxdnn.errors import InputError
 
 Member = TypeVar("Member")
 
-_ENCRYPTED = 0x1
 _UNSAFE = "its path points outside the archive"
+_HEADER = struct.Struct("<4s5H3L2H")
+_MAGIC, _DESCRIPTOR = b"PK\x03\x04", b"PK\x07\x08"
+_ENCRYPTED, _SIZES_FOLLOW, _UTF8 = 0x1, 0x8, 0x800
+_IN_EXTRA = 0xFFFFFFFF
+_SEARCHED_BYTES = 2**20
 
 
 def zip_files(path: str | Path, *, max_bytes: int = MAX_FILE_BYTES) -> Files:
     """List the images in a zip archive.
 
     Of an archive that was cut short, those that are whole are listed. Members whose path points
-    outside the archive are set aside; nothing is ever unpacked to disk.
+    outside the archive are ignored; nothing is ever unpacked to disk.
 
     Raises:
       InputError: no zip, or encrypted.
@@ -48,17 +58,20 @@ def zip_files(path: str | Path, *, max_bytes: int = MAX_FILE_BYTES) -> Files:
             "again"
         ) from error
     members, unsafe = _by_name((info.filename, info) for info in archive.infolist())
-    names = sorted(name for name in members if is_image_name(name))
-    _check_not_encrypted(path, [members[name] for name in names])
     lock = threading.Lock()
-    return Files(
-        names=tuple(names),
-        set_aside=(*unsafe, *not_used([name for name in members if is_shown(name)])),
-        read=lambda index: _read_member(archive, members[names[index]], lock, max_bytes),
-        fingerprint=lambda: digest(
-            f"{name}:{members[name].file_size}:{members[name].CRC}" for name in names
-        ),
+    files = list_files(
+        filter(is_shown, members),
+        read=lambda name: _read_member(archive, members[name], lock, max_bytes),
+        stamp=lambda name: f"{members[name].file_size}:{members[name].CRC}",
+        ignored=unsafe,
     )
+    for info in map(members.__getitem__, files.names):
+        if info.flag_bits & _ENCRYPTED:
+            raise InputError(
+                f"zip {str(path)!r} is encrypted (member {info.filename!r}); expected no password; "
+                "unpack it and give the folder"
+            )
+    return files
 
 
 def _open(path: str | Path) -> zipfile.ZipFile:
@@ -74,36 +87,22 @@ def _open(path: str | Path) -> zipfile.ZipFile:
     return archive
 
 
-def _check_not_encrypted(path: str | Path, members: Iterable[zipfile.ZipInfo]) -> None:
-    for info in members:
-        if info.flag_bits & _ENCRYPTED:
-            raise InputError(
-                f"zip {str(path)!r} is encrypted (member {info.filename!r}); expected no password; "
-                "unpack it and give the folder"
-            )
-
-
 def _cut(path: str | Path, max_bytes: int) -> Files | None:
     """List what is whole in an archive without its end; None where nothing is."""
     open_file = functools.partial(open_remote, str(path))
     if not is_remote(path):
         open_file = functools.partial(open, path, "rb")
     with open_file() as file:
-        listed = cut_zip.members_of(file)
+        listed = _whole_members(file)
     if not listed:
         return None
     members, unsafe = _by_name((member.name, member) for member in listed)
-    names = sorted(name for name in members if is_image_name(name))
     lost = f"cut short: the {len(listed):,} members before the cut are read, what followed is lost"
-    return Files(
-        names=tuple(names),
-        set_aside=(
-            (Path(path).name, lost),
-            *unsafe,
-            *not_used([name for name in members if is_shown(name)]),
-        ),
-        read=lambda index: cut_zip.read(open_file, members[names[index]], max_bytes),
-        fingerprint=lambda: digest(f"{name}:{members[name].crc}" for name in names),
+    return list_files(
+        filter(is_shown, members),
+        read=lambda name: _read_stored(open_file, members[name], max_bytes),
+        stamp=lambda name: f"{members[name].crc}",
+        ignored=((Path(path).name, lost), *unsafe),
     )
 
 
@@ -136,3 +135,90 @@ def _read_member(
                 member.close()
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
         raise UnreadableImage(f"damaged in the zip: {error}") from error
+
+
+class _Member(NamedTuple):
+    """One file in the archive: where its stored bytes are, and how."""
+
+    name: str
+    start: int
+    length: int
+    method: int
+    crc: int
+
+
+def _whole_members(file: BinaryIO) -> list[_Member]:
+    """Return the members whose bytes are all there, as far as one header leads to the next."""
+    size = file.seek(0, 2)
+    members: list[_Member] = []
+    at = 0
+    while (found := _member_at(file, at)) is not None:
+        member, is_encrypted = found
+        if member.start + member.length > size:
+            break
+        if not is_encrypted:
+            members.append(member)
+        at = _next_header(file, member)
+    return members
+
+
+def _read_stored(open_file: Callable[[], BinaryIO], member: _Member, max_bytes: int) -> bytes:
+    """Return the bytes of a member. Raises UnreadableImage."""
+    try:
+        with open_file() as file:
+            file.seek(member.start)
+            stored = file.read(min(member.length, max_bytes))
+        is_plain = member.method == zipfile.ZIP_STORED
+        data = stored if is_plain else zlib.decompressobj(-15).decompress(stored, max_bytes)
+    except (OSError, zlib.error) as error:
+        raise UnreadableImage(f"damaged in the zip: {error}") from error
+    if zlib.crc32(data) != member.crc:
+        raise UnreadableImage("damaged in the zip: wrong checksum")
+    return data
+
+
+def _member_at(file: BinaryIO, at: int) -> tuple[_Member, bool] | None:
+    file.seek(at)
+    header = file.read(_HEADER.size)
+    if len(header) < _HEADER.size or not header.startswith(_MAGIC):
+        return None
+    _, _, flags, method, _, _, crc, length, full, num_name, num_extra = _HEADER.unpack(header)
+    name = file.read(num_name).decode("utf-8" if flags & _UTF8 else "cp437", "replace")
+    extra, start = file.read(num_extra), at + _HEADER.size + num_name + num_extra
+    if flags & _SIZES_FOLLOW and not length:
+        sizes = _find_descriptor(file, start)
+        if sizes is None:
+            return None
+        crc, length = sizes
+    elif length == _IN_EXTRA or full == _IN_EXTRA:
+        if len(extra) < 20:
+            return None
+        length = struct.unpack_from("<Q", extra, 12)[0]
+    return _Member(name, start, length, method, crc), bool(flags & _ENCRYPTED)
+
+
+def _find_descriptor(file: BinaryIO, start: int) -> tuple[int, int] | None:
+    """Return checksum and length of a member whose writer only knew them afterwards."""
+    file.seek(start)
+    data, at = b"", 0
+    while chunk := file.read(_SEARCHED_BYTES):
+        data += chunk
+        while (at := data.find(_DESCRIPTOR, at)) >= 0 and len(data) >= at + 12:
+            crc, length = struct.unpack_from("<LL", data, at + 4)
+            if length == at:
+                return crc, length
+            at += 1
+        at = at if at >= 0 else max(len(data) - 16, 0)
+        if len(data) > 256 * 2**20:
+            return None
+    return None
+
+
+def _next_header(file: BinaryIO, member: _Member) -> int:
+    """Return where the next header is: right behind, or behind the sizes that follow."""
+    end = member.start + member.length
+    file.seek(end)
+    behind = file.read(28)
+    if not behind.startswith(_DESCRIPTOR):
+        return end
+    return end + max(behind.find(_MAGIC), 0)

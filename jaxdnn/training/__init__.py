@@ -6,7 +6,7 @@ from jaxdnn.training.network import make_model
 from jaxdnn.training.predictor import Predictor, load_predictor
 from jaxdnn.training.program import make_program
 from jaxdnn.training.recorder import Recorder
-from jaxdnn.training.run import load_data, train
+from jaxdnn.training.run import train
 from jaxdnn.training.setup import Setup, init_state, make_order_of, make_setup, make_step_of
 from jaxdnn.training.step import (
     Sums,
@@ -27,7 +27,6 @@ __all__ = [
     "TrainState",
     "epoch_key",
     "init_state",
-    "load_data",
     "load_predictor",
     "make_indices",
     "make_init",

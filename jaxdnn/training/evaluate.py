@@ -10,29 +10,27 @@ import numpy as np
 from jax import Array
 from jaxtyping import Int
 
-from jaxdnn.data import PixelStats, StreamedImages, normalise_images
+from jaxdnn.data import Images, ImagesInMemory, PixelStats, normalise_images
 from jaxdnn.models import BatchStats, Model, Params
 from jaxdnn.training.sharding import Layout, one_device, share_of_process
-
-Images = Array | StreamedImages
-"""uint8 (num, height, width, channel), on the devices or decoded as they are needed."""
 
 Predict = Callable[[Params, BatchStats, Images], np.ndarray]
 
 
-def on_device(images: np.ndarray | StreamedImages, layout: Layout | None = None) -> Images:
+def on_device(images: Images, layout: Layout | None = None) -> Images:
     """Put an array on every device; a stream stays what it is."""
-    if isinstance(images, StreamedImages):
+    if images.is_streamed:
         return images
-    return (layout or one_device()).place(images)
+    return ImagesInMemory((layout or one_device()).place(images.in_memory()))
 
 
 def _located(
     images: Images, batches: Int[np.ndarray, "batch index"], layout: Layout
 ) -> Iterator[tuple[Array, Array]]:
     """Yield for each batch an array on the devices, and the places of the batch in it."""
-    if not isinstance(images, StreamedImages):
-        yield from ((images, layout.cut(jnp.asarray(batch))) for batch in batches)
+    if not images.is_streamed:
+        array = images.in_memory()
+        yield from ((array, layout.cut(jnp.asarray(batch))) for batch in batches)
         return
     mine = batches[:, share_of_process(batches.shape[1])]
     places = layout.place(np.arange(batches.shape[1], dtype=np.int32))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdnn.config import load_config
-from jaxdnn.data import PixelStats
+from jaxdnn.data import ImagesInMemory, PixelStats
 from jaxdnn.errors import InputError
 from jaxdnn.losses import probabilities
 from jaxdnn.run_folder import RunFolder
@@ -60,7 +60,7 @@ def load_predictor(folder: RunFolder) -> Predictor:
     logits = make_predict(model, pixel_stats)
 
     def predict(images: np.ndarray) -> np.ndarray:
-        found = logits(best["params"], best["batch_stats"], jnp.asarray(images))
+        found = logits(best["params"], best["batch_stats"], ImagesInMemory(jnp.asarray(images)))
         return np.asarray(probabilities(jnp.asarray(found)))
 
     return Predictor(tuple(about["class_names"]), shape[0], shape[2], predict)

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdnn.data import StreamedImages, make_prepare
+from jaxdnn.data import Images, make_prepare
 from jaxdnn.models import BatchStats
 from jaxdnn.training.evaluate import (
-    Images,
     make_estimate_batch_stats,
     make_predict,
     on_device,
@@ -91,7 +90,7 @@ def make_program(setup: Setup) -> Program:
 def _make_indices(
     setup: Setup, order: Callable[[Array], Array], images: Images, key: Array
 ) -> Indices:
-    if isinstance(images, StreamedImages):  # Only to know them: each process takes its own.
+    if images.is_streamed:  # Only to know them: each process takes its own.
         return make_indices(order, key=key)
     return make_indices(
         order, key=key, layout=setup.layout, num_portions=setup.config.train.accumulate
@@ -131,8 +130,8 @@ def _make_watch(
 
     def look_at_next(state: TrainState, indices: Array) -> tuple[Array, Array]:
         seen = Seen(state.step, state.diverged, state.params, state.batch_stats)
-        if not isinstance(images, StreamedImages):
-            return look_in_memory(seen, images, labels, indices)
+        if not images.is_streamed:
+            return look_in_memory(seen, images.in_memory(), labels, indices)
         batch = np.asarray(indices[int(state.step) % setup.steps_per_epoch])
         mine = batch[share_of_process(len(batch))]
         return look_at(seen, layout.join(images[mine]), layout.join(on_host[mine]))
@@ -158,7 +157,7 @@ def _make_train(
     """Return `(state, num_steps, step=None) -> state`, and the seconds it has waited for images."""
     step, steps_per_epoch = make_step_of(setup), setup.steps_per_epoch
     labels = setup.dataset.train.labels
-    if isinstance(images, StreamedImages):
+    if images.is_streamed:
         streamed = make_streamed_train(
             step,
             order,
@@ -171,10 +170,10 @@ def _make_train(
         )
         return streamed, lambda: streamed.wait_seconds
     train = make_train(step, indices_of, key=key, steps_per_epoch=steps_per_epoch)
-    classes = setup.layout.place(labels)
+    array, classes = images.in_memory(), setup.layout.place(labels)
 
     def train_in_memory(state: TrainState, num_steps: int, step: int | None = None) -> TrainState:
-        return train(state, images, classes, num_steps, step)
+        return train(state, array, classes, num_steps, step)
 
     return train_in_memory, lambda: 0.0
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from jaxdnn.config import Config
-from jaxdnn.data import Dataset, StreamedImages, load
+from jaxdnn.data import load
 from jaxdnn.options import DeviceOptions
 from jaxdnn.processes import is_first, run_on_first
 from jaxdnn.run_folder import RunFolder, write_json
@@ -28,28 +28,6 @@ from jaxdnn.training.recorder import Recorder, SilentRecorder
 from jaxdnn.training.resume import find_progress
 from jaxdnn.training.setup import Setup, init_state, make_setup
 from jaxdnn.training.step import TrainState
-
-
-def load_data(config: Config, *, progress: bool) -> Dataset:
-    """Load the images that the settings name."""
-    options = config.data
-    return load(
-        options.data,
-        other=options.other,
-        data_dir=options.data_dir,
-        positive=options.positive,
-        image_size=options.image_size,
-        channels=options.channels,
-        validation_fraction=options.validation_fraction,
-        test_fraction=options.test_fraction,
-        seed=config.seed,
-        max_unreadable_fraction=options.max_unreadable,
-        progress=progress,
-        max_bytes=None if options.max_memory_gib is None else options.max_memory_gib * 2**30,
-        streaming=options.streaming,
-        cache_bytes=options.cache_gib * 2**30,
-        allow_duplicates=options.allow_duplicates,
-    )
 
 
 def train(
@@ -81,9 +59,9 @@ def train(
     """
     started = time.monotonic()
     progress = progress and is_first()
-    dataset = load_data(_streaming(config), progress=progress)
+    dataset = load(_streaming(config).data, seed=config.seed, progress=progress)
     if progress:
-        print(dataset.told(), file=sys.stderr)
+        print(dataset.summary(), file=sys.stderr)
     setup = make_setup(config, dataset, devices)
     run_on_first(lambda: keep_settings(folder, setup))
     with Checkpoints(folder.checkpoints, about=_about(setup), tidy=True) as checkpoints:
@@ -100,7 +78,7 @@ def train(
     summary = measure_best(setup, end, folder) | {
         "images_per_second": timing.steps_per_second * setup.batch_size,
         "first_step_seconds": timing.first_step_seconds,
-        "streamed": isinstance(dataset.train.images, StreamedImages),
+        "streamed": dataset.train.images.is_streamed,
         "waited_seconds": program.waited_seconds(),
         "wall_seconds": time.monotonic() - started,
         "num_devices": setup.layout.num_devices,

@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Int
 
-from jaxdnn.data import StreamedImages, prefetch
+from jaxdnn.data import Images, prefetch
 from jaxdnn.errors import InputError
 from jaxdnn.training.keys import epoch_key, run_keys
 from jaxdnn.training.sharding import Layout, one_device
@@ -87,7 +87,7 @@ def shard_of(rows: Rows, shard: int, num_shards: int, num_portions: int = 1) -> 
 
 
 def chunks(
-    images: StreamedImages, rows: Rows, *, start: int, steps_per_epoch: int
+    images: Images, rows: Rows, *, start: int, steps_per_epoch: int
 ) -> Generator[Chunk, None, None]:
     """Yield the batches from step `start` on, without end; no chunk spans two epochs."""
     batch_size = len(rows(start))
@@ -128,7 +128,7 @@ class StreamedTrain:
     def __init__(
         self,
         loop: Callable[..., tuple[TrainState, Array]],
-        images: StreamedImages,
+        images: Images,
         labels: np.ndarray,
         rows: Rows,
         steps_per_epoch: int,
@@ -208,7 +208,7 @@ def _finished_at(result: Array) -> float:
 def make_streamed_train(
     step: Step,
     order: Callable[[Array], Array],
-    images: StreamedImages,
+    images: Images,
     labels: np.ndarray,
     *,
     key: Array,

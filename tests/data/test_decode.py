@@ -8,11 +8,15 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import chex
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdnn.data.decode import UnreadableImage, decode, look
+from jaxdnn.data import decode as module
+from jaxdnn.data.decode import UnreadableImage, read_header, read_png, write_png
+
+from .helpers import decode
 
 RNG_SEED = 7
 
@@ -59,7 +63,7 @@ def as_is(data: bytes, channels: int | None = None) -> np.ndarray:
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)])
 def test_lossless_files_keep_every_value(kind, shape):
     pixels = noise(*shape)
-    np.testing.assert_array_equal(
+    chex.assert_trees_all_equal(
         as_is(encoded(Image.fromarray(pixels), kind)), pixels.reshape(5, 7, -1)
     )
 
@@ -70,7 +74,7 @@ def test_exif_orientation_is_upright(kind, orientation):
     pixels = noise(4, 6, 3)
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(Image.fromarray(pixels), kind, exif=exif(orientation), **options)
-    np.testing.assert_array_equal(as_is(data), UPRIGHT[orientation](pixels))
+    chex.assert_trees_all_equal(as_is(data), UPRIGHT[orientation](pixels))
 
 
 @pytest.mark.parametrize("image_size", [None, 16])
@@ -79,7 +83,7 @@ def test_a_turned_jpeg_is_upright_at_full_and_at_reduced_scale(image_size):
     shown = Image.fromarray(np.ascontiguousarray(UPRIGHT[6](smooth(96, 128))))
     turned = decode(encoded(stored, "JPEG", exif=exif(6)), image_size=image_size, channels=3)
     upright = decode(encoded(shown, "JPEG"), image_size=image_size, channels=3)
-    assert turned.shape == upright.shape
+    chex.assert_equal_shape([turned, upright])
     assert np.abs(turned.astype(int) - upright).mean() < 4
 
 
@@ -88,7 +92,7 @@ def test_16_bit_grey_is_divided_by_257():
     expected = np.rint(values / 257).astype(np.uint8)[..., np.newaxis]
     image = Image.fromarray(values)
     for data in (encoded(image, "PNG"), encoded(image, "TIFF"), encoded(image, "PPM")):
-        np.testing.assert_array_equal(as_is(data), expected)
+        chex.assert_trees_all_equal(as_is(data), expected)
     assert expected.max() == 255
 
 
@@ -121,7 +125,7 @@ def test_cmyk_shows_its_colours_whether_stored_inverted_or_not(inks):
         encoded(Image.new("CMYK", (16, 16), inverted), "JPEG", quality=100)
     )
     for data in (adobe, plain, encoded(Image.new("CMYK", (16, 16), inks), "TIFF")):
-        np.testing.assert_allclose(as_is(data)[8, 8], expected, atol=3)
+        chex.assert_trees_all_close(as_is(data)[8, 8], np.array(expected), atol=3)
 
 
 def test_palette_gives_the_colours_of_its_entries():
@@ -129,15 +133,15 @@ def test_palette_gives_the_colours_of_its_entries():
     image.putpalette([10, 20, 30, 40, 50, 60, 200, 100, 0])
     expected = [[[10, 20, 30], [40, 50, 60]], [[200, 100, 0], [40, 50, 60]]]
     for kind in ("PNG", "GIF", "BMP"):
-        np.testing.assert_array_equal(as_is(encoded(image, kind)), expected)
+        chex.assert_trees_all_equal(as_is(encoded(image, kind)), np.array(expected))
 
 
 def test_a_grey_palette_and_one_bit_are_grey():
     image = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
     image.putpalette([7, 7, 7, 90, 90, 90])
-    np.testing.assert_array_equal(as_is(encoded(image, "PNG")), [[[7], [90]]])
+    chex.assert_trees_all_equal(as_is(encoded(image, "PNG")), np.array([[[7], [90]]]))
     one_bit = Image.fromarray(np.array([[True, False]]))
-    np.testing.assert_array_equal(as_is(encoded(one_bit, "PNG")), [[[255], [0]]])
+    chex.assert_trees_all_equal(as_is(encoded(one_bit, "PNG")), np.array([[[255], [0]]]))
 
 
 @pytest.mark.parametrize("alpha", [0, 51, 128, 255])
@@ -145,12 +149,12 @@ def test_transparency_is_composited_on_white(alpha):
     share = alpha / 255
     colour = np.array([200, 0, 100])
     rgba = Image.new("RGBA", (2, 2), (*colour.tolist(), alpha))
-    np.testing.assert_allclose(
+    chex.assert_trees_all_close(
         as_is(encoded(rgba, "PNG"))[0, 0], share * colour + (1 - share) * 255, atol=1
     )
     grey = as_is(encoded(Image.new("LA", (2, 2), (40, alpha)), "PNG"))
-    assert grey.shape == (2, 2, 1)
-    np.testing.assert_allclose(grey[0, 0], share * 40 + (1 - share) * 255, atol=1)
+    chex.assert_shape(grey, (2, 2, 1))
+    chex.assert_trees_all_close(grey[0, 0], share * 40 + (1 - share) * 255, atol=1)
 
 
 @pytest.mark.parametrize(("kind", "transparency"), [("GIF", 0), ("PNG", 0), ("PNG", b"\x00\xff")])
@@ -158,13 +162,13 @@ def test_a_transparent_palette_entry_is_white(kind, transparency):
     image = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
     image.putpalette([10, 20, 30, 40, 50, 60])
     data = encoded(image, kind, transparency=transparency)
-    np.testing.assert_array_equal(as_is(data), [[[255] * 3, [40, 50, 60]]])
+    chex.assert_trees_all_equal(as_is(data), np.array([[[255] * 3, [40, 50, 60]]]))
 
 
 def test_a_transparent_colour_is_white():
     pixels = np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8)
     data = encoded(Image.fromarray(pixels), "PNG", transparency=(1, 2, 3))
-    np.testing.assert_array_equal(as_is(data), [[[255] * 3, [4, 5, 6]]])
+    chex.assert_trees_all_equal(as_is(data), np.array([[[255] * 3, [4, 5, 6]]]))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -172,13 +176,13 @@ def test_grey_is_the_bt_601_luma(kind):
     pixels = smooth(32, 48)
     data = encoded(Image.fromarray(pixels), kind, **({"quality": 100} if kind == "JPEG" else {}))
     luma = pixels @ np.array([0.299, 0.587, 0.114])
-    np.testing.assert_allclose(as_is(data, channels=1)[..., 0], luma, atol=2)
+    chex.assert_trees_all_close(as_is(data, channels=1)[..., 0], luma, atol=2)
 
 
 def test_grey_becomes_three_equal_channels_when_colour_is_asked_for():
     pixels = noise(5, 7)
     colour = as_is(encoded(Image.fromarray(pixels), "PNG"), channels=3)
-    np.testing.assert_array_equal(colour, np.repeat(pixels[..., np.newaxis], 3, axis=2))
+    chex.assert_trees_all_equal(colour, np.repeat(pixels[..., np.newaxis], 3, axis=2))
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
@@ -194,7 +198,7 @@ def test_an_animation_gives_its_first_frame(kind):
 def test_one_colour_stays_that_colour_at_every_size(shape, image_size):
     data = encoded(Image.new("RGB", shape, (10, 120, 250)), "PNG")
     pixels = decode(data, image_size=image_size, channels=3)
-    assert pixels.shape == (image_size, image_size, 3)
+    chex.assert_shape(pixels, (image_size, image_size, 3))
     assert (pixels == [10, 120, 250]).all()
 
 
@@ -205,7 +209,7 @@ def test_the_middle_square_is_kept():
     for pixels in (wide, wide.T):
         data = encoded(Image.fromarray(np.ascontiguousarray(pixels)), "PNG")
         expected = middle if pixels is wide else middle.T
-        np.testing.assert_array_equal(decode(data, image_size=20, channels=1)[..., 0], expected)
+        chex.assert_trees_all_equal(decode(data, image_size=20, channels=1)[..., 0], expected)
 
 
 def test_shrinking_averages_instead_of_picking():
@@ -239,9 +243,9 @@ def test_arrays_are_resized_like_files():
     data = encoded(Image.fromarray(pixels), "PNG")
     for image_size, channels in ((None, 3), (8, 3), (8, 1), (64, None)):
         options = {"image_size": image_size, "channels": channels}
-        np.testing.assert_array_equal(decode(pixels, **options), decode(data, **options))
+        chex.assert_trees_all_equal(decode(pixels, **options), decode(data, **options))
     grey = noise(28, 28, 1)
-    np.testing.assert_array_equal(decode(grey, image_size=28, channels=1), grey)
+    chex.assert_trees_all_equal(decode(grey, image_size=28, channels=1), grey)
     assert decode(grey, image_size=28, channels=3).shape == (28, 28, 3)
 
 
@@ -256,14 +260,18 @@ def test_a_decompression_bomb_is_refused_by_its_header(side):
     with pytest.raises(UnreadableImage, match=r"pixels"):
         decode(png_header(side, side), image_size=8, channels=1)
     with pytest.raises(UnreadableImage, match=r"pixels"):
-        look(png_header(side, side))
+        read_header(png_header(side, side))
 
 
-def test_the_pixel_limit_is_an_argument():
-    data = encoded(Image.new("L", (10, 11)), "PNG")
-    assert decode(data, image_size=None, channels=1, max_pixels=110).shape == (11, 10, 1)
-    with pytest.raises(UnreadableImage, match=r"10 x 11 pixels are more than the 109 allowed"):
-        decode(data, image_size=None, channels=1, max_pixels=109)
+def test_an_image_has_a_largest_number_of_pixels(monkeypatch):
+    files = encoded(Image.new("L", (10, 11)), "PNG"), write_png(np.zeros((11, 10, 1), np.uint8))
+    monkeypatch.setattr(module, "MAX_PIXELS", 110)
+    for data in files:
+        chex.assert_shape(decode(data, image_size=None, channels=1), (11, 10, 1))
+    monkeypatch.setattr(module, "MAX_PIXELS", 109)
+    for data in files:
+        with pytest.raises(UnreadableImage, match=r"10 x 11 pixels are more than the 109 allowed"):
+            decode(data, image_size=None, channels=1)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
@@ -279,7 +287,7 @@ def test_a_file_cut_short_is_unreadable(kind, share):
     [(b"", "empty"), (b"just some text, named .jpg", "not an image"), (b"\xff\xd8\xff", "image")],
 )
 def test_what_is_no_image_is_unreadable(data, reason):
-    for read in (as_is, look):
+    for read in (as_is, read_header):
         with pytest.raises(UnreadableImage, match=reason):
             read(data)
 
@@ -292,8 +300,8 @@ def test_damaged_bytes_give_a_picture_or_a_reason_and_nothing_else(kind):
         bad = good.copy()
         bad[rng.integers(0, min(len(bad), 300), 4)] = rng.integers(0, 256, 4)
         with contextlib.suppress(UnreadableImage):
-            pixels = decode(bad.tobytes(), image_size=8, channels=3, max_pixels=10**6)
-            assert pixels.shape == (8, 8, 3)
+            pixels = decode(bad.tobytes(), image_size=8, channels=3)
+            chex.assert_shape(pixels, (8, 8, 3))
 
 
 def with_corrupt_exif() -> bytes:
@@ -306,7 +314,7 @@ def with_corrupt_exif() -> bytes:
 def test_corrupt_exif_neither_warns_nor_stops():
     with pytest.warns(UserWarning, match=r"EXIF|Tag data"):
         Image.open(io.BytesIO(with_corrupt_exif())).getexif()
-    assert as_is(with_corrupt_exif()).shape == (16, 16, 3)
+    chex.assert_shape(as_is(with_corrupt_exif()), (16, 16, 3))
 
 
 def test_decoding_in_threads_gives_the_same_and_leaves_the_warning_filters_alone():
@@ -315,12 +323,75 @@ def test_decoding_in_threads_gives_the_same_and_leaves_the_warning_filters_alone
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(as_is, files))
     for data, pixels in zip(files[:2], found[-2:], strict=True):
-        np.testing.assert_array_equal(pixels, as_is(data))
+        chex.assert_trees_all_equal(pixels, as_is(data))
     assert list(warnings.filters) == before
 
 
 def test_a_header_tells_size_and_greyness():
-    assert look(encoded(Image.new("L", (7, 5)), "PNG")) == (7, 5, True, "L")
-    assert look(encoded(Image.new("RGB", (7, 5)), "JPEG")) == (7, 5, False, "RGB")
-    assert look(encoded(Image.new("L", (7, 5)), "GIF")) == (7, 5, True, "P")
-    assert look(noise(5, 7, 1)) == (7, 5, True, "L")
+    assert read_header(encoded(Image.new("L", (7, 5)), "PNG")) == (7, 5, True, "L")
+    assert read_header(encoded(Image.new("RGB", (7, 5)), "JPEG")) == (7, 5, False, "RGB")
+    assert read_header(encoded(Image.new("L", (7, 5)), "GIF")) == (7, 5, True, "P")
+    assert read_header(noise(5, 7, 1)) == (7, 5, True, "L")
+
+
+SHAPES = [(1, 1, 1), (5, 7, 1), (28, 28, 1), (32, 31, 3)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_is_written_is_read_here_and_by_pillow(shape):
+    pixels = noise(*shape)
+    data = write_png(pixels)
+    found = read_png(data)
+    assert found is not None
+    chex.assert_trees_all_equal(found, pixels)
+    chex.assert_trees_all_equal(np.asarray(Image.open(io.BytesIO(data))).reshape(shape), pixels)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "I;16"])
+def test_pillow_s_png_is_read_alike_or_left_to_pillow(mode):
+    smooth = np.add.outer(np.arange(30), np.arange(30)).astype(np.uint8)
+    stream = io.BytesIO()
+    image = Image.fromarray(smooth).convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        image = Image.fromarray(smooth.astype(np.uint16))
+    image.save(stream, "PNG")
+    found = read_png(stream.getvalue())
+    if found is not None:
+        expected = np.asarray(Image.open(io.BytesIO(stream.getvalue()))).reshape(found.shape)
+        chex.assert_trees_all_equal(found, expected)
+    assert found is None or mode in ("L", "RGB")
+
+
+def test_every_damaged_byte_is_noticed():
+    data = write_png(noise(5, 4, 1))
+    for place in range(len(data)):
+        broken = bytearray(data)
+        broken[place] ^= 0x10
+        assert read_png(bytes(broken)) is None
+        assert read_png(data[:place]) is None
+
+
+def with_data(raw: bytes, width: int, height: int) -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(raw)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("raw", [b"\0" * 3, b"\0" * 10_000_000, b"\1\5\5\5"], ids=len)
+def test_too_little_too_much_and_filtered_data_are_left_to_pillow(raw):
+    assert read_png(with_data(b"\0\7\7\7", 3, 1)) is not None
+    assert read_png(with_data(raw, 3, 1)) is None
+
+
+def test_what_it_reads_is_resized_like_any_other():
+    pixels = noise(20, 30, 3)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", pnginfo=None)
+    for size, channels in ((None, None), (8, 1), (8, 3), (40, 3)):
+        plain = decode(write_png(pixels), image_size=size, channels=channels)
+        usual = decode(pixels, image_size=size, channels=channels)
+        chex.assert_trees_all_equal(plain, usual)

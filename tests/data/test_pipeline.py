@@ -1,13 +1,20 @@
 """From images to batches: every image once an epoch, balanced classes, exact statistics."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdnn.data.augment import make_augment
-from jaxdnn.data.pipeline import make_order, make_prepare, normalise_images, resolve_batch_size
-from jaxdnn.data.pixel_stats import PixelStats, measure_pixel_stats
+from jaxdnn.data import (
+    ImagesInMemory,
+    PixelStats,
+    make_augment,
+    make_order,
+    make_prepare,
+    normalise_images,
+    resolve_batch_size,
+)
 from jaxdnn.errors import InputError
 from jaxdnn.options import AugmentOptions
 
@@ -25,7 +32,7 @@ def make(batch_size, balanced=False):
 @pytest.mark.parametrize("batch_size", [1, 4, 10, 30])
 def test_an_epoch_shows_every_image_at_most_once(batch_size):
     indices = np.asarray(make(batch_size)(KEYS[0]))
-    assert indices.shape == (30 // batch_size, batch_size)
+    chex.assert_shape(indices, (30 // batch_size, batch_size))
     assert len(np.unique(indices)) == indices.size  # 28 of 30 in batches of 4, otherwise all
     assert set(indices.ravel()) <= set(range(30))
 
@@ -34,7 +41,7 @@ def test_an_epoch_shows_every_image_at_most_once(batch_size):
 def test_the_order_follows_from_the_epoch_s_key_alone(balanced):
     order = make(10, balanced)
     epochs = [np.asarray(order(key)) for key in KEYS]
-    np.testing.assert_array_equal(order(KEYS[0]), epochs[0])
+    chex.assert_trees_all_equal(order(KEYS[0]), epochs[0])
     assert (epochs[0] != epochs[1]).any()
     assert (epochs[1] != epochs[2]).any()
 
@@ -51,7 +58,7 @@ def test_every_image_comes_first_equally_often():
 def test_balanced_batches_hold_every_class_equally_often_to_one():
     for batch_size in (6, 7, 10):
         indices = np.asarray(make(batch_size, balanced=True)(KEYS[0]))
-        assert indices.shape == (30 // batch_size, batch_size)
+        chex.assert_shape(indices, (30 // batch_size, batch_size))
         for batch in indices:
             counts = np.bincount(LABELS[batch], minlength=3)
             assert counts.max() - counts.min() <= (batch_size % 3 > 0)
@@ -71,40 +78,40 @@ def test_balanced_batches_draw_every_image_of_a_class_equally_often():
         assert (np.abs(counts[members] - draws * share) < error).all()
 
 
-def test_statistics_are_numpy_s_over_the_standardised_images_mean_0_and_deviation_1():
-    pixel_stats = measure_pixel_stats(IMAGES)
+def test_statistics_are_numpy_s_over_the_normalised_images_mean_0_and_deviation_1():
+    pixel_stats = ImagesInMemory(IMAGES).pixel_stats
     values = IMAGES.astype(np.float64) / 255
-    np.testing.assert_allclose(pixel_stats.mean, values.mean(axis=(0, 1, 2)), rtol=1e-12)
-    np.testing.assert_allclose(pixel_stats.std, values.std(axis=(0, 1, 2)), rtol=1e-12)
+    chex.assert_trees_all_close(np.array(pixel_stats.mean), values.mean(axis=(0, 1, 2)), rtol=1e-12)
+    chex.assert_trees_all_close(np.array(pixel_stats.std), values.std(axis=(0, 1, 2)), rtol=1e-12)
     result = np.asarray(normalise_images(jnp.asarray(IMAGES), pixel_stats), np.float64)
-    np.testing.assert_allclose(result.mean(axis=(0, 1, 2)), 0, atol=1e-6)
-    np.testing.assert_allclose(result.std(axis=(0, 1, 2)), 1, rtol=1e-5)
+    chex.assert_trees_all_close(result.mean(axis=(0, 1, 2)), 0, atol=1e-6)
+    chex.assert_trees_all_close(result.std(axis=(0, 1, 2)), 1, rtol=1e-5)
 
 
 def test_a_channel_without_variation_becomes_zero():
     images = IMAGES.copy()
     images[..., 1] = 100
-    result = np.asarray(normalise_images(jnp.asarray(images), measure_pixel_stats(images)))
-    np.testing.assert_allclose(result[..., 1], 0, atol=1e-6)
-    assert np.isfinite(result).all()
+    result = np.asarray(normalise_images(jnp.asarray(images), ImagesInMemory(images).pixel_stats))
+    chex.assert_trees_all_close(result[..., 1], 0, atol=1e-6)
+    chex.assert_tree_all_finite(result)
 
 
-def test_whole_numbers_and_floats_standardise_alike():
+def test_whole_numbers_and_floats_normalise_alike():
     pixel_stats = PixelStats((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
     floats = jnp.float32(IMAGES) / 255
-    np.testing.assert_allclose(
+    chex.assert_trees_all_close(
         normalise_images(jnp.asarray(IMAGES), pixel_stats),
         normalise_images(floats, pixel_stats),
-        1e-6,
-        1e-6,
+        rtol=1e-6,
+        atol=1e-6,
     )
 
 
-def test_prepare_without_augmentation_is_standardisation():
-    pixel_stats = measure_pixel_stats(IMAGES)
+def test_prepare_without_augmentation_is_normalisation():
+    pixel_stats = ImagesInMemory(IMAGES).pixel_stats
     prepare = make_prepare(AugmentOptions(), pixel_stats)
     expected = normalise_images(jnp.asarray(IMAGES), pixel_stats)
-    np.testing.assert_allclose(
+    chex.assert_trees_all_close(
         prepare(KEYS[0], jnp.asarray(IMAGES)), expected, rtol=1e-5, atol=1e-6
     )
 
@@ -118,7 +125,7 @@ def test_prepare_augments_every_image_with_a_key_of_its_own():
     assert (make_prepare(options, pixel_stats)(KEYS[1], same) != batch).any()
     keys = jax.random.split(KEYS[0], 4)
     expected = np.stack([make_augment(options)(key, same[0]) for key in keys])
-    np.testing.assert_allclose(batch, expected, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(batch, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_batch_size():

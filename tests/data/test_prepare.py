@@ -1,6 +1,7 @@
 """Prepared data sets: the same images, whatever interrupts the preparation."""
 
 import errno
+import importlib
 import json
 import os
 from pathlib import Path
@@ -9,17 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxdnn.data import prepare as module
-from jaxdnn.data.decode import decode
-from jaxdnn.data.prepare import prepare
-from jaxdnn.data.prepared import tfds
-from jaxdnn.data.sources import image_folder
-from jaxdnn.data.staging import Done, Staging
+from jaxdnn.data import image_folder, prepare, reader, tfds
+from jaxdnn.data.prepare import Entry, Staging
 from jaxdnn.errors import InputError
 
-from .test_dataset import photos, png, write
+from .helpers import decode, photos, png, write
 
 # tensorflow-datasets and what it imports are not ours to mend.
+module = importlib.import_module("jaxdnn.data.prepare")  # The face has the function.
 pytestmark = pytest.mark.filterwarnings("default")
 
 
@@ -77,34 +75,35 @@ def test_without_a_size_the_stored_bytes_are_kept(folder, tmp_path):
 
 @pytest.mark.parametrize("size", [None, 3])
 def test_an_interrupted_preparation_goes_on_where_it_was(folder, tmp_path, monkeypatch, size):
-    monkeypatch.setattr(module, "_PER_ENTRY", 5)
+    monkeypatch.setattr(module, "_PER_GROUP", 5)
     decoded: list[Any] = []
-    finished = module._finished
+    decode_once = reader.decode
 
-    def counting(source: Any, item: int, *options: Any) -> Any:
-        decoded.append(item)
-        return finished(source, item, *options)
+    def counting(stored: bytes, **options: Any) -> Any:
+        decoded.append(stored)
+        return decode_once(stored, **options)
 
     def stop(num: int) -> None:
         if len(decoded) > 15:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_finished", counting)
+    monkeypatch.setattr(reader, "decode", counting)
+    monkeypatch.setattr(reader, "_num_processors", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
-        prepared(folder, tmp_path / "out", image_size=size, on_done=stop, max_workers=1)
+        prepared(folder, tmp_path / "out", image_size=size, on_done=stop)
     assert not (tmp_path / "out/photos").exists()
     (journal,) = (tmp_path / "out").glob(".photos-*/journal.jsonl")
     lines = journal.read_text().splitlines()
     journal.write_text("\n".join(lines)[:-3])  # As a power cut may leave it.
     del decoded[:]
     prepared(folder, tmp_path / "out", image_size=size)
-    assert sorted(decoded) == list(range(len(lines) - 1, 40))
+    assert len(decoded) == len(set(decoded)) == 40 - (len(lines) - 1)
     source = tfds("photos", str(tmp_path / "out"))
     assert contents(source) == contents(image_folder(folder), size)
 
 
 def test_a_full_disk_is_one_line_and_what_is_there_stays_valid(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_PER_ENTRY", 5)
+    monkeypatch.setattr(module, "_PER_GROUP", 5)
     fsync, calls = os.fsync, []
 
     def full_at_third(file: int) -> None:
@@ -166,12 +165,12 @@ def test_what_cannot_be_prepared_is_one_line(folder, tmp_path):
 
 def test_a_journal_cut_short_is_mended_before_it_grows(tmp_path):
     with Staging(tmp_path) as staging:
-        staging.add([Done(0, b"zero", True), Done(1, b"one", True)])
+        staging.add([(Entry(0), b"zero"), (Entry(1), b"one")])
     journal = tmp_path / "journal.jsonl"
     journal.write_text(journal.read_text()[:-5])
     with Staging(tmp_path) as staging:
         assert set(staging.entries) == {0}
-        staging.add([Done(1, b"one again", True)])
+        staging.add([(Entry(1), b"one again")])
     with Staging(tmp_path) as staging:
         found = {item: staging.bytes_of(entry) for item, entry in staging.entries.items()}
     assert found == {0: b"zero", 1: b"one again"}

@@ -1,10 +1,18 @@
-"""Splits: proportional, repeatable, independent of what is not theirs."""
+"""Splits and labels: proportional, repeatable, independent of what is not theirs."""
 
+import chex
 import numpy as np
 import pytest
+from numpy.random import mtrand
 
-from jaxdnn.data.source import Source
-from jaxdnn.data.splits import class_weights, stratified_split, train_validation_test
+from jaxdnn.data import Source
+from jaxdnn.data.splits import (
+    DOG_SYNSETS,
+    binarise_labels,
+    class_weights,
+    stratified_split,
+    train_validation_test,
+)
 from jaxdnn.errors import InputError
 
 
@@ -29,10 +37,10 @@ def test_a_split_is_a_partition_in_proportion(fraction):
 def test_the_seed_decides_and_nothing_else():
     labels = shuffled_labels(50, 50)
     _, drawn = stratified_split(labels, 0.2, 1)
-    np.random.seed(5)  # noqa: NPY002
+    mtrand.seed(5)
     _, again = stratified_split(labels, 0.2, 1)
     _, other = stratified_split(labels, 0.2, 2)
-    np.testing.assert_array_equal(drawn, again)
+    chex.assert_trees_all_equal(drawn, again)
     assert set(drawn) != set(other)
 
 
@@ -41,7 +49,7 @@ def test_what_is_drawn_of_a_class_does_not_depend_on_the_others():
     beside = np.concatenate([alone, np.ones(17, np.int32)])
     _, drawn = stratified_split(alone, 0.3, 9)
     _, drawn_beside = stratified_split(beside, 0.3, 9)
-    np.testing.assert_array_equal(drawn, drawn_beside[drawn_beside < 40])
+    chex.assert_trees_all_equal(drawn, drawn_beside[drawn_beside < 40])
 
 
 def test_every_item_is_drawn_equally_often():
@@ -69,9 +77,9 @@ def test_a_class_of_one_image_cannot_be_split():
 def test_class_weights_make_the_classes_weigh_the_same():
     labels = shuffled_labels(30, 10, 60)
     weights = class_weights(labels, 3)
-    assert weights.dtype == np.float32
-    np.testing.assert_allclose(weights * np.bincount(labels), 100 / 3, rtol=1e-6)
-    np.testing.assert_allclose(weights[labels].mean(), 1, rtol=1e-6)
+    chex.assert_type(weights, np.float32)
+    chex.assert_trees_all_close(weights * np.bincount(labels), 100 / 3, rtol=1e-6)
+    chex.assert_trees_all_close(weights[labels].mean(), 1, rtol=1e-6)
     with pytest.raises(InputError, match=r"no items of class 3"):
         class_weights(labels, 4)
 
@@ -96,9 +104,9 @@ def parts_of(splits: list[str], seed: int = 0) -> tuple[np.ndarray, ...]:
 def test_the_sources_own_splits_are_kept():
     splits = ["train"] * 40 + ["validation"] * 6 + ["test"] * 4
     train, validation, test = parts_of(splits)
-    np.testing.assert_array_equal(train, np.arange(40))
-    np.testing.assert_array_equal(validation, np.arange(40, 46))
-    np.testing.assert_array_equal(test, np.arange(46, 50))
+    chex.assert_trees_all_equal(train, np.arange(40))
+    chex.assert_trees_all_equal(validation, np.arange(40, 46))
+    chex.assert_trees_all_equal(test, np.arange(46, 50))
 
 
 def test_missing_splits_are_drawn_from_the_training_images():
@@ -107,9 +115,42 @@ def test_missing_splits_are_drawn_from_the_training_images():
     assert sorted([*train, *validation, *test]) == list(range(40))
     train, validation, test = parts_of(["train"] * 40 + ["test"] * 4)
     assert (len(train), len(validation)) == (30, 10)
-    np.testing.assert_array_equal(test, np.arange(40, 44))
+    chex.assert_trees_all_equal(test, np.arange(40, 44))
 
 
 def test_a_source_without_training_images_is_refused():
     with pytest.raises(InputError, match=r"no training images in here, only 3 to validate and 2"):
         parts_of(["validation"] * 3 + ["test"] * 2)
+
+
+CHIHUAHUA, PUG, DHOLE, TABBY = "n02085620", "n02110958", "n02115913", "n02123045"
+
+
+def test_there_are_118_dogs_and_no_wolf_among_them():
+    assert len(DOG_SYNSETS) == 118
+    assert {CHIHUAHUA, PUG} <= DOG_SYNSETS
+    assert not {DHOLE, TABBY, "n02114367", "n02116738"} & DOG_SYNSETS
+
+
+@pytest.mark.parametrize(
+    "class_names",
+    [
+        ("Cat", "Dog"),
+        (TABBY, PUG),
+        (f"{DHOLE}-dhole", f"{CHIHUAHUA}-chihuahua", f"{PUG}-pug"),
+        ("cat", "dog", PUG),
+    ],
+)
+def test_dog_is_a_class_of_any_case_and_all_of_imagenet_s_dogs(class_names):
+    labels = np.arange(len(class_names), dtype=np.int32)
+    found, names = binarise_labels(labels, class_names, ("dog",))
+    assert names == ("other", "dog")
+    expected = [name.lower() == "dog" or name[:9] in (PUG, CHIHUAHUA) for name in class_names]
+    chex.assert_trees_all_equal(found, np.array(expected))
+
+
+def test_long_lists_of_classes_are_cut():
+    names = [f"class_{i}" for i in range(1000)]
+    with pytest.raises(InputError, match=r"class_19, … \(980 more\)") as caught:
+        binarise_labels(np.arange(1000, dtype=np.int32), names, ("x",))
+    assert len(str(caught.value)) < 500

@@ -1,34 +1,244 @@
 """Dog or other on the sets that people have, as TFDS declares them and with made-up images."""
 
+import importlib
 import io
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chex
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdnn.data.decode import decode
-from jaxdnn.data.dog_synsets import DOG_SYNSETS
-from jaxdnn.data.prepared import prepared_below, tfds
+from jaxdnn.data import open_source, tfds
 from jaxdnn.data.silhouettes import silhouettes
-from jaxdnn.data.sources import open_source
+from jaxdnn.data.splits import DOG_SYNSETS
+from jaxdnn.data.tfds_sets import _Records, prepared_below
 from jaxdnn.errors import InputError
 
-from .test_dataset import loaded, parts
+from .helpers import decode, loaded, parts
 
 # tensorflow-datasets and what it imports are not ours to mend.
 pytestmark = pytest.mark.filterwarnings("default")
 
+
+def test_a_tfds_set_that_is_not_prepared_is_one_clear_line(tmp_path):
+    with pytest.raises(InputError, match=r"'mnist' is not prepared in .*there: nothing; prepare"):
+        tfds("mnist", str(tmp_path))
+
+
+def test_a_tfds_set_for_tensorflow_only_is_one_clear_line(tmp_path):
+    folder = tmp_path / "mnist/3.0.1"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text('{"fileFormat": "tfrecord"}')
+    with pytest.raises(InputError, match=r"as tfrecord, which only TensorFlow reads.*prepare"):
+        tfds("mnist", str(tmp_path))
+    (folder / "dataset_info.json").write_text("{")
+    with pytest.raises(InputError, match=r"damaged dataset_info.json"):
+        tfds("mnist", str(tmp_path))
+    with pytest.raises(InputError, match=r"'mnist:1.0.0' is not prepared.*there: mnist:3.0.1"):
+        tfds("mnist:1.0.0", str(tmp_path))
+
+
+def build(
+    root: Path,
+    name: str,
+    version: str,
+    file_format: str,
+    features: Callable[[Any], dict[str, Any]],
+    examples: dict[str, list[dict[str, Any]]],
+) -> None:
+    """Prepare a data set of these examples by split, as its author would."""
+    import tensorflow_datasets as module
+
+    class Builder(module.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = module.core.Version(version)
+
+        def _info(self) -> Any:
+            kinds = module.features.FeaturesDict(features(module.features))
+            return module.core.DatasetInfo(builder=self, features=kinds)
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            return {split: enumerate(found) for split, found in examples.items()}
+
+        def _generate_examples(self) -> Any:
+            raise NotImplementedError
+
+    Builder.name = name
+    module.disable_progress_bar()
+    Builder(data_dir=root, file_format=file_format).download_and_prepare()
+
+
+def encoded(colour: Any, width: int, height: int) -> bytes:
+    """Return a PNG of one colour."""
+    stream = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def two_colours(tmp_path_factory) -> str:
+    """Three versions, of which the first is Parquet; the sixth training image has no label."""
+    root = tmp_path_factory.mktemp("prepared")
+    examples = [
+        {
+            "picture": encoded(("red", "blue")[i % 2], 3 + i, 2),
+            "kind": i % 2 if i != 5 else -1,
+        }
+        for i in range(6)
+    ]
+    for version, file_format in (
+        ("1.8.0", "parquet"),
+        ("1.9.0", "array_record"),
+        ("1.10.0", "array_record"),
+    ):
+        build(
+            root,
+            "two_colours",
+            version,
+            file_format,
+            lambda kinds: {
+                "picture": kinds.Image(shape=(None, None, 3), encoding_format="png"),
+                "kind": kinds.ClassLabel(names=["red", "blue"]),
+            },
+            {"train": examples, "test": examples[:4]},
+        )
+    return str(root)
+
+
+@pytest.mark.parametrize("version", ["1.8.0", "1.10.0"])
+def test_a_prepared_tfds_set_gives_encoded_images_labels_and_splits(two_colours, version):
+    source = tfds(f"two_colours:{version}", two_colours)
+    assert source.class_names == ("red", "blue")
+    assert source.item_shape == (None, None, 3)
+    for index, label in enumerate(source.labels):
+        assert isinstance(source.read(index), bytes)
+        pixels = decode(source.read(index), image_size=None, channels=3)
+        assert pixels[0, 0].tolist() == [[255, 0, 0], [0, 0, 255]][label]
+    assert (source.splits == "train").sum() == 5  # The sixth has no label.
+    assert (source.splits == "test").sum() == 4
+    assert "tensorflow" not in sys.modules
+
+
+def test_the_newest_tfds_version_is_taken_unless_one_is_named(two_colours):
+    assert tfds("two_colours", two_colours).name == "tfds:two_colours:1.10.0"
+    assert tfds("two_colours:1.9.0", two_colours).name == "tfds:two_colours:1.9.0"
+    with pytest.raises(InputError, match=r"there: two_colours:1.8.0, two_colours:1.9.0, two"):
+        tfds("two_colors", two_colours)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "zeros", "empty"])
+def test_a_damaged_tfds_set_is_one_clear_line(two_colours, tmp_path, damage):
+    shutil.copytree(Path(two_colours) / "two_colours", tmp_path / "two_colours")
+    (file,) = (tmp_path / "two_colours/1.10.0").glob("*test.array_record*")
+    data = file.read_bytes()
+    file.unlink()
+    if damage != "missing":
+        zeros = data[:100] + bytes(100) + data[200:]
+        file.write_bytes({"cut": data[: len(data) // 2], "zeros": zeros, "empty": b""}[damage])
+    with pytest.raises(InputError, match=r"'two_colours' in .* is damaged: .*prepare it again"):
+        tfds("two_colours", str(tmp_path))
+
+
+def test_a_set_that_lacks_records_is_one_clear_line(two_colours, tmp_path):
+    shutil.copytree(Path(two_colours) / "two_colours/1.8.0", tmp_path / "two_colours/1.8.0")
+    file = tmp_path / "two_colours/1.8.0/dataset_info.json"
+    text = file.read_text()
+    assert text.count('"6"') == 1
+    file.write_text(text.replace('"6"', '"7"'))
+    with pytest.raises(InputError, match=r"holds 6 of the 7 records of its split train; .*prepare"):
+        tfds("two_colours", str(tmp_path))
+
+
+@pytest.mark.parametrize("version", ["1.8.0", "1.10.0"])
+def test_large_sets_are_read_by_place_and_keep_their_labels(
+    two_colours, tmp_path, version, monkeypatch
+):
+    folder = tmp_path / "two_colours" / version
+    shutil.copytree(Path(two_colours) / "two_colours" / version, folder)
+    name = f"two_colours:{version}"
+    small = tfds(name, str(tmp_path))
+    large = tfds(name, str(tmp_path), kept_bytes=0)
+    with monkeypatch.context() as patched:
+        patched.delattr(_Records, "load")
+        again = tfds(name, str(tmp_path), kept_bytes=0)  # From the labels beside the data.
+    for source in (large, again):
+        chex.assert_trees_all_equal(source.labels, small.labels)
+        assert list(source.item_names) == list(small.item_names)
+        order = [8, 0, 3, 7, 1]
+        assert source.read_many is not None
+        assert source.read_many(order) == [small.read(item) for item in order]
+        assert source.read_together(order)(7) == source.read(7) == small.read(7)
+    (kept,) = folder.glob(".jaxdnn/labels-*.npy")
+    cut, few = kept.read_bytes()[:-3], io.BytesIO()
+    np.save(few, np.zeros(3, np.int32))
+    for damaged in (cut, few.getvalue()):
+        kept.write_bytes(damaged)
+        read = tfds(name, str(tmp_path), kept_bytes=0)
+        chex.assert_trees_all_equal(read.labels, small.labels)
+
+
+@pytest.mark.slow
+@pytest.mark.shared_data
+def test_cifar10_is_read_without_tensorflow(shared_data):
+    source = tfds("cifar10", str(shared_data / "data/tfds"))
+    assert source.class_names[5] == "dog"
+    is_dog = source.labels == 5
+    counts = [(is_dog & (source.splits == split)).sum() for split in ("train", "test")]
+    assert counts == [5000, 1000]
+    for index in np.random.default_rng(0).integers(0, 60_000, 20):
+        assert decode(source.read(index), image_size=None, channels=None).shape == (32, 32, 3)
+    assert "tensorflow" not in sys.modules
+
+
+def test_the_pets_are_cats_and_dogs(tmp_path):
+    def examples(num: int) -> list[dict[str, Any]]:
+        return [
+            {
+                "image": encoded((i, i, 90 * (i % 3)), 3 + i, num),
+                "label": i % 3,
+                "species": min(i % 3, 1),
+            }
+            for i in range(num)
+        ]
+
+    build(
+        tmp_path,
+        "oxford_iiit_pet",
+        "3.2.0",
+        "array_record",
+        lambda kinds: {
+            "image": kinds.Image(shape=(None, None, 3)),
+            "label": kinds.ClassLabel(names=["Abyssinian", "beagle", "pug"]),
+            "species": kinds.ClassLabel(names=["Cat", "Dog"]),
+        },
+        {"train": examples(9), "test": examples(6)},
+    )
+    assert tfds("oxford_iiit_pet", str(tmp_path)).class_names == ("Cat", "Dog")
+    dataset = loaded("tfds:oxford_iiit_pet", data_dir=str(tmp_path), positive=("dog",))
+    assert np.bincount(dataset.test.labels).tolist() == [2, 4]
+
+
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
 WILD = ("n02115913-dhole", "n02116738-african_hunting_dog")
+
+
 STANFORD = sorted([*(f"{synset}-breed" for synset in DOG_SYNSETS), *WILD])
+
+
+PARTS = ("train", "validation", "test")
 NUM = 3000
+
+
 """Records of a split: enough for three of each of ImageNet's classes."""
 
 
-def png(number: int, side: int) -> bytes:
+def numbered(number: int, side: int) -> bytes:
     """An image that tells its number."""
     stream = io.BytesIO()
     rows = np.full((side, side, 3), (number % 256, number // 256, 7), np.uint8)
@@ -78,7 +288,7 @@ def made_up(self: Any, split: str, decoders: Any, **_: Any) -> Made:
     is_hidden = self.name == "imagenet2012" and split == "test"
     labels = {key: self.info.features[key].num_classes for key in keys}
     return Made(
-        {"image": png(first + number, 4)}
+        {"image": numbered(first + number, 4)}
         | {key: -1 if is_hidden else number % num for key, num in labels.items()}
         for number in range(NUM)
     )
@@ -100,12 +310,12 @@ def mocked():
 @pytest.mark.parametrize(
     ("name", "names", "splits", "num_dogs"),
     [
-        ("cifar10", CIFAR10, ("train", "test"), 1),
+        pytest.param("cifar10", CIFAR10, ("train", "test"), 1, marks=pytest.mark.slow),
         ("cats_vs_dogs", None, ("train",), 1),
-        ("oxford_iiit_pet", None, ("train", "test"), 1),
+        pytest.param("oxford_iiit_pet", None, ("train", "test"), 1, marks=pytest.mark.slow),
         ("imagenet2012", None, ("train", "validation", "test"), 118),
-        ("imagenet_resized/8x8", None, ("train", "validation"), 118),
-        ("imagenet_resized/64x64", None, ("train", "validation"), 118),
+        pytest.param("imagenet_resized/8x8", None, PARTS[:2], 118, marks=pytest.mark.slow),
+        pytest.param("imagenet_resized/64x64", None, PARTS[:2], 118, marks=pytest.mark.slow),
     ],
 )
 def test_dog_or_other(tmp_path, mocked, name, names, splits, num_dogs):
@@ -119,7 +329,7 @@ def test_dog_or_other(tmp_path, mocked, name, names, splits, num_dogs):
     for part in parts(dataset):
         corners = part.in_memory()[:, 0, 0].astype(int)
         numbers = corners[:, 0] + 256 * corners[:, 1]
-        np.testing.assert_array_equal(part.labels, is_dog[numbers % NUM % len(names)])
+        chex.assert_trees_all_equal(part.labels, is_dog[numbers % NUM % len(names)])
         seen += numbers.tolist()
     assert len(set(seen)) == len(seen) == len(splits) * NUM - num_hidden
     own = "validation" if "validation" in splits else None
@@ -128,6 +338,7 @@ def test_dog_or_other(tmp_path, mocked, name, names, splits, num_dogs):
         assert len(dataset.validation.names) == NUM
 
 
+@pytest.mark.slow
 def test_stanford_s_dogs_against_the_animals_of_cifar10(tmp_path, mocked):
     opened("stanford_dogs", tmp_path, STANFORD, splits=("train", "test"))
     opened("cifar10", tmp_path, CIFAR10, splits=("train", "test"))
@@ -146,7 +357,7 @@ def test_stanford_s_dogs_against_the_animals_of_cifar10(tmp_path, mocked):
     assert len(dataset.test.labels) == 2 * NUM
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+@pytest.mark.parametrize("name", ["mnist", pytest.param("fashion_mnist", marks=pytest.mark.slow)])
 def test_ten_classes(tmp_path, mocked, name):
     opened(name, tmp_path, splits=("train", "test"))
     dataset = loaded(f"tfds:{name}", data_dir=str(tmp_path))
@@ -173,7 +384,7 @@ def same(ours: Any, theirs: Any) -> None:
 def test_the_silhouettes_are_a_tfds_builder_too(tmp_path):
     import tensorflow_datasets as module
 
-    import jaxdnn.data.silhouettes.builder  # noqa: F401
+    importlib.import_module("jaxdnn.data.silhouettes.builder")  # Which makes it known by name.
 
     module.disable_progress_bar()
     builder = module.builder("animal_silhouettes", data_dir=tmp_path, file_format="array_record")

@@ -9,7 +9,8 @@ import pytest
 from jaxdnn import run_folder
 from jaxdnn.activations import make_activation
 from jaxdnn.config import Config
-from jaxdnn.data.pipeline import normalise_images
+from jaxdnn.data import load as load_images
+from jaxdnn.data import normalise_images
 from jaxdnn.errors import Interrupted
 from jaxdnn.layers import Norm
 from jaxdnn.options import DataOptions, ModelOptions, OptimizerOptions, TrainOptions
@@ -19,7 +20,7 @@ from jaxdnn.race.race_program import initial_states, make_race
 from jaxdnn.race.race_run import run_race
 from jaxdnn.race.race_table import LEARNED, guess_loss, judge, race_summary
 from jaxdnn.run_folder import read_metrics
-from jaxdnn.training.run import load_data, train
+from jaxdnn.training.run import train
 from jaxdnn.training.setup import init_state, make_setup
 
 BATCH_SIZE, EPOCHS = 512, 2
@@ -37,7 +38,7 @@ def config(norm: Norm = "none"):
 
 
 def load(config):
-    return load_data(config, progress=False)
+    return load_images(config.data, seed=config.seed)
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdnn.config import Config
-from jaxdnn.data.dataset import Dataset, Split
-from jaxdnn.data.pipeline import normalise_images
-from jaxdnn.data.pixel_stats import measure_pixel_stats
+from jaxdnn.data import Dataset, ImagesInMemory, Split, normalise_images
 from jaxdnn.layers import BlockOptions
 from jaxdnn.models import make_mlp
 from jaxdnn.options import ModelOptions, TrainOptions
@@ -18,7 +16,7 @@ from jaxdnn.training.setup import init_state, make_setup
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (24, 2, 3, 1), np.uint8)
-STANDARD = measure_pixel_stats(IMAGES)
+STANDARD = ImagesInMemory(IMAGES).pixel_stats
 
 
 def network(norm_momentum=0.9, widths=(5, 4)):
@@ -31,7 +29,8 @@ def network(norm_momentum=0.9, widths=(5, 4)):
 def test_predict_gives_each_image_its_own_logits(num):
     model, params, batch_stats = network()
     images = jnp.asarray(IMAGES[:num])
-    logits = make_predict(model, STANDARD, batch_size=8)(params, batch_stats, images)
+    predict = make_predict(model, STANDARD, batch_size=8)
+    logits = predict(params, batch_stats, ImagesInMemory(images))
     expected = model.apply(params, batch_stats, normalise_images(images, STANDARD)).logits
     assert logits.shape == (num, 3)
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
@@ -47,7 +46,7 @@ def estimated(batch_size, shift=0.0):
     model, params, batch_stats = network(norm_momentum=0.0)
     estimate = make_estimate_batch_stats(model, STANDARD, shuffled_batches(24, batch_size))
     start = jax.tree.map(lambda leaf: leaf + shift, batch_stats)
-    return params, estimate(params, start, jnp.asarray(IMAGES))
+    return params, estimate(params, start, ImagesInMemory(jnp.asarray(IMAGES)))
 
 
 @pytest.mark.parametrize("batch_size", [4, 8, 24])
@@ -84,8 +83,9 @@ def test_statistics_do_not_depend_on_whether_the_images_are_sorted_by_class():
     )
 
     def second_layer(order):
-        train = Split(levels[order].astype(np.uint8), labels[order], ("",) * num)
-        few = Split(train.images[:4], train.labels[:4], train.names[:4])
+        images = ImagesInMemory(levels[order].astype(np.uint8))
+        train = Split(images, labels[order], ("",) * num)
+        few = Split(ImagesInMemory(train.images[:4]), train.labels[:4], train.names[:4])
         setup = make_setup(config, Dataset(("dark", "bright"), train, few, few, (), "random"))
         _, stats = make_program(setup).evaluate(init_state(setup))
         return stats["layers"][1]["norm"]
@@ -109,4 +109,4 @@ def test_a_network_without_batch_norm_has_nothing_to_pool():
     model = make_mlp((2, 3, 1), 3, widths=(4,))
     params, batch_stats = model.init(jax.random.key(0))
     estimate = make_estimate_batch_stats(model, STANDARD, shuffled_batches(24, 8))
-    assert jax.tree.leaves(estimate(params, batch_stats, jnp.asarray(IMAGES))) == []
+    assert jax.tree.leaves(estimate(params, batch_stats, ImagesInMemory(jnp.asarray(IMAGES)))) == []

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxdnn.config import Config
-from jaxdnn.data.dataset import Dataset, Split
+from jaxdnn.data import Dataset, ImagesInMemory, Split
 from jaxdnn.options import AugmentOptions, ModelOptions, OptimizerOptions, TrainOptions
 from jaxdnn.run_folder import RunFolder, read_metrics
 from jaxdnn.training import fit as loop
@@ -28,7 +28,7 @@ def split(num: int, seed: int) -> Split:
     rng = np.random.default_rng(seed)
     labels = np.arange(num, dtype=np.int32) % 2
     images = rng.integers(0, 200, (num, 2, 2, 1)) + 50 * labels[:, None, None, None]
-    return Split(images.astype(np.uint8), labels, tuple(map(str, range(num))))
+    return Split(ImagesInMemory(images.astype(np.uint8)), labels, tuple(map(str, range(num))))
 
 
 DATASET = Dataset(("other", "dog"), split(21, 0), split(8, 1), split(8, 2), (), "random")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxdnn.config import Config
-from jaxdnn.data.dataset import Dataset, Split
+from jaxdnn.data import Dataset, ImagesInMemory, Split
 from jaxdnn.errors import InputError
 from jaxdnn.options import (
     AugmentOptions,
@@ -50,7 +50,7 @@ def make_up(config: Config, num: int, shape: tuple[int, int, int]) -> Setup:
     draw = np.random.default_rng(0)
 
     def part(num: int) -> Split:
-        images = draw.integers(0, 256, (num, *shape), dtype=np.uint8)
+        images = ImagesInMemory(draw.integers(0, 256, (num, *shape), dtype=np.uint8))
         return Split(images, np.arange(num, dtype=np.int32) % 2, tuple(map(str, range(num))))
 
     dataset = Dataset(("other", "dog"), part(num), part(16), part(16), (), "made up")

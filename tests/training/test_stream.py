@@ -10,10 +10,7 @@ import numpy as np
 import pytest
 
 from jaxdnn.config import Config
-from jaxdnn.data.dataset import Dataset
-from jaxdnn.data.reader import Reader
-from jaxdnn.data.source import Source
-from jaxdnn.data.stream import StreamedImages
+from jaxdnn.data import Dataset, ImagesInMemory, Reader, Source, StreamedImages
 from jaxdnn.errors import InputError
 from jaxdnn.options import AugmentOptions, DataOptions, ModelOptions, OptimizerOptions, TrainOptions
 from jaxdnn.training import stream
@@ -34,7 +31,7 @@ def streamed(dataset: Dataset) -> Dataset:
     def change(split):
         read = split.in_memory().__getitem__
         source = Source("memory", ("0", "1"), split.names, split.labels, np.array([]), read)
-        reader = Reader(source, split.images.shape[1:], max_workers=3)
+        reader = Reader(source, *split.images.shape[2:], max_workers=3)
         images = StreamedImages(reader, np.arange(len(split.labels)), dataset.train.pixel_stats())
         return dataclasses.replace(split, images=images)
 
@@ -100,7 +97,7 @@ def test_both_take_the_same_batches(balance):
         return state._replace(step=state.step + 1)
 
     order, options = make_order_of(setup), {"key": seed_keys(0)[1], "steps_per_epoch": 5}
-    images, labels = map(jnp.asarray, (DATASET.train.images, DATASET.train.labels))
+    images, labels = map(jnp.asarray, (DATASET.train.in_memory(), DATASET.train.labels))
     whole = make_train(step, make_indices(order, key=options["key"]), **options)
     stream_of = streamed(DATASET).train.images
     assert isinstance(stream_of, StreamedImages)
@@ -163,7 +160,7 @@ def numbered() -> Setup:
     """A thousand images whose four bytes are their number."""
     pixels = np.arange(1000, dtype="<u4").view(np.uint8).reshape(1000, 2, 2, 1)
     split = dataclasses.replace(
-        DATASET.train, images=pixels, labels=np.arange(1000, dtype=np.int32) % 2
+        DATASET.train, images=ImagesInMemory(pixels), labels=np.arange(1000, dtype=np.int32) % 2
     )
     split = dataclasses.replace(split, names=tuple(map(str, range(1000))))
     return setup_of(streamed(dataclasses.replace(DATASET, train=split)), batch_size=40)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxdnn.config import Config
-from jaxdnn.data.dataset import Dataset, Split
+from jaxdnn.data import Dataset, ImagesInMemory, Split
 from jaxdnn.layers import BlockOptions
 from jaxdnn.models import make_mlp
 from jaxdnn.options import AugmentOptions, ModelOptions, OptimizerOptions, TrainOptions
@@ -32,7 +32,7 @@ def split(num: int, seed: int) -> Split:
     rng = np.random.default_rng(seed)
     labels = np.arange(num, dtype=np.int32) % 2
     images = rng.integers(0, 200, (num, 4, 4, 1)) + 50 * labels[:, None, None, None]
-    return Split(images.astype(np.uint8), labels, tuple(map(str, range(num))))
+    return Split(ImagesInMemory(images.astype(np.uint8)), labels, tuple(map(str, range(num))))
 
 
 DATASET = Dataset(("other", "dog"), split(21, 0), split(8, 1), split(8, 2), (), "random")

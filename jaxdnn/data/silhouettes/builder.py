@@ -9,12 +9,12 @@ Nothing is downloaded; afterwards it is read like any other: `--data tfds:animal
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxdnn.data.plain_png import write_png
+from jaxdnn.data.decode import write_png
 from jaxdnn.data.silhouettes import silhouettes
 
 
@@ -22,7 +22,7 @@ class AnimalSilhouettes(tfds.core.GeneratorBasedBuilder):
     """9,692 grey 28x28 silhouettes of ten animals, split into train and test."""
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: dict[str, str] = {"1.0.0": "As embedded in jaxdnn."}  # noqa: RUF012
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "As embedded in jaxdnn."}
 
     def _info(self) -> tfds.core.DatasetInfo:
         names = [*silhouettes().class_names]

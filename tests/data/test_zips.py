@@ -1,22 +1,97 @@
-"""A zip that was cut short: every member before the cut, and nothing else."""
+"""Zips, also cut short: the members that are whole, and nothing else."""
 
 import io
+import struct
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
+import chex
 import pytest
 
-from jaxdnn.data.decode import UnreadableImage
-from jaxdnn.data.sources import open_source
+from jaxdnn.data import UnreadableImage, image_zip, open_source
 from jaxdnn.data.zips import zip_files
+from jaxdnn.errors import InputError
 
-from .test_dataset import loaded, photos
-from .test_sources import png
+from .helpers import loaded, photos, png, write_zip
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.png", "dog/../../x.png", "/etc/x.png", "C:/x.png", "dog\\..\\x.png", "../x.txt"]
+)
+def test_a_zip_member_that_points_outside_is_set_aside(tmp_path, name):
+    source = open_source(str(write_zip(tmp_path / "photos.zip", ["dog/1.png", "cat/1.png", name])))
+    assert list(source.item_names) == ["cat/1.png", "dog/1.png"]
+    assert source.ignored == ((name, "its path points outside the archive"),)
+
+
+def test_an_encrypted_zip_is_refused(tmp_path):
+    path = write_zip(tmp_path / "photos.zip", ["dog/1.png", "cat/1.png"])
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"PK\x01\x02")
+    data[entry + 8] |= 0x1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"encrypted \(member 'dog/1.png'\).*unpack it"):
+        image_zip(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK", b"PK\x03\x04 but no more"])
+def test_what_is_no_zip_is_refused(tmp_path, content):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(InputError, match=r"cannot read zip .*expected a zip archive"):
+        open_source(str(tmp_path / "a.txt"))
+
+
+def test_a_zip_bomb_is_not_unpacked(tmp_path):
+    path = tmp_path / "photos.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("dog/bomb.png", bytes(1_000_000))
+    with pytest.raises(UnreadableImage, match=r"1,000,000 bytes are more than the 999,999"):
+        zip_files(path, max_bytes=999_999).read(0)
+
+
+def test_a_zip_member_that_lies_about_its_size_is_not_unpacked(tmp_path):
+    path = tmp_path / "photos.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("dog/bomb.png", bytes(1_000_000))
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"PK\x01\x02")
+    data[entry + 24 : entry + 28] = struct.pack("<I", 100)
+    path.write_bytes(data)
+    with pytest.raises(UnreadableImage, match=r"damaged in the zip"):
+        zip_files(path, max_bytes=1000).read(0)
+
+
+def test_a_damaged_zip_member_is_unreadable_and_the_others_are_not(tmp_path):
+    path = write_zip(tmp_path / "photos.zip", ["dog/1.png", "dog/2.png"])
+    data = bytearray(path.read_bytes())
+    start = data.index(b"dog/1.png") + len("dog/1.png")
+    data[start : start + 20] = bytes(20)
+    path.write_bytes(data)
+    files = zip_files(path)
+    with pytest.raises(UnreadableImage, match="damaged in the zip"):
+        files.read(0)
+    assert files.read(1) == png(0, 1, side=2)
+
+
+def test_a_zip_is_read_by_many_threads_at_once(tmp_path):
+    names = [f"dog/{i:03}.png" for i in range(200)]
+    files = zip_files(write_zip(tmp_path / "photos.zip", names))
+    places = list(range(200)) * 5
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(files.read, places))
+    assert found == [png(0, place, side=2) for place in places]
+
 
 # The first looks as if its end were in the middle.
-CONTENTS = {"cat/0.png": png(0) + b"PK\x07\x08" + bytes(12) + png(0)}
-CONTENTS |= {f"{kind}/{number}.png": png(number) for kind in ("cat", "dog") for number in (1, 2, 3)}
+CONTENTS = {"cat/0.png": png(0, 0, side=2) + b"PK\x07\x08" + bytes(12) + png(0, 0, side=2)}
+
+
+CONTENTS |= {
+    f"{kind}/{number}.png": png(0, number, side=2)
+    for kind in ("cat", "dog")
+    for number in (1, 2, 3)
+}
 
 
 class Pipe(io.RawIOBase):
@@ -63,8 +138,8 @@ def test_wherever_it_is_cut_the_members_before_are_read(tmp_path, method, stream
         # Of a streamed member the last four bytes repeat what is known.
         whole = [name for name, end in ends.items() if end - 4 * streamed <= cut]
         assert list(files.names) == sorted(whole)
-        assert files.set_aside[0][0] == "photos.zip"
-        assert f"the {len(whole)} members" in files.set_aside[0][1]
+        assert files.ignored[0][0] == "photos.zip"
+        assert f"the {len(whole)} members" in files.ignored[0][1]
     path.write_bytes(data[:last])
     files = zip_files(path)
     assert [files.read(index) for index in range(7)] == [CONTENTS[name] for name in files.names]
@@ -94,11 +169,11 @@ def test_training_uses_what_is_left_and_says_so(tmp_path):
     assert len(open_source(str(cut)).labels) == 29
     whole, rest = loaded(folder), loaded(cut)
     assert rest.skipped[0].name == "photos.zip"
-    assert "cut short: the 29 members" in rest.told()
+    assert "cut short: the 29 members" in rest.summary()
     names = {name for part in (whole.train, whole.validation, whole.test) for name in part.names}
     left = [name for part in (rest.train, rest.validation, rest.test) for name in part.names]
     assert len(names - set(left)) == 1
     shown = dict(zip(whole.train.names, whole.train.in_memory(), strict=True))
     for name, image in zip(rest.train.names, rest.train.in_memory(), strict=True):
         if name in shown:
-            np.testing.assert_array_equal(image, shown[name])
+            chex.assert_trees_all_equal(image, shown[name])

@@ -7,28 +7,29 @@ import sys
 import zipfile
 from pathlib import Path
 
+import chex
 import numpy as np
 import pytest
 from PIL import Image
 
 from jaxdnn import command_line
 from jaxdnn.data import __main__ as command
-from jaxdnn.data.leakage import duplicates
+from jaxdnn.data.inspect import duplicates
 
-from .test_dataset import loaded, photos, png, write
+from .helpers import loaded, photos, png, write
 
 
-@pytest.fixture
-def bad(tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory) -> Path:
     """Good photographs with every kind of trouble among them."""
-    folder = photos(tmp_path / "bad", each=10)
+    folder = photos(tmp_path_factory.mktemp("bad"), each=10)
     write(folder / "dog/zero.png", b"")
     write(folder / "dog/text.jpg", b"text")
     write(folder / "cat/cut.png", png(1, 1)[:40])
     write(folder / "cat/wrong_ending.jpg", png(1, 99))
     write(folder / "bird/одна.png", png(0, 77, side=1))
     stream = io.BytesIO()
-    Image.new("1", (20_000, 20_000)).save(stream, "PNG")
+    Image.new("1", (10_000, 10_001)).save(stream, "PNG")
     write(folder / "bird/huge.png", stream.getvalue())
     write(folder / "bird/copy.png", (folder / "dog/03.png").read_bytes())
     write(folder / "cover.png", png(0, 0))
@@ -77,14 +78,14 @@ def test_the_report_for_people_and_a_sheet_for_each_class(bad, tmp_path, capsys,
     sheets = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert sheets == ["0000_bird.png", "0001_cat.png", "0002_dog.png"]
     sheet = np.asarray(Image.open(tmp_path / "out/0002_dog.png"))
-    assert sheet.shape == (2 * 96, 8 * 96, 3)
+    chex.assert_shape(sheet, (2 * 96, 8 * 96, 3))
     assert sheet[0, 0].tolist() == [160, 160, 160]  # The first dog, and the tenth, then nothing.
     assert sheet[96, 96 * 1 - 1].tolist() == [168, 168, 168]
     assert (sheet[96:, 2 * 96 :] == 255).all()
 
 
 def test_training_uses_the_rest_and_names_what_it_left_out(bad):
-    dataset = loaded(bad, max_unreadable_fraction=0.2, allow_duplicates=True)
+    dataset = loaded(bad, max_unreadable=0.2, allow_duplicates=True)
     names = {skipped.name for skipped in dataset.skipped}
     unreadable = {"bird/huge.png", "cat/cut.png", "dog/text.jpg", "dog/zero.png"}
     assert names == unreadable | {"cover.png", "fish/", "cat/more.zip"}

@@ -5,19 +5,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import chex
 import numpy as np
 import pytest
 
-from jaxdnn.data import beside
-from jaxdnn.data.dataset import Dataset
-from jaxdnn.data.decode import UnreadableImage
-from jaxdnn.data.pixel_cache import PixelCache
-from jaxdnn.data.reader import Reader
-from jaxdnn.data.source import Source
-from jaxdnn.data.stream import StreamedImages
+from jaxdnn.data import Dataset, image_folder, reader
+from jaxdnn.data import dataset as dataset_module
 from jaxdnn.errors import InputError
 
-from .test_dataset import loaded, parts, photos, png, write
+from .helpers import Bar, all_images, assert_same, loaded, parts, photos, png, write
 
 
 @pytest.fixture
@@ -29,121 +25,97 @@ def streamed(folder: Path, **options: Any) -> Dataset:
     return loaded(folder, streaming=True, **options)
 
 
-def images_of(dataset: Dataset) -> list[np.ndarray]:
-    return [split.images[np.arange(len(split.labels))] for split in parts(dataset)]
-
-
 @pytest.fixture
 def decoded_names(monkeypatch) -> list[bytes]:
     """What has been decoded since, by its bytes."""
     seen: list[bytes] = []
-    import jaxdnn.data.reader as reader
-
-    decode = reader.decode_and_look
+    decode = reader.decode
     monkeypatch.setattr(
         reader,
-        "decode_and_look",
+        "decode",
         lambda data, **options: (seen.append(data), decode(data, **options))[1],
     )
     return seen
 
 
-@pytest.mark.parametrize("cache_bytes", [0, 500, 1e9])
-def test_a_stream_is_what_is_in_memory(folder, cache_bytes):
+@pytest.mark.parametrize("cache_gib", [0, 500 / 2**30, 1])
+def test_a_stream_is_what_is_in_memory(folder, cache_gib):
     write(folder / "cat/07.png", b"text")
     write(folder / "cover.png", png(0, 0))
-    whole = loaded(folder, max_unreadable_fraction=0.1)
+    whole = loaded(folder, max_unreadable=0.1)
     for _ in range(2):  # The second time from what the first has kept.
-        dataset = streamed(folder, max_unreadable_fraction=0.1, cache_bytes=cache_bytes)
+        dataset = streamed(folder, max_unreadable=0.1, cache_gib=cache_gib)
         assert dataset.skipped == whole.skipped
         for ours, theirs in zip(parts(dataset), parts(whole), strict=True):
-            assert isinstance(ours.images, StreamedImages)
+            assert ours.images.is_streamed
+            assert not theirs.images.is_streamed
             assert ours.images.shape == theirs.images.shape
-            assert ours.names == theirs.names
-            np.testing.assert_array_equal(ours.labels, theirs.labels)
-            np.testing.assert_array_equal(
-                ours.images[np.arange(len(ours.names))], theirs.in_memory()
-            )
+        assert_same(dataset, whole)
         assert dataset.train.pixel_stats() == whole.train.pixel_stats()
 
 
-def test_batches_come_in_order_and_each_image_by_its_place(folder):
-    images = streamed(folder).train.images
-    assert isinstance(images, StreamedImages)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_batches_come_in_order_and_each_image_by_its_place(folder, streaming):
+    images = loaded(folder, streaming=streaming).train.images
     everything = images[np.arange(len(images))]
     rng = np.random.default_rng(0)
     asked = [rng.integers(0, len(images), size) for size in (1, 40, 16, 17, 0, 33)]
     for places, batch in zip(asked, images.batches(asked), strict=True):
-        np.testing.assert_array_equal(batch, everything[places])
+        chex.assert_trees_all_equal(batch, everything[places])
     (padded,) = images.batches([asked[1]], num_rows=50)
     assert len(padded) == 50
-    np.testing.assert_array_equal(padded[:40], everything[asked[1]])
-    np.testing.assert_array_equal(images[3], everything[3])
+    chex.assert_trees_all_equal(padded[:40], everything[asked[1]])
+    chex.assert_trees_all_equal(images[3], everything[3])
 
 
 def test_with_a_cache_nothing_is_decoded_twice_until_it_changes(folder, decoded_names):
-    first = images_of(streamed(folder, cache_bytes=1e9))
+    first = all_images(streamed(folder, cache_gib=1))
     assert len(decoded_names) == len(set(decoded_names)) == 60
-    again = images_of(streamed(folder, cache_bytes=1e9, seed=1))  # Another split.
+    again = all_images(streamed(folder, cache_gib=1, seed=1))  # Another split.
     assert len(decoded_names) == 60
     assert sum(map(len, again)) == sum(map(len, first)) == 60
     write(folder / "dog/03.png", png(2, 70, side=4))
-    changed = images_of(streamed(folder, cache_bytes=1e9))
+    changed = all_images(streamed(folder, cache_gib=1))
     assert len(decoded_names) == 120
     assert sum(int((image == 230).all()) for part in changed for image in part) == 1
 
 
-def test_a_first_look_that_is_interrupted_keeps_what_it_has_decoded(folder, decoded_names):
-    def stop(done: int, total: int) -> None:
-        if done >= 32:
-            raise KeyboardInterrupt
-
+def test_a_first_look_that_is_interrupted_keeps_what_it_has_decoded(
+    folder, decoded_names, monkeypatch
+):
     whole = loaded(folder)
-    with pytest.raises(KeyboardInterrupt):
-        streamed(folder, cache_bytes=1e9, progress=stop, max_workers=1)
+    del decoded_names[:]
+    with monkeypatch.context() as patched:
+        patched.setattr(dataset_module, "image_bar", lambda total, **_: Bar(stop_at=32))
+        with pytest.raises(KeyboardInterrupt):
+            streamed(folder, cache_gib=1)
     num = len(decoded_names)
     assert num >= 32
-    dataset = streamed(folder, cache_bytes=1e9)
+    dataset = streamed(folder, cache_gib=1)
     assert len(decoded_names) == len(set(decoded_names)) == 60
     assert dataset.inventory == whole.inventory
     assert dataset.train.pixel_stats() == whole.train.pixel_stats()
 
 
 def test_a_cache_keeps_to_its_bound_and_old_ones_go(folder, decoded_names):
-    streamed(folder, cache_bytes=16 * 25)
+    streamed(folder, cache_gib=16 * 25 / 2**30)
     del decoded_names[:]
-    images_of(streamed(folder, cache_bytes=16 * 25))
+    all_images(streamed(folder, cache_gib=16 * 25 / 2**30))
     assert len(decoded_names) == 35
     kept = folder / ".jaxdnn"
     assert (next(kept.glob("*.u8"))).stat().st_size == 16 * 25
-    streamed(folder, cache_bytes=16 * 25, image_size=2)
+    streamed(folder, cache_gib=16 * 25 / 2**30, image_size=2)
     assert len(list(kept.glob("*.u8"))) == 1
 
 
 def test_a_damaged_survey_or_cache_is_made_again(folder):
     whole = loaded(folder)
-    streamed(folder, cache_bytes=1e9)
+    streamed(folder, cache_gib=1)
     for file in (folder / ".jaxdnn").iterdir():
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    dataset = streamed(folder, cache_bytes=1e9)
+    dataset = streamed(folder, cache_gib=1)
     assert dataset.train.pixel_stats() == whole.train.pixel_stats()
-    for ours, theirs in zip(images_of(dataset), parts(whole), strict=True):
-        np.testing.assert_array_equal(ours, theirs.in_memory())
-
-
-def test_rows_that_never_reached_the_disk_are_not_taken_for_images(tmp_path):
-    def cache() -> PixelCache:
-        return PixelCache(tmp_path / "pixels", num_images=3, row_bytes=4, max_bytes=12)
-
-    row = np.arange(4, dtype=np.uint8).reshape(2, 2, 1)
-    killed = cache()
-    killed.write(0, row)  # A process that ends here has not said that the row is there.
-    assert not cache().read(0, np.empty_like(row))
-    killed.flush()
-    found = np.empty_like(row)
-    assert cache().read(0, found)
-    np.testing.assert_array_equal(found, row)
-    assert not cache().read(1, found)
+    assert_same(dataset, whole)
 
 
 def test_a_full_disk_ends_the_cache_and_not_the_run(folder, monkeypatch):
@@ -152,10 +124,8 @@ def test_a_full_disk_ends_the_cache_and_not_the_run(folder, monkeypatch):
 
     monkeypatch.setattr(os, "pwrite", full)
     whole = loaded(folder)
-    for ours, theirs in zip(
-        images_of(streamed(folder, cache_bytes=1e9)), parts(whole), strict=True
-    ):
-        np.testing.assert_array_equal(ours, theirs.in_memory())
+    for ours, theirs in zip(all_images(streamed(folder, cache_gib=1)), parts(whole), strict=True):
+        chex.assert_trees_all_equal(ours, theirs.in_memory())
 
 
 def test_an_image_that_goes_missing_is_named(folder):
@@ -177,15 +147,9 @@ def test_where_the_data_cannot_be_written_the_user_s_cache_folder_is_used(tmp_pa
 
 def test_the_fingerprint_tells_a_mended_permission(folder):
     path = folder / "dog/00.png"
-    before = beside.key_of(open_(folder).fingerprint())
+    before = image_folder(folder).fingerprint()
     path.chmod(0o600 if path.stat().st_mode & 0o777 != 0o600 else 0o644)
-    assert beside.key_of(open_(folder).fingerprint()) != before
-
-
-def open_(folder: Path) -> Source:
-    from jaxdnn.data.sources import image_folder
-
-    return image_folder(folder)
+    assert image_folder(folder).fingerprint() != before
 
 
 def test_training_images_among_the_test_images_are_an_error_unless_allowed(tmp_path):
@@ -206,15 +170,6 @@ def test_unreadable_files_are_no_duplicates_of_each_other(tmp_path):
         photos(tmp_path, prefix=split, each=3)
         write(tmp_path / split / "dog/empty.png", b"")
     for streaming in (False, True):
-        dataset = loaded(tmp_path, streaming=streaming, max_unreadable_fraction=0.2)
+        dataset = loaded(tmp_path, streaming=streaming, max_unreadable=0.2)
         assert len(dataset.skipped) == 3
         assert not dataset.leakage
-
-
-def test_an_image_that_cannot_be_read_is_named():
-    def refuse(item: int) -> bytes:
-        raise UnreadableImage("damaged")
-
-    source = Source("x", ("a",), ["0"], np.zeros(1, np.int32), np.array([""]), refuse)
-    with pytest.raises(InputError, match=r"0 in x cannot be read any more \(damaged\)"):
-        next(Reader(source, (2, 2, 1)).batches([np.arange(1)]))

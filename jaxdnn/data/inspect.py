@@ -1,85 +1,69 @@
 """What a source holds: counts, sizes, modes, duplicates, damage, and a picture of each class."""
 
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int, UInt64
 from PIL import Image
 
-from jaxdnn.data.decode import Stored, UnreadableImage, decode_and_look
-from jaxdnn.data.inventory import Inventory
-from jaxdnn.data.leakage import duplicates
-from jaxdnn.data.parallel import chunks_of, map_in_order
+from jaxdnn.data.reader import Inventory, OnDone, Reader, ReadImage, Survey
 from jaxdnn.data.source import Source
-from jaxdnn.data.survey import digest_of
 from jaxdnn.run_folder import atomic_write
 
-THUMBNAIL = 96
+_THUMBNAIL = 96
 """Side in pixels of a picture on a contact sheet."""
-SHEET = (6, 8)
+_SHEET = (6, 8)
 """Rows and columns of a contact sheet."""
-MOST_SHOWN = 4800
+_MOST_SHOWN = 4800
 """Pictures on all sheets together, as far as each class has a row."""
-WHOLE = "all"
+_WHOLE = "all"
 """Name of the split where the source has none."""
 
 
-@dataclass
-class Found:
-    """What is known of the items of a source; hashes, reasons and thumbnails by index."""
-
-    digests: np.ndarray
-    inventory: Inventory = field(default_factory=Inventory)
-    reasons: dict[int, str] = field(default_factory=dict)
-    thumbnails: dict[int, np.ndarray] = field(default_factory=dict)
+Thumbnails = dict[int, np.ndarray]
+"""Pixels by item, of those that are shown."""
 
 
-def look_at(
-    source: Source, on_done: Callable[[int], None], max_workers: int | None = None
-) -> Found:
+def look_at(source: Source, on_done: OnDone) -> tuple[Survey, Thumbnails]:
     """Decode every item once, each to a thumbnail; keep those of the contact sheets."""
-    found, lock = Found(np.zeros(len(source.labels), np.uint64)), threading.Lock()
     shown = {int(item) for items in _shown(source) for item in items}
+    thumbnails: Thumbnails = {}
 
-    def look_one(item: int, read: Callable[[int], Stored]) -> None:
-        try:
-            stored = read(item)
-            pixels, header = decode_and_look(stored, image_size=THUMBNAIL, channels=3)
-            found.digests[item] = digest_of(stored)
-        except UnreadableImage as error:
-            with lock:
-                found.reasons[item] = str(error)
-            return
-        with lock:
-            found.inventory.add([header])
-            if item in shown:
-                found.thumbnails[item] = pixels
+    def keep(images: list[ReadImage]) -> Thumbnails:
+        return {i.item: i.pixels for i in images if i.pixels is not None and i.item in shown}
 
-    def look_some(items: range) -> int:
-        read = source.reading(items)
-        for item in items:
-            look_one(item, read)
-        return len(items)
-
-    for num in map_in_order(look_some, chunks_of(len(source.labels)), max_workers=max_workers):
+    def take(num: int, kept: Thumbnails) -> None:
+        thumbnails.update(kept)
         on_done(num)
-    return found
+
+    reader = Reader(source, _THUMBNAIL, 3)
+    return reader.survey(range(len(source.labels)), keep, take), thumbnails
+
+
+def duplicates(digests: UInt64[np.ndarray, " num"]) -> list[Int[np.ndarray, " _"]]:
+    """Return the places of each set of two or more equal hashes, 0 (nothing read) left aside."""
+    order = np.argsort(digests, kind="stable")
+    starts = 1 + np.flatnonzero(np.diff(digests[order]))
+    groups = np.split(order, starts)
+    return sorted(
+        (group for group in groups if len(group) > 1 and digests[group[0]]),
+        key=lambda group: int(group[0]),
+    )
 
 
 def _shown(source: Source) -> Iterator[np.ndarray]:
     """Yield for each class the items of its sheet, evenly over the class, fewer of many classes."""
-    num = min(SHEET[0] * SHEET[1], max(SHEET[1], MOST_SHOWN // len(source.class_names)))
+    num = min(_SHEET[0] * _SHEET[1], max(_SHEET[1], _MOST_SHOWN // len(source.class_names)))
     for label in range(len(source.class_names)):
         items = np.flatnonzero(source.labels == label)
         places = np.linspace(0, len(items) - 1, min(num, len(items)))
         yield items[places.astype(int)]
 
 
-def report(source: Source, found: Found) -> dict[str, Any]:
+def report(source: Source, survey: Survey) -> dict[str, Any]:
     """Return what was found as JSON values.
 
     Returns:
@@ -90,38 +74,35 @@ def report(source: Source, found: Found) -> dict[str, Any]:
       sizes: number by 'WIDTHxHEIGHT', the commonest first.
       duplicates: names of the items that are stored the same, split by split.
     """
-    splits = [split or WHOLE for split in source.splits]
+    splits = [split or _WHOLE for split in source.splits]
     names = {split: 0 for split in dict.fromkeys(splits)}
     readable = {name: dict(names) for name in source.class_names}
     unreadable = {name: dict(names) for name in source.class_names}
     for item, (label, split) in enumerate(zip(source.labels, splits, strict=True)):
-        counts = unreadable if item in found.reasons else readable
+        counts = unreadable if item in survey.reasons else readable
         counts[source.class_names[label]][split] += 1
     return {
         "origin": source.name,
         "images": readable,
         "unreadable": unreadable,
         "unreadable_files": {
-            source.item_names[item]: reason for item, reason in sorted(found.reasons.items())
+            source.item_names[item]: reason for item, reason in survey.reasons.items()
         },
-        "set_aside": {
-            **{name: "outside every class folder" for name in source.outside},
-            **dict(source.set_aside),
-        },
-        "modes": dict(found.inventory.modes.most_common()),
-        "sizes": dict(found.inventory.sizes.most_common()),
+        "set_aside": source.left_out(),
+        "modes": dict(survey.inventory.modes.most_common()),
+        "sizes": dict(survey.inventory.sizes.most_common()),
         "duplicates": [
-            [source.item_names[item] for item in group] for group in duplicates(found.digests)
+            [source.item_names[item] for item in group] for group in duplicates(survey.digests)
         ],
     }
 
 
-def write_sheets(source: Source, found: Found, folder: Path) -> list[Path]:
+def write_sheets(source: Source, thumbnails: Thumbnails, folder: Path) -> list[Path]:
     """Write a PNG for each class that has a readable image, and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, items in zip(source.class_names, _shown(source), strict=True):
-        pictures = [found.thumbnails[item] for item in items if item in found.thumbnails]
+        pictures = [thumbnails[item] for item in items if item in thumbnails]
         if pictures:
             safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
             path = folder / f"{len(paths):04}_{safe[:80]}.png"
@@ -132,12 +113,12 @@ def write_sheets(source: Source, found: Found, folder: Path) -> list[Path]:
 
 
 def _sheet(pictures: list[np.ndarray]) -> Image.Image:
-    columns = min(SHEET[1], len(pictures))
+    columns = min(_SHEET[1], len(pictures))
     rows = -(-len(pictures) // columns)
-    sheet = np.full((rows * columns, THUMBNAIL, THUMBNAIL, 3), 255, np.uint8)
+    sheet = np.full((rows * columns, _THUMBNAIL, _THUMBNAIL, 3), 255, np.uint8)
     sheet[: len(pictures)] = pictures
-    grid = sheet.reshape(rows, columns, THUMBNAIL, THUMBNAIL, 3).swapaxes(1, 2)
-    return Image.fromarray(grid.reshape(rows * THUMBNAIL, columns * THUMBNAIL, 3))
+    grid = sheet.reshape(rows, columns, _THUMBNAIL, _THUMBNAIL, 3).swapaxes(1, 2)
+    return Image.fromarray(grid.reshape(rows * _THUMBNAIL, columns * _THUMBNAIL, 3))
 
 
 def text(about: dict[str, Any], *, num_shown: int = 10) -> str:
@@ -148,12 +129,12 @@ def text(about: dict[str, Any], *, num_shown: int = 10) -> str:
         bad = sum(about["unreadable"][name].values())
         row = f"{name:24}" + "".join(f"{counts[split]:12,}" for split in splits)
         lines.append(row + (f"   {bad:,} unreadable" if bad else ""))
-    lines += Inventory(Counter(about["sizes"]), Counter(about["modes"])).told(num_shown)
+    lines += Inventory(Counter(about["sizes"]), Counter(about["modes"])).summary(num_shown)
     groups = [" = ".join(group) for group in about["duplicates"]]
     lines += _some("the same image", groups, num_shown)
     for key, title in (("unreadable_files", "unreadable"), ("set_aside", "not used")):
-        told = [f"{name}: {reason}" for name, reason in about[key].items()]
-        lines += _some(title, told, num_shown)
+        entries = [f"{name}: {reason}" for name, reason in about[key].items()]
+        lines += _some(title, entries, num_shown)
     return "\n".join(lines)
 
 

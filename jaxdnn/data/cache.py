@@ -1,0 +1,198 @@
+"""What is known about images, kept beside them or in the user's cache folder.
+
+PATH.u8 holds decoded images, one row of bytes for each, so that only the first epoch has to decode;
+PATH.filled one byte for each that says whether the row is there. Rows are read and written with
+pread and pwrite: mapped pages would count as resident memory, and a full disk would end the process
+with a signal.
+"""
+
+import contextlib
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+DECODING = "1"
+"""Changes whenever `decode` gives other values for the same bytes."""
+
+_FREE_SHARE = 0.5  # Of the free disk, what a cache may take.
+_FLUSH_SECONDS = 30.0
+
+
+def cache_dir(home: Path | str | None) -> Path | None:
+    """Return a folder for what is known about the images of a source; None where there is none.
+
+    It is `.jaxdnn` in a folder of images, `.NAME.jaxdnn` beside a zip; where that cannot be
+    written, or is not on this machine, a folder in $XDG_CACHE_HOME or ~/.cache.
+
+    Args:
+      home: the folder or file that holds the images, or its address; None where none does.
+    """
+    if home is None:
+        return None
+    own = []
+    if isinstance(home, Path):
+        home = home.absolute()
+        own = [home / ".jaxdnn" if home.is_dir() else home.with_name(f".{home.name}.jaxdnn")]
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    name = hashlib.sha256(os.fsencode(home)).hexdigest()[:16]
+    return next(filter(_can_write, (*own, caches / "jaxdnn" / name)), None)
+
+
+def _can_write(folder: Path) -> bool:
+    probe = folder / f".writable-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def concurrent_write(path: Path) -> Iterator[Path]:
+    """Give a path to write to, then move it: several processes may find out the same at once.
+
+    Raises:
+      OSError: as on a full disk; nothing is left of the draft.
+    """
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def key_of(*parts: object) -> str:
+    """Return a short hash of all that something depends on: arrays, or values with a `repr`."""
+    total = hashlib.sha256()
+    for part in parts:
+        text = part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode()
+        total.update(hashlib.sha256(text).digest())
+    return total.hexdigest()[:16]
+
+
+class PixelCache:
+    """Rows of one size by the index of their image; thread-safe.
+
+    Only the first `capacity` images have a place, as many as fit into the bytes allowed.
+    """
+
+    def __init__(self, path: Path, *, num_images: int, row_bytes: int, max_bytes: float):
+        """Open or make the files.
+
+        Args:
+          path: without ending; its name tells what the rows hold, or rows of others are read.
+          num_images: places in all, whether or not they fit.
+          row_bytes: size of one decoded image.
+          max_bytes: most that the rows may take on disk; half of what is free at most.
+
+        Raises:
+          OSError: the files cannot be made.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._flags_path = path.with_suffix(".filled")
+        self._file = os.open(path.with_suffix(".u8"), os.O_RDWR | os.O_CREAT, 0o644)
+        room = os.fstat(self._file).st_blocks * 512 + _FREE_SHARE * _free_bytes(path.parent)
+        self.capacity = min(num_images, int(min(max_bytes, room) // row_bytes))
+        self._row_bytes = row_bytes
+        self._filled = np.zeros(num_images, np.uint8)
+        self._filled[: self.capacity] = self._stored_flags(num_images)[: self.capacity]
+        self._lock = threading.Lock()
+        self._writable, self._unsaved, self._flushed_at = True, False, time.monotonic()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            os.close(self._file)
+
+    def holds(self, index: int) -> bool:
+        """Whether an image need not be decoded."""
+        return bool(self._filled[index])
+
+    def read(self, index: int, row: UInt8[np.ndarray, "height width channel"]) -> bool:
+        """Copy an image into `row`, contiguous; False where it is not there."""
+        if not self._filled[index]:
+            return False
+        got = os.preadv(self._file, [row.data], index * self._row_bytes)
+        return got == self._row_bytes
+
+    def write(self, index: int, row: UInt8[np.ndarray, "height width channel"]) -> None:
+        """Keep an image if it has a place; a full disk ends the writing and nothing else.
+
+        Now and then all that has been written is flushed: a cache may take hours to fill.
+        """
+        if index >= self.capacity or self._filled[index] or not self._writable:
+            return
+        try:
+            data = np.ascontiguousarray(row).data
+            written = os.pwrite(self._file, data, index * self._row_bytes)
+        except OSError:
+            self._writable = False
+            return
+        if written == self._row_bytes:
+            self._filled[index] = 1
+            self._unsaved = True
+        if time.monotonic() - self._flushed_at > _FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Keep what has been written: a row counts only once its bytes are on the disk."""
+        with self._lock:
+            if not self._unsaved:
+                return
+            self._unsaved, self._flushed_at = False, time.monotonic()
+            flags = self._filled.copy()
+            try:
+                os.fsync(self._file)
+                flags |= self._stored_flags(len(flags))
+                with concurrent_write(self._flags_path) as draft:
+                    draft.write_bytes(flags.tobytes())
+            except OSError:
+                self._writable = False
+
+    def _stored_flags(self, num_images: int) -> np.ndarray:
+        try:
+            flags = np.fromfile(self._flags_path, np.uint8)
+        except OSError:
+            return np.zeros(num_images, np.uint8)
+        return flags if len(flags) == num_images else np.zeros(num_images, np.uint8)
+
+
+def _free_bytes(folder: Path) -> int:
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize
+
+
+def open_pixel_cache(
+    folder: Path | None, key: str, *, num_images: int, row_bytes: int, max_bytes: float
+) -> PixelCache | None:
+    """Open the cache of a key in a folder, making room for it; None where there can be none.
+
+    See `PixelCache`; `max_bytes` is the most that all caches of the folder may take.
+    """
+    if folder is None or max_bytes <= 0:
+        return None
+    path = folder / f"pixels-{key}"
+    try:
+        _remove_others(folder, path, max_bytes - num_images * row_bytes)
+        return PixelCache(path, num_images=num_images, row_bytes=row_bytes, max_bytes=max_bytes)
+    except OSError:  # Slower without, but not wrong.
+        return None
+
+
+def _remove_others(folder: Path, path: Path, max_bytes: float) -> None:
+    """Remove the longest unused pixel caches until they and the one to come fit in `max_bytes`."""
+    others = [other for other in folder.glob("pixels-*.u8") if other.stem != path.stem]
+    others.sort(key=lambda other: other.stat().st_mtime)
+    sizes = {other: other.stat().st_blocks * 512 for other in others}
+    while others and sum(sizes[other] for other in others) > max_bytes:
+        oldest = others.pop(0)
+        for file in (oldest.with_suffix(".filled"), oldest):
+            file.unlink(missing_ok=True)

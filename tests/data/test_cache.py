@@ -1,0 +1,31 @@
+"""Rows on disk: only what is surely there counts."""
+
+from pathlib import Path
+
+import chex
+import numpy as np
+
+from jaxdnn.data import PixelCache, cache
+
+ROW = np.arange(4, dtype=np.uint8).reshape(2, 2, 1)
+
+
+def opened(folder: Path) -> PixelCache:
+    return PixelCache(folder / "pixels", num_images=3, row_bytes=4, max_bytes=12)
+
+
+def test_rows_that_never_reached_the_disk_are_not_taken_for_images(tmp_path):
+    killed = opened(tmp_path)
+    killed.write(0, ROW)  # A process that ends here has not said that the row is there.
+    assert not opened(tmp_path).read(0, np.empty_like(ROW))
+    killed.flush()
+    found = np.empty_like(ROW)
+    assert opened(tmp_path).read(0, found)
+    chex.assert_trees_all_equal(found, ROW)
+    assert not opened(tmp_path).read(1, found)
+
+
+def test_rows_reach_the_disk_now_and_then(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "_FLUSH_SECONDS", -1.0)
+    opened(tmp_path).write(2, ROW)
+    assert opened(tmp_path).holds(2)
