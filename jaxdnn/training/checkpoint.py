@@ -1,4 +1,4 @@
-"""Checkpoints: the latest, to resume from, and the best, to report, each under its own rule.
+"""[checkpoint] Checkpoints: the latest, to resume from, and the best, to report, each under its own rule.
 
 A checkpoint is flat, `path -> array`, with paths such as `params/layers/0/linear/kernel`, so that
 it can be read without the program that wrote it. One more entry is the fingerprint of all others:
@@ -6,28 +6,175 @@ what the disk has changed since, by a single bit, is not taken for what was save
 
 At any moment at most one latest and one best are being written, and two of each are kept: whenever
 the machine stops, a latest and the best that it knows of are whole.
-"""
+
+
+[flat] Trees of arrays as `path -> array`, and what is done to all of their arrays at once.
+
+[fingerprint] A fingerprint of arrays that says whether they are still what was saved.
+
+    sum over i of s_i   and   sum over i of (2 i + 1) s_i   modulo 2^32,
+    s_i = scramble(bits_i xor c i)
+
+To scramble is one-to-one, and an odd number has an inverse, so that whatever happens to a single
+number changes both sums for certain; several changes cancel by chance once in 2^64. Sums of whole
+numbers do not depend on their order: the devices compute them, each of its part, however an array
+is cut.
+
+
+[disk_errors] What goes wrong with checkpoints on a disk, in one line instead of many."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
+import sys
 import threading
 import traceback
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array, lax
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from jaxdnn.errors import InputError
 from jaxdnn.processes import any_process
-from jaxdnn.training.disk_errors import abandoned_readers_silent, explained, first_line
-from jaxdnn.training.fingerprint import fingerprint
-from jaxdnn.training.flat import Flat, flatten, tree_copy, unflatten
+
+Flat = dict[str, Array]
+
+
+def flatten(tree: Any) -> Flat:
+    """Return `path -> leaf`, with paths joined by `/`."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def unflatten(flat: Flat, like: Any) -> Any:
+    """Return a tree of the structure of `like` with the leaves of `flat`."""
+    return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in flatten(like)])
+
+
+tree_copy: Callable[[Any], Any] = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+"""Copies a tree of arrays, all in one program."""
+
+all_finite: Callable[[Any], Array] = jax.jit(
+    lambda tree: jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+)
+
+
+def fingerprint(flat: Mapping[str, Array]) -> Array:
+    """Return (array, 3) uint32: of each array in the order of names its two sums and its kind."""
+    arrays = [flat[name] for name in sorted(flat)]
+    kinds = [f"{name} {flat[name].dtype} {tuple(flat[name].shape)}" for name in sorted(flat)]
+    codes = np.array([zlib.crc32(kind.encode()) for kind in kinds], np.uint32)
+    return _sums(arrays, codes)
+
+
+@jax.jit
+def _sums(arrays: list[Array], codes: Array) -> Array:
+    sums = jnp.stack([_sums_of(array) for array in arrays])
+    return jnp.concatenate([sums, codes[:, None]], axis=1)
+
+
+def _sums_of(array: Array) -> Array:
+    places = _places(array.shape)
+    scrambled = _scramble(_bits(array) ^ (places * jnp.uint32(0x9E3779B1)))
+    weighed = scrambled * (2 * places + 1)
+    return jnp.stack([jnp.sum(each, dtype=jnp.uint32) for each in (scrambled, weighed)])
+
+
+def _bits(array: Array) -> Array:
+    """Return the bits of every number, as uint32."""
+    if array.dtype == bool or array.dtype.itemsize < 4:
+        narrow = array.astype(jnp.uint8) if array.dtype == bool else array
+        kind = jnp.dtype(f"uint{8 * narrow.dtype.itemsize}")
+        return lax.bitcast_convert_type(narrow, kind).astype(jnp.uint32)
+    return lax.bitcast_convert_type(array, jnp.uint32)
+
+
+def _places(shape: tuple[int, ...]) -> Array:
+    """Return the place of every number; without a reshape, which would move parts of arrays."""
+    places, stride = jnp.zeros(shape, jnp.uint32), 1
+    for axis in reversed(range(len(shape))):
+        places += lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= shape[axis]
+    return places
+
+
+def _scramble(x: Array) -> Array:
+    """Mix the bits of each number (the finalizer of Appleby's MurmurHash3)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+_KNOWN = (
+    "No space left on device",
+    "File too large",
+    "Read-only file system",
+    "Permission denied",
+    "Disk quota exceeded",
+    "Input/output error",
+)
+
+
+@contextlib.contextmanager
+def explained(kind: str, step: int, steps: Callable[[], list[int]]) -> Iterator[None]:
+    """Turn what goes wrong in a save into one line.
+
+    Args:
+      kind: of the checkpoint that is being written.
+      step: likewise.
+      steps: gives those of the latest checkpoints, the newest first.
+
+    Raises:
+      InputError: instead of any exception.
+    """
+    try:
+        yield
+    except Exception as error:
+        kept = [other for other in steps() if other != step]
+        raise InputError(
+            f"the {kind} checkpoint of step {step} cannot be written ({_reason(error)}); "
+            f"{f'that of step {kept[0]}' if kept else 'nothing'} is kept: "
+            "make room on the disk, or mend its permissions, and go on with --resume"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what the system said, from among what TensorStore and Orbax said about it."""
+    if isinstance(error, TimeoutError):  # Orbax waits by the wall clock.
+        return "it took too long, or the clock jumped"
+    said = next((known for known in _KNOWN if known in str(error)), "")
+    return said or first_line(error)
+
+
+def first_line(error: Exception) -> str:
+    """Return the type and the beginning of what an exception says."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+
+
+@contextlib.contextmanager
+def abandoned_readers_silent() -> Iterator[None]:
+    """Drop what Orbax's readers complain of when they are collected unfinished.
+
+    One damaged file ends the loading; the readers of the others then write tracebacks to stderr.
+    """
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    finally:
+        gc.collect()
+        sys.unraisablehook = hook
+
 
 # Orbax reports every save at the level of a warning, and what `wait` explains at that of an error.
 logging.getLogger("absl").setLevel(logging.CRITICAL)

@@ -1,11 +1,15 @@
-"""The training loop."""
+"""[fit] The training loop.
+
+[../clock] How long this process has been running, its own start and the import of JAX included."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,17 +17,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdnn.clock import seconds_since_start
 from jaxdnn.errors import InputError, Interrupted
 from jaxdnn.models import BatchStats, Params
 from jaxdnn.processes import any_process, broadcast_from_first, put
-from jaxdnn.training.checkpoint import Checkpoints
+from jaxdnn.training.checkpoint import Checkpoints, all_finite, tree_copy
 from jaxdnn.training.early_stopping import EarlyStopping
-from jaxdnn.training.flat import all_finite, tree_copy
-from jaxdnn.training.program import Program
 from jaxdnn.training.recorder import Recorder
+from jaxdnn.training.setup import Program
 from jaxdnn.training.step import TrainState
 from jaxdnn.training.watch import Watch
+
+_IMPORTED = time.monotonic()
+
+
+def seconds_since_start() -> float:
+    """Return the seconds since the process began; where the system does not say, since import."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        began = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # After boot; man 5 proc, field 22.
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - began
+    except (OSError, AttributeError, ValueError, IndexError):
+        return time.monotonic() - _IMPORTED
+
 
 SECONDS_PER_CALL = 0.5
 

@@ -17,7 +17,7 @@ from jaxdnn.losses import probabilities
 from jaxdnn.run_folder import RunFolder
 from jaxdnn.training.checkpoint import Checkpoints
 from jaxdnn.training.evaluate import make_predict
-from jaxdnn.training.network import make_model
+from jaxdnn.training.setup import make_model
 
 
 @dataclasses.dataclass(frozen=True)

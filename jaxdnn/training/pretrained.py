@@ -23,8 +23,7 @@ from safetensors.numpy import load_file
 
 from jaxdnn.errors import InputError
 from jaxdnn.run_folder import open_existing
-from jaxdnn.training.checkpoint import read_best
-from jaxdnn.training.flat import flatten
+from jaxdnn.training.checkpoint import flatten, read_best
 
 Weights = Mapping[str, np.ndarray]
 T = TypeVar("T")

@@ -1,22 +1,316 @@
-"""Watching a run: looks between its calls, warnings, and the layer at which it broke.
+"""[watch] Watching a run: looks between its calls, warnings, and the layer at which it broke.
 
 The program that trains is the one of a run that nobody watches, called for fewer steps at a time:
 the trained parameters are the same to the bit.
+
+
+[look] A look into every layer of a network in training: what one batch does on its way there and back.
+
+    delta = dL/dz,   z the pre-activation of a layer, L the mean loss without penalties
+
+delta is the gradient with respect to a probe of zeros (`models.py`). Nothing here is clipped, and
+nothing is changed: a look is a program of its own, beside that of the steps.
+
+
+[gradient_problems] What is wrong with the gradients of a network, and why, from one look at it.
+
+On its way from the last hidden layer to the first, the length of delta is multiplied in each layer
+by its slope, by the gain of the kernel above, and by the rest (norm, pooling, dropout, branches):
+
+    |delta_l| / |delta_(l+1)| = rms(phi'(z_l)) * rms(W_(l+1)) sqrt(fan_in) * rest
+
+Only ratios and logarithms count: the scale of the loss and the width of a layer do not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
+from jaxtyping import Float
 
-from jaxdnn.training.flat import flatten
-from jaxdnn.training.gradient_problems import find_problems
-from jaxdnn.training.look import Layer, Look
+from jaxdnn.activations import Activation
+from jaxdnn.models import BatchStats, Model, Params
+from jaxdnn.propagation import HEALTHY_LOG10, SATURATED, rms
+from jaxdnn.training.checkpoint import Flat, flatten
 from jaxdnn.training.recorder import Recorder
-from jaxdnn.training.step import Indices, TrainState
+from jaxdnn.training.step import Indices, Loss, TrainState
+
+
+class Look(NamedTuple):
+    """Statistics of every layer in one batch, on the host; the output comes last.
+
+    Attributes:
+      delta_rms: root mean square of dL/dz.
+      pre_activation_rms: of z.
+      dead_fraction: share of features with phi' = 0 for every example and place; 0 in the output.
+      saturated_fraction: share of all z with |phi'| < 1 % of its maximum; 0 in the output.
+      kernel_grad_rms: of dL/dW.
+      kernel_rms: of W.
+      slope_rms: of phi'; 1 in the output.
+    """
+
+    delta_rms: Float[np.ndarray, " layer"]
+    pre_activation_rms: Float[np.ndarray, " layer"]
+    dead_fraction: Float[np.ndarray, " layer"]
+    saturated_fraction: Float[np.ndarray, " layer"]
+    kernel_grad_rms: Float[np.ndarray, " layer"]
+    kernel_rms: Float[np.ndarray, " layer"]
+    slope_rms: Float[np.ndarray, " layer"]
+
+
+class Seen(NamedTuple):
+    """What a look takes of the state of training: the fewer arrays, the sooner it starts.
+
+    Attributes:
+      step: steps taken.
+      diverged: whether the last of them was the run's last.
+      params: of the network.
+      batch_stats: of its batch norms.
+    """
+
+    step: Array
+    diverged: Array
+    params: Params
+    batch_stats: BatchStats
+
+
+class Layer(NamedTuple):
+    """What is fixed of a layer.
+
+    Attributes:
+      path: such as `layers/0`.
+      shape: of its pre-activation, without the batch.
+      fan_in: inputs of each unit.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    fan_in: int
+
+
+def layers_of(model: Model, image_shape: tuple[int, ...]) -> list[Layer]:
+    """Return the layers in the order of the network.
+
+    Args:
+      model: a network.
+      image_shape: (height, width, channel).
+    """
+    params, batch_stats = jax.eval_shape(model.init, jax.random.key(0))
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(*args: Any) -> None:
+        # Here, because JAX sorts the dicts that its functions return.
+        shapes.update({path: z.shape[1:] for path, z in model.apply(*args).pre_activations.items()})
+
+    jax.eval_shape(note, params, batch_stats, image)
+    flat = flatten(params)
+    return [
+        Layer(path, shape, kernel_of(flat, path).size // shape[-1])
+        for path, shape in shapes.items()
+    ]
+
+
+def kernel_of(flat: Flat, path: str) -> Array:
+    """Return the kernel of a layer from flat parameters, or from their gradients."""
+    name = f"{path}/linear/kernel"
+    return flat[name if name in flat else f"{path}/kernel"]
+
+
+def make_look(
+    loss_of: Loss, layers: list[Layer], activation: Activation, *, dtype: Any = jnp.float32
+) -> Callable[[Seen, Array, Array, Array], Array]:
+    """Return `(seen, key, float32 images, labels) -> (statistic, layer)`, the rows of a `Look`.
+
+    One array, for every array that leaves the device takes its time.
+
+    Args:
+      loss_of: of a batch; the key is its own.
+      layers: of the network, the output last.
+      activation: of all layers but the output.
+      dtype: what the network calculates in.
+    """
+    paths = [layer.path for layer in layers]
+    output = paths[-1]
+
+    def look(seen: Seen, key: Array, images: Array, labels: Array) -> Array:
+        zeros = {layer.path: jnp.zeros((len(labels), *layer.shape), dtype) for layer in layers}
+
+        def loss(params: Params, probes: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+            value, found = loss_of(params, seen.batch_stats, key, images, labels, probes)
+            return value, found.pre_activations
+
+        (grads, deltas), zs = jax.grad(loss, (0, 1), has_aux=True)(seen.params, zeros)
+        zs, deltas = jax.tree.map(lambda x: x.astype(jnp.float32), (zs, deltas))
+        params, grads = flatten(seen.params), flatten(grads)
+        columns = [
+            _reduce(
+                zs[path],
+                None if path == output else _slope(activation, params, path, zs[path]),
+                deltas[path],
+                kernel_of(grads, path),
+                kernel_of(params, path),
+                activation,
+            )
+            for path in paths
+        ]
+        rows = [[column[name] for column in columns] for name in Look._fields]
+        return jnp.stack([jnp.stack(row) for row in rows])
+
+    return look
+
+
+def _slope(activation: Activation, params: Flat, path: str, z: Array) -> Array:
+    """Return phi'(z); a trained slope is that of the parameters, a random one its mean."""
+    trained = params.get(f"{path}/slope")
+    return jax.jvp(lambda z: activation(z, trained), (z,), (jnp.ones_like(z),))[1]
+
+
+def _reduce(
+    z: Array,
+    slope: Array | None,
+    delta: Array,
+    kernel_grad: Array,
+    kernel: Array,
+    activation: Activation,
+) -> dict[str, Array]:
+    """Reduce one layer to scalars, by the names of a `Look`."""
+    dead = saturated = jnp.zeros(())
+    slope_rms = jnp.ones(())
+    if slope is not None:
+        steepest = max(map(abs, activation.derivative_range))
+        dead = jnp.mean(jnp.all(slope == 0, axis=range(z.ndim - 1)).astype(jnp.float32))
+        saturated = jnp.mean((jnp.abs(slope) < SATURATED * steepest).astype(jnp.float32))
+        slope_rms = _rms(slope)
+    return {
+        "delta_rms": _rms(delta),
+        "pre_activation_rms": _rms(z),
+        "dead_fraction": dead,
+        "saturated_fraction": saturated,
+        "kernel_grad_rms": _rms(kernel_grad),
+        "kernel_rms": _rms(kernel),
+        "slope_rms": slope_rms,
+    }
+
+
+def _rms(x: Array) -> Array:
+    """Return `rms(x)` in one pass over x, where its squares fit float32."""
+    plain = jnp.sqrt(jnp.vdot(x, x) / x.size)
+    return lax.cond((plain > 1e-15) & (plain < 1e15), lambda x: plain, rms, x)
+
+
+# More dead features than this, or more saturated units, and a layer passes little.
+DEAD_FRACTION = 0.9
+SATURATED_FRACTION = 0.5
+_SMALLEST = float(np.finfo(np.float32).tiny)
+HE_GAIN = math.sqrt(2)
+
+
+def find_problems(layers: list[Layer], look: Look, *, bounded: bool) -> dict[str, str]:
+    """Return `kind of problem -> one line with the layer and the cause`.
+
+    Args:
+      layers: of the network, the output last.
+      look: with numbers that are finite; others are no problem of depth.
+      bounded: whether the activation has bounds on both sides, so that it can saturate.
+    """
+    checks: Mapping[str, Callable[[], str | None]] = {
+        "dead": lambda: _dead(layers, look),
+        "saturated": lambda: _saturated(layers, look) if bounded else None,
+        "depth": lambda: _depth(layers, look),
+    }
+    found = {kind: find() for kind, find in checks.items()}
+    return {kind: text for kind, text in found.items() if text is not None}
+
+
+def _dead(layers: list[Layer], look: Look) -> str | None:
+    path, share, more = _worst(layers, np.asarray(look.dead_fraction))
+    if share < DEAD_FRACTION:
+        return None
+    return (
+        f"{path} is dead{more(DEAD_FRACTION)}: {share:.0%} of its features have slope 0 for every "
+        "image of the batch, so that no gradient moves them; lower --learning-rate, or use "
+        "--activation leaky_relu"
+    )
+
+
+def _saturated(layers: list[Layer], look: Look) -> str | None:
+    path, share, more = _worst(layers, np.asarray(look.saturated_fraction))
+    if share < SATURATED_FRACTION:
+        return None
+    index = int(np.argmax(look.saturated_fraction))
+    return (
+        f"{path} is saturated{more(SATURATED_FRACTION)}: the slope of {share:.0%} of its units is "
+        "under 1 % of the steepest, because its pre-activations have an RMS of "
+        f"{look.pre_activation_rms[index]:.2g}; use --norm batch, or lower --gain"
+    )
+
+
+def _worst(layers: list[Layer], shares: np.ndarray) -> tuple[str, float, Callable[[float], str]]:
+    """Return the layer of the greatest share, the share, and a word about others above a limit."""
+    index = int(np.argmax(shares))
+
+    def more(limit: float) -> str:
+        others = int(np.sum(shares >= limit)) - 1
+        return f" (and {others} more)" if others else ""
+
+    return layers[index].path, float(shares[index]), more
+
+
+def _depth(layers: list[Layer], look: Look) -> str | None:
+    """Tell whether delta vanishes or explodes between the last hidden layer and the first."""
+    hidden = layers[:-1]
+    if not hidden or not np.isfinite(look.delta_rms).all():
+        return None
+    lengths = _log(look.delta_rms) + _log([math.sqrt(math.prod(layer.shape)) for layer in layers])
+    if look.delta_rms[-1] > 0 and look.delta_rms[-2] == 0:
+        return f"delta is zero below {layers[-1].path}: {_zero_cause(layers, look)}"
+    total = lengths[0] - lengths[-2]
+    if abs(total) <= HEALTHY_LOG10:
+        return None
+    word = "vanishes" if total < 0 else "explodes"
+    return (
+        f"delta {word}: its length in {layers[0].path} is {10**total:.2g} times that in "
+        f"{hidden[-1].path}; {_cause(layers, look, lengths)}"
+    )
+
+
+def _zero_cause(layers: list[Layer], look: Look) -> str:
+    if look.kernel_rms[-1] == 0:
+        return f"the kernel of {layers[-1].path} is zero; use another --initializer"
+    return f"{layers[-2].path} has slope 0 everywhere; use another --activation or --initializer"
+
+
+def _cause(layers: list[Layer], look: Look, lengths: np.ndarray) -> str:
+    """Name the term that accounts for most of what delta loses or gains, and where it is worst."""
+    factors = np.diff(lengths[:-1][::-1])[::-1]
+    slopes = _log(look.slope_rms[:-2])
+    gains = _log(look.kernel_rms[1:-1]) + _log([math.sqrt(layer.fan_in) for layer in layers[1:-1]])
+    sign = np.sign(factors.sum())
+    terms = {"slope": slopes, "gain": gains, "rest": factors - slopes - gains}
+    name, logs = max(terms.items(), key=lambda item: sign * item[1].sum())
+    worst = int(np.argmax(sign * logs))
+    typical, extreme = 10 ** float(np.median(logs)), 10 ** float(logs[worst])
+    below, above = layers[worst].path, layers[worst + 1].path
+    return {
+        "slope": f"the activation's slope is the cause, typically {typical:.2g} (RMS) and "
+        f"{extreme:.2g} in {below}; use --activation relu or --norm batch",
+        "gain": f"the kernels are the cause, of gain {typical:.2g} typically and {extreme:.2g} in "
+        f"{above}, where He initialization has {HE_GAIN:.2f}; use --initializer he_normal",
+        "rest": f"norm, pooling, dropout or branches are the cause, by {typical:.2g} a layer and "
+        f"{extreme:.2g} between {above} and {below}; change --norm or lower --dropout",
+    }[name]
+
+
+def _log(values: object) -> np.ndarray:
+    """Log10 with a floor: zeros count as the smallest float32."""
+    return np.log10(np.maximum(np.asarray(values, np.float64), _SMALLEST))
 
 
 class Pending(NamedTuple):

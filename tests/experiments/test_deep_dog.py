@@ -8,8 +8,7 @@ import pytest
 
 from jaxdnn.recipes import RECIPES
 from jaxdnn.run_folder import RunFolder, read_metrics
-from jaxdnn.training.checkpoint import Checkpoints
-from jaxdnn.training.flat import all_finite
+from jaxdnn.training.checkpoint import Checkpoints, all_finite
 
 from .conftest import QUICK
 

@@ -9,8 +9,7 @@ import pytest
 from jaxdnn.errors import InputError
 from jaxdnn.layers import BlockOptions
 from jaxdnn.models import make_mlp
-from jaxdnn.training.checkpoint import Checkpoints, read_best
-from jaxdnn.training.flat import all_finite, flatten, unflatten
+from jaxdnn.training.checkpoint import Checkpoints, all_finite, flatten, read_best, unflatten
 from jaxdnn.training.step import make_init
 
 KEY = jax.random.key(0)

@@ -13,8 +13,7 @@ from jaxdnn.layers import BlockOptions
 from jaxdnn.models import make_mlp
 from jaxdnn.options import ModelOptions, TrainOptions
 from jaxdnn.training.evaluate import make_estimate_batch_stats, make_predict, pool
-from jaxdnn.training.program import make_program
-from jaxdnn.training.setup import init_state, make_setup
+from jaxdnn.training.setup import init_state, make_program, make_setup
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (24, 2, 3, 1), np.uint8)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxdnn.training.fingerprint import fingerprint
+from jaxdnn.training.checkpoint import fingerprint
 from jaxdnn.training.sharding import make_layout
 
 RNG = np.random.default_rng(0)

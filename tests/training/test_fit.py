@@ -17,9 +17,8 @@ from jaxdnn.training import fit as loop
 from jaxdnn.training.checkpoint import Checkpoints
 from jaxdnn.training.early_stopping import EarlyStopping
 from jaxdnn.training.fit import Diverged, Interrupted, Progress, fit
-from jaxdnn.training.program import Program, make_program
 from jaxdnn.training.recorder import Recorder
-from jaxdnn.training.setup import init_state, make_setup
+from jaxdnn.training.setup import Program, init_state, make_program, make_setup
 
 STEPS_PER_EPOCH, EPOCHS = 5, 4
 

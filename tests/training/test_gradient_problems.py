@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from jaxdnn.training.gradient_problems import find_problems
-from jaxdnn.training.look import Layer, Look
+from jaxdnn.training.watch import Layer, Look, find_problems
 
 DEPTH, WIDTH = 12, 64
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from jaxdnn.training.metrics import (
+from jaxdnn.training.evaluate import (
     accuracy,
     area_under_curve,
     auc,

@@ -11,7 +11,7 @@ from jaxdnn.models import make_mlp
 from jaxdnn.training.checkpoint import Checkpoints
 from jaxdnn.training.early_stopping import EarlyStopping
 from jaxdnn.training.fit import Progress
-from jaxdnn.training.resume import find_progress
+from jaxdnn.training.run import find_progress
 from jaxdnn.training.sharding import make_layout
 from jaxdnn.training.step import TrainState, make_init
 

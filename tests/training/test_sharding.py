@@ -20,8 +20,14 @@ from jaxdnn.options import (
     TrainOptions,
 )
 from jaxdnn.training.keys import seed_keys
-from jaxdnn.training.program import make_program
-from jaxdnn.training.setup import Setup, init_state, make_order_of, make_setup, make_step_of
+from jaxdnn.training.setup import (
+    Setup,
+    init_state,
+    make_order_of,
+    make_program,
+    make_setup,
+    make_step_of,
+)
 from jaxdnn.training.sharding import choose_devices
 from jaxdnn.training.step import make_indices, make_loop
 

@@ -8,8 +8,7 @@ import pytest
 
 from jaxdnn.layers import BlockOptions
 from jaxdnn.models import make_mlp
-from jaxdnn.training.skip import MAX_IN_A_ROW, is_good
-from jaxdnn.training.step import make_init, make_step
+from jaxdnn.training.step import MAX_IN_A_ROW, is_good, make_init, make_step
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)

@@ -8,8 +8,8 @@ import pytest
 
 from jaxdnn.layers import BlockOptions
 from jaxdnn.models import make_mlp
-from jaxdnn.training.skip import Skipped
 from jaxdnn.training.step import (
+    Skipped,
     Sums,
     TrainState,
     make_indices,

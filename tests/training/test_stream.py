@@ -17,11 +17,17 @@ from jaxdnn.data.stream import StreamedImages
 from jaxdnn.errors import InputError
 from jaxdnn.options import AugmentOptions, DataOptions, ModelOptions, OptimizerOptions, TrainOptions
 from jaxdnn.training import stream
+from jaxdnn.training.feed import chunks, make_rows, shard_of
 from jaxdnn.training.keys import seed_keys
-from jaxdnn.training.program import Program, make_program
-from jaxdnn.training.setup import Setup, init_state, make_order_of, make_setup
+from jaxdnn.training.setup import (
+    Program,
+    Setup,
+    init_state,
+    make_order_of,
+    make_program,
+    make_setup,
+)
 from jaxdnn.training.step import TrainState, make_indices, make_train
-from jaxdnn.training.stream import chunks, make_rows, shard_of
 
 from .test_fit import DATASET
 

@@ -17,7 +17,7 @@ jax.config.update("jax_platforms", "cpu")
 from jaxdnn.data.dataset import load
 from jaxdnn.data.pipeline import make_order
 from jaxdnn.training.keys import seed_keys
-from jaxdnn.training.stream import chunks, make_rows, shard_of
+from jaxdnn.training.feed import chunks, make_rows, shard_of
 
 folder, shard, num_shards, start = sys.argv[1], *map(int, sys.argv[2:])
 dataset = load(folder, data_dir=None, positive=(), image_size=None, channels=1,

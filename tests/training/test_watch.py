@@ -19,11 +19,9 @@ from jaxdnn.training.checkpoint import Checkpoints
 from jaxdnn.training.early_stopping import EarlyStopping
 from jaxdnn.training.fit import Diverged, Interrupted, Progress, fit
 from jaxdnn.training.keys import epoch_key, run_keys, seed_keys
-from jaxdnn.training.look import layers_of
-from jaxdnn.training.program import make_program
 from jaxdnn.training.recorder import Recorder, SilentRecorder
-from jaxdnn.training.setup import Setup, init_state, make_order_of, make_setup
-from jaxdnn.training.watch import Watch, describe_first_bad
+from jaxdnn.training.setup import Setup, init_state, make_order_of, make_program, make_setup
+from jaxdnn.training.watch import Watch, describe_first_bad, layers_of
 
 EVERY, STEPS_PER_EPOCH = 3, 5
 

@@ -1,4 +1,4 @@
-"""Training on images that are decoded while the last step runs.
+"""[stream] Training on images that are decoded while the last step runs.
 
 The order is that of training in memory, a function of the run's key and the step: batches are asked
 for by step, and nothing needs to be remembered between two runs.
