@@ -60,15 +60,17 @@ def write_line(text: str) -> None:
 class _Lines(tqdm):
     """A bar that writes lines, and never returns to the start of one."""
 
-    def __init__(self, *args: Any, **options: Any):
-        self._told, self._told_at = options["initial"], time.monotonic()
-        super().__init__(*args, bar_format=_LINE, **options)
+    def __init__(self, *, total: int, initial: int, delay: float, **options: Any):
+        self._least, self._said = LINE_FRACTION * total, initial
+        self._said_at = time.monotonic()
+        self._shown_from = self._said_at + delay
+        super().__init__(total=total, initial=initial, delay=delay, bar_format=_LINE, **options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        now, done = time.monotonic(), self.n - self._told
-        is_due = done >= LINE_FRACTION * self.total or now - self._told_at >= LINE_SECONDS
-        if done and (is_due or self.n == self.total) and self._time() >= self.start_t + self.delay:
-            self._told, self._told_at = self.n, now
+        now, done = time.monotonic(), self.n - self._said
+        is_due = done >= self._least or now - self._said_at >= LINE_SECONDS
+        if done and now >= self._shown_from and (is_due or self.n == self.total):
+            self._said, self._said_at = self.n, now
             self.fp.write(f"{self}\n")
 
     def clear(self, nolock: bool = False) -> None:

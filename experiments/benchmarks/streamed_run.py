@@ -17,7 +17,7 @@ import time
 from jaxdnn.config import Config
 from jaxdnn.data import Dataset, load
 from jaxdnn.recipes import LECTURE
-from jaxdnn.training import init_state, make_program, make_setup
+from jaxdnn.training import init_state, make_setup, make_trainer
 
 STEPS_PER_CALL = 5  # As many as `fit` takes in half a second.
 WARM_UP_STEPS = 10
@@ -45,7 +45,7 @@ def run(folder: str, kind: str, num_steps: int) -> dict[str, float]:
     """Take some steps, after a few that are not measured, over as many epochs as it takes."""
     started = time.monotonic()
     setup = make_setup(config_of(), load_photographs(folder, kind))
-    ready, program, state = time.monotonic() - started, make_program(setup), init_state(setup)
+    ready, program, state = time.monotonic() - started, make_trainer(setup), init_state(setup)
     while int(state.step) < WARM_UP_STEPS:
         state = program.train(state, STEPS_PER_CALL)
     first, waited = int(state.step), program.waited_seconds()

@@ -10,9 +10,9 @@ from jaxdnn.training.setup import (
     init_state,
     make_model,
     make_order_of,
-    make_program,
     make_setup,
     make_step_of,
+    make_trainer,
 )
 from jaxdnn.training.step import (
     Sums,
@@ -40,10 +40,10 @@ __all__ = [
     "make_loop",
     "make_model",
     "make_order_of",
-    "make_program",
     "make_setup",
     "make_step",
     "make_step_of",
+    "make_trainer",
     "run_keys",
     "seed_keys",
     "start_state",

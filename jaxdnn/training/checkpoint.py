@@ -1,4 +1,4 @@
-"""[checkpoint] Checkpoints: the latest, to resume from, and the best, to report, each under its own rule.
+"""Checkpoints: the latest, to resume from, and the best, to report, each under its own rule.
 
 A checkpoint is flat, `path -> array`, with paths such as `params/layers/0/linear/kernel`, so that
 it can be read without the program that wrote it. One more entry is the fingerprint of all others:
@@ -6,22 +6,7 @@ what the disk has changed since, by a single bit, is not taken for what was save
 
 At any moment at most one latest and one best are being written, and two of each are kept: whenever
 the machine stops, a latest and the best that it knows of are whole.
-
-
-[flat] Trees of arrays as `path -> array`, and what is done to all of their arrays at once.
-
-[fingerprint] A fingerprint of arrays that says whether they are still what was saved.
-
-    sum over i of s_i   and   sum over i of (2 i + 1) s_i   modulo 2^32,
-    s_i = scramble(bits_i xor c i)
-
-To scramble is one-to-one, and an odd number has an inverse, so that whatever happens to a single
-number changes both sums for certain; several changes cancel by chance once in 2^64. Sums of whole
-numbers do not depend on their order: the devices compute them, each of its part, however an array
-is cut.
-
-
-[disk_errors] What goes wrong with checkpoints on a disk, in one line instead of many."""
+"""
 
 from __future__ import annotations
 
@@ -45,6 +30,18 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxdnn.errors import InputError
 from jaxdnn.processes import any_process
+
+KINDS = ("latest", "best")
+FINGERPRINT = "fingerprint"
+_NUM_KEPT = 2
+_DISK_ERRORS = (
+    "No space left on device",
+    "File too large",
+    "Read-only file system",
+    "Permission denied",
+    "Disk quota exceeded",
+    "Input/output error",
+)
 
 Flat = dict[str, Array]
 
@@ -70,8 +67,267 @@ all_finite: Callable[[Any], Array] = jax.jit(
 )
 
 
+class Damaged(Exception):
+    """A checkpoint is missing, cannot be read, or is not what was saved."""
+
+
+class Mismatch(Damaged):
+    """A checkpoint is of another network."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, written in the background by all its processes. A context.
+
+    Args:
+      folder: holds `latest` and `best`.
+      about: kept beside every checkpoint, as JSON: what the run is.
+      tidy: remove what a killed run left half-written; only where no other can be writing.
+    """
+
+    def __init__(self, folder: Path, *, about: Mapping[str, Any] | None = None, tidy: bool = False):
+        # Orbax reports every save as a warning, and what `wait` explains as an error.
+        self._logger = logging.getLogger("absl")
+        self._level = self._logger.level
+        self._logger.setLevel(logging.CRITICAL)
+        self._about = dict(about or {})
+        self._checkpointers = {kind: _open(folder / kind, tidy) for kind in KINDS}
+        self._pending: list[Any] = []
+        self._excepthook, threading.excepthook = threading.excepthook, self._on_exception
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def save(self, kind: str, step: int, tree: Any) -> None:
+        """Start to save a tree of arrays as the `latest` or `best`.
+
+        Nothing happens where that step is saved already.
+
+        Raises:
+          InputError: the disk is full, or cannot be written; perhaps by what was begun before.
+        """
+        if any(pending == kind for pending, *_ in self._pending):
+            self.wait()
+        if self.step(kind) == step:
+            return
+        # A copy, because the training step reuses (donates) the state's memory.
+        copy = tree_copy(flatten(tree))
+        with self._explained(kind, step):
+            saving = self._checkpointers[kind].save_async(
+                step, copy | {FINGERPRINT: fingerprint(copy)}, custom_metadata=self._about
+            )
+            self._pending.append((kind, step, saving))
+
+    def steps(self, kind: str) -> list[int]:
+        """Return the steps of the `latest` or `best` checkpoints, the newest first."""
+        return sorted((saved.step for saved in self._checkpointers[kind].checkpoints), reverse=True)
+
+    def step(self, kind: str) -> int | None:
+        """Return the step of the newest `latest` or `best` checkpoint, None if there is none."""
+        return next(iter(self.steps(kind)), None)
+
+    def restore(self, kind: str, like: Any) -> Any:
+        """Return the newest as a tree of the structure, shapes and shardings of `like`.
+
+        Raises:
+          InputError: there is none, it cannot be read, or its shapes differ.
+        """
+        return unflatten(self.restore_flat(kind, flatten(like)), like)
+
+    def restore_flat(self, kind: str, like: Flat | None = None) -> Flat:
+        """Return the newest as `path -> array`, see `restore`; of any shapes without `like`."""
+        step = self.step(kind)
+        if step is None:
+            where = self._checkpointers[kind].directory
+            raise InputError(f"{where} holds no checkpoint; train anew")
+        try:
+            return self.read(kind, step, like)
+        except Mismatch as mismatch:
+            raise InputError(
+                f"{mismatch}; resume with the settings that the run was started with"
+            ) from mismatch
+        except Damaged as damage:
+            raise InputError(
+                f"the {kind} checkpoint at step {step} is damaged ({damage}); train anew"
+            ) from damage
+
+    def read(self, kind: str, step: int, like: Flat | None = None) -> Flat:
+        """Return a checkpoint as `path -> array`.
+
+        Raises:
+          Damaged: in the eyes of any process.
+        """
+        found, damage = {}, None
+        try:
+            found = self._read(kind, step, like)
+        except Damaged as error:
+            damage = error
+        if any_process(damage is not None)[0]:
+            raise damage or Damaged("another process cannot read it")
+        return found
+
+    def _read(self, kind: str, step: int, like: Flat | None) -> Flat:
+        if step not in self.steps(kind):
+            raise Damaged("it is missing")
+        with _abandoned_readers_silent():
+            loaded, damage = self._load(kind, step, like)
+        if damage:
+            raise Damaged(damage)
+        kept = loaded.pop(FINGERPRINT, None)
+        if kept is None or not np.array_equal(np.asarray(kept), np.asarray(fingerprint(loaded))):
+            raise Damaged("its content is not what was saved")
+        return loaded
+
+    def _load(self, kind: str, step: int, like: Flat | None) -> tuple[Any, str]:
+        """Return what was loaded, and why it could not be, in one line."""
+        checkpointer = self._checkpointers[kind]
+        try:
+            saved: Any = checkpointer.metadata(step).metadata
+            names = [name for name in saved if name != FINGERPRINT]
+            if like is not None:
+                _check_shapes(like, {name: saved[name] for name in names})
+            wanted: Any = {name: _abstract(saved[name], (like or {}).get(name)) for name in saved}
+            return checkpointer.load(step, wanted), ""
+        except Damaged:
+            raise
+        except Exception as error:  # TensorStore reports damage by many types, at great length.
+            return None, _first_line(error)
+
+    def about(self, kind: str, step: int) -> dict[str, Any]:
+        """Return what was said about the run when this checkpoint was saved."""
+        about: Any = self._checkpointers[kind].metadata(step).custom_metadata
+        return about or {}
+
+    def forget_after(self, kind: str, step: int) -> None:
+        """Remove the checkpoints after this step."""
+        for later in self.steps(kind):
+            if later > step:
+                self._checkpointers[kind].delete(later)
+
+    def wait(self) -> None:
+        """Wait for what is being written.
+
+        Raises:
+          InputError: it could not be.
+        """
+        pending, self._pending = self._pending, []
+        for kind, step, saving in pending:
+            with self._explained(kind, step):
+                saving.result()
+
+    def _on_exception(self, raised: threading.ExceptHookArgs) -> None:
+        """Keep Orbax's threads from printing tracebacks of what `wait` explains."""
+        frames = traceback.extract_tb(raised.exc_traceback)
+        if not any("orbax" in frame.filename for frame in frames):
+            self._excepthook(raised)
+
+    def close(self) -> None:
+        """Wait for what is being written, and end."""
+        try:
+            self.wait()
+        finally:
+            for checkpointer in self._checkpointers.values():
+                with contextlib.suppress(Exception):  # It raises again what `wait` has explained.
+                    checkpointer.close()
+            threading.excepthook = self._excepthook
+            self._logger.setLevel(self._level)
+
+    @contextlib.contextmanager
+    def _explained(self, kind: str, step: int) -> Iterator[None]:
+        """Turn whatever goes wrong in a save into an InputError of one line."""
+        try:
+            yield
+        except Exception as error:
+            kept = [other for other in self.steps("latest") if other != step]
+            raise InputError(
+                f"the {kind} checkpoint of step {step} cannot be written ({_reason(error)}); "
+                f"{f'that of step {kept[0]}' if kept else 'nothing'} is kept: "
+                "make room on the disk, or mend its permissions, and go on with --resume"
+            ) from error
+
+
+def read_best(folder: Path) -> dict[str, np.ndarray]:
+    """Return `path -> array` of the best checkpoint below a run's `checkpoints` folder.
+
+    Raises:
+      InputError: there is none, or it is damaged.
+    """
+    if not (folder / "best").is_dir():
+        raise InputError(f"{folder} holds no best checkpoint: the run has not been evaluated yet")
+    with Checkpoints(folder) as checkpoints:
+        return jax.tree.map(np.asarray, checkpoints.restore_flat("best"))
+
+
+def _open(folder: Path, tidy: bool) -> ocp.training.Checkpointer:
+    newest: Any = ocp.training.preservation_policies.LatestN(_NUM_KEPT)
+    return ocp.training.Checkpointer(
+        str(folder.absolute()),
+        preservation_policy=newest,
+        cleanup_tmp_directories=tidy,
+    )
+
+
+def _abstract(saved: Any, like: Any) -> jax.ShapeDtypeStruct:
+    """Describe an array to be read to where `like` is, or to a device of this process."""
+    sharding = getattr(like, "sharding", None)
+    if sharding is None:
+        sharding = SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=sharding)
+
+
+def _check_shapes(expected: Flat, saved: dict[str, Any]) -> None:
+    for name in expected.keys() | saved.keys():
+        ours = tuple(expected[name].shape) if name in expected else "nothing"
+        theirs = tuple(saved[name].shape) if name in saved else "nothing"
+        if ours != theirs:
+            raise Mismatch(
+                f"checkpoint and network differ at {name}: {theirs} saved, {ours} expected"
+            )
+
+
+def _reason(error: Exception) -> str:
+    """Return what the system said, from among what TensorStore and Orbax said about it."""
+    if isinstance(error, TimeoutError):  # Orbax waits by the wall clock.
+        return "it took too long, or the clock jumped"
+    said = next((known for known in _DISK_ERRORS if known in str(error)), "")
+    return said or _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    """Return the type and the beginning of what an exception says."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+
+
+@contextlib.contextmanager
+def _abandoned_readers_silent() -> Iterator[None]:
+    """Drop what Orbax's readers complain of when they are collected unfinished.
+
+    One damaged file ends the loading; the readers of the others then write tracebacks to stderr.
+    """
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    finally:
+        gc.collect()
+        sys.unraisablehook = hook
+
+
 def fingerprint(flat: Mapping[str, Array]) -> Array:
-    """Return (array, 3) uint32: of each array in the order of names its two sums and its kind."""
+    """Return what says whether arrays are still what was saved.
+
+        sum over i of s_i   and   sum over i of (2 i + 1) s_i   modulo 2^32,
+        s_i = scramble(bits_i xor c i)
+
+    To scramble is one-to-one, and an odd number has an inverse, so that whatever happens to a
+    single number changes both sums for certain; several changes cancel by chance once in 2^64. Sums
+    of whole numbers do not depend on their order: the devices compute them, each of its part,
+    however an array is sharded.
+
+    Returns:
+      (array, 3) uint32: of each array in the order of names its two sums and its kind.
+    """
     arrays = [flat[name] for name in sorted(flat)]
     kinds = [f"{name} {flat[name].dtype} {tuple(flat[name].shape)}" for name in sorted(flat)]
     codes = np.array([zlib.crc32(kind.encode()) for kind in kinds], np.uint32)
@@ -114,279 +370,3 @@ def _scramble(x: Array) -> Array:
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
-
-
-_KNOWN = (
-    "No space left on device",
-    "File too large",
-    "Read-only file system",
-    "Permission denied",
-    "Disk quota exceeded",
-    "Input/output error",
-)
-
-
-@contextlib.contextmanager
-def explained(kind: str, step: int, steps: Callable[[], list[int]]) -> Iterator[None]:
-    """Turn what goes wrong in a save into one line.
-
-    Args:
-      kind: of the checkpoint that is being written.
-      step: likewise.
-      steps: gives those of the latest checkpoints, the newest first.
-
-    Raises:
-      InputError: instead of any exception.
-    """
-    try:
-        yield
-    except Exception as error:
-        kept = [other for other in steps() if other != step]
-        raise InputError(
-            f"the {kind} checkpoint of step {step} cannot be written ({_reason(error)}); "
-            f"{f'that of step {kept[0]}' if kept else 'nothing'} is kept: "
-            "make room on the disk, or mend its permissions, and go on with --resume"
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    """Return what the system said, from among what TensorStore and Orbax said about it."""
-    if isinstance(error, TimeoutError):  # Orbax waits by the wall clock.
-        return "it took too long, or the clock jumped"
-    said = next((known for known in _KNOWN if known in str(error)), "")
-    return said or first_line(error)
-
-
-def first_line(error: Exception) -> str:
-    """Return the type and the beginning of what an exception says."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
-
-
-@contextlib.contextmanager
-def abandoned_readers_silent() -> Iterator[None]:
-    """Drop what Orbax's readers complain of when they are collected unfinished.
-
-    One damaged file ends the loading; the readers of the others then write tracebacks to stderr.
-    """
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        yield
-    finally:
-        gc.collect()
-        sys.unraisablehook = hook
-
-
-# Orbax reports every save at the level of a warning, and what `wait` explains at that of an error.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
-
-KINDS = ("latest", "best")
-FINGERPRINT = "fingerprint"
-_NUM_KEPT = 2
-
-
-class Damaged(Exception):
-    """A checkpoint is missing, cannot be read, or is not what was saved."""
-
-
-class Mismatch(Damaged):
-    """A checkpoint is of another network."""
-
-
-class Checkpoints:
-    """The checkpoints of one run, written in the background by all its processes. A context.
-
-    Args:
-      folder: of the run's checkpoints.
-      about: kept beside every checkpoint, as JSON: what the run is.
-      tidy: remove what a killed run left half-written; only where no other can be writing.
-    """
-
-    def __init__(self, folder: Path, *, about: Mapping[str, Any] | None = None, tidy: bool = False):
-        self._about = dict(about or {})
-        self._checkpointers = {kind: _open(folder / kind, tidy) for kind in KINDS}
-        self._pending: list[Any] = []
-        self._excepthook, threading.excepthook = threading.excepthook, self._on_exception
-
-    def __enter__(self) -> Checkpoints:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def save(self, kind: str, step: int, tree: Any) -> None:
-        """Start to save a tree of arrays as the `latest` or `best`.
-
-        Nothing happens where that step is saved already.
-
-        Raises:
-          InputError: the disk is full, or cannot be written; perhaps by what was begun before.
-        """
-        if any(pending == kind for pending, *_ in self._pending):
-            self.wait()
-        if self.step(kind) == step:
-            return
-        # A copy, because the training step reuses (donates) the state's memory.
-        copy = tree_copy(flatten(tree))
-        with explained(kind, step, lambda: self.steps("latest")):
-            saving = self._checkpointers[kind].save_async(
-                step, copy | {FINGERPRINT: fingerprint(copy)}, custom_metadata=self._about
-            )
-            self._pending.append((kind, step, saving))
-
-    def steps(self, kind: str) -> list[int]:
-        """Return the steps of the `latest` or `best` checkpoints, the newest first."""
-        return sorted((saved.step for saved in self._checkpointers[kind].checkpoints), reverse=True)
-
-    def step(self, kind: str) -> int | None:
-        """Return the step of the newest `latest` or `best` checkpoint, None if there is none."""
-        return next(iter(self.steps(kind)), None)
-
-    def restore(self, kind: str, like: Any, step: int | None = None) -> Any:
-        """Return a `latest` or `best` tree; see `restore_flat`.
-
-        Args:
-          kind: which.
-          like: a tree of the structure, shapes and shardings expected.
-          step: default the newest.
-        """
-        return unflatten(self.restore_flat(kind, flatten(like), step), like)
-
-    def restore_flat(self, kind: str, like: Flat | None = None, step: int | None = None) -> Flat:
-        """Return a `latest` or `best` as `path -> array`; checked against `like` where given.
-
-        Raises:
-          InputError: there is none, it cannot be read, or its shapes differ.
-        """
-        step = self.step(kind) if step is None else step
-        if step is None:
-            where = self._checkpointers[kind].directory
-            raise InputError(f"{where} holds no checkpoint; train anew")
-        try:
-            return self.read(kind, step, like)
-        except Mismatch as mismatch:
-            raise InputError(
-                f"{mismatch}; resume with the settings that the run was started with"
-            ) from mismatch
-        except Damaged as damage:
-            raise InputError(
-                f"the {kind} checkpoint at step {step} is damaged ({damage}); train anew"
-            ) from damage
-
-    def read(self, kind: str, step: int, like: Flat | None = None) -> Flat:
-        """Return a checkpoint as `path -> array`.
-
-        Raises:
-          Damaged: in the eyes of any process.
-        """
-        found, damage = {}, None
-        try:
-            found = self._read(kind, step, like)
-        except Damaged as error:
-            damage = error
-        if any_process(damage is not None)[0]:
-            raise damage or Damaged("another process cannot read it")
-        return found
-
-    def _read(self, kind: str, step: int, like: Flat | None) -> Flat:
-        if step not in self.steps(kind):
-            raise Damaged("it is missing")
-        with abandoned_readers_silent():
-            loaded, damage = self._load(kind, step, like)
-        if damage:
-            raise Damaged(damage)
-        kept = loaded.pop(FINGERPRINT, None)
-        if kept is None or not np.array_equal(np.asarray(kept), np.asarray(fingerprint(loaded))):
-            raise Damaged("its content is not what was saved")
-        return loaded
-
-    def _load(self, kind: str, step: int, like: Flat | None) -> tuple[Any, str]:
-        """Return what was loaded, and why it could not be, in one line."""
-        checkpointer = self._checkpointers[kind]
-        try:
-            saved: Any = checkpointer.metadata(step).metadata
-            names = [name for name in saved if name != FINGERPRINT]
-            if like is not None:
-                _check_shapes(like, {name: saved[name] for name in names})
-            wanted: Any = {name: _abstract(saved[name], (like or {}).get(name)) for name in saved}
-            return checkpointer.load(step, wanted), ""
-        except Damaged:
-            raise
-        except Exception as error:  # TensorStore reports damage by many types, at great length.
-            return None, first_line(error)
-
-    def about(self, kind: str, step: int) -> dict[str, Any]:
-        """Return what was said about the run when this checkpoint was saved."""
-        about: Any = self._checkpointers[kind].metadata(step).custom_metadata
-        return about or {}
-
-    def forget_after(self, kind: str, step: int) -> None:
-        """Remove the checkpoints after this step."""
-        for later in self.steps(kind):
-            if later > step:
-                self._checkpointers[kind].delete(later)
-
-    def wait(self) -> None:
-        """Wait for what is being written.
-
-        Raises:
-          InputError: it could not be.
-        """
-        pending, self._pending = self._pending, []
-        for kind, step, saving in pending:
-            with explained(kind, step, lambda: self.steps("latest")):
-                saving.result()
-
-    def _on_exception(self, raised: threading.ExceptHookArgs) -> None:
-        """Keep Orbax's threads from printing tracebacks of what `wait` explains."""
-        frames = traceback.extract_tb(raised.exc_traceback)
-        if not any("orbax" in frame.filename for frame in frames):
-            self._excepthook(raised)
-
-    def close(self) -> None:
-        """Wait for what is being written, and end."""
-        try:
-            self.wait()
-        finally:
-            for checkpointer in self._checkpointers.values():
-                with contextlib.suppress(Exception):  # It raises again what `wait` has explained.
-                    checkpointer.close()
-            threading.excepthook = self._excepthook
-
-
-def read_best(folder: Path) -> dict[str, np.ndarray]:
-    """Return `path -> array` of the best checkpoint below a run's `checkpoints` folder.
-
-    Raises:
-      InputError: there is none, or it is damaged.
-    """
-    if not (folder / "best").is_dir():
-        raise InputError(f"{folder} holds no best checkpoint: the run has not been evaluated yet")
-    with Checkpoints(folder) as checkpoints:
-        return jax.tree.map(np.asarray, checkpoints.restore_flat("best"))
-
-
-def _open(folder: Path, tidy: bool) -> ocp.training.Checkpointer:
-    newest: Any = ocp.training.preservation_policies.LatestN(_NUM_KEPT)
-    return ocp.training.Checkpointer(
-        str(folder.absolute()),
-        preservation_policy=newest,
-        cleanup_tmp_directories=tidy,
-    )
-
-
-def _abstract(saved: Any, like: Any) -> jax.ShapeDtypeStruct:
-    """Describe an array to be read to where `like` is, or to a device of this process."""
-    sharding = getattr(like, "sharding", None)
-    if sharding is None:
-        sharding = SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=sharding)
-
-
-def _check_shapes(expected: Flat, saved: dict[str, Any]) -> None:
-    for name in expected.keys() | saved.keys():
-        ours = tuple(expected[name].shape) if name in expected else "nothing"
-        theirs = tuple(saved[name].shape) if name in saved else "nothing"
-        if ours != theirs:
-            raise Mismatch(
-                f"checkpoint and network differ at {name}: {theirs} saved, {ours} expected"
-            )

@@ -1,6 +1,6 @@
-"""[evaluate] Evaluation: the logits of every image, and the batch norms' statistics over a whole set.
-
-[metrics] What a classifier's logits say about it: loss, accuracies, area under the curve, confusion."""
+"""Evaluation: the logits of every image, what they say about a classifier, and the batch norms'
+statistics over a whole set.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from jaxtyping import Float, Int
 
 from jaxdnn.data import PixelStats, StreamedImages, normalise_images
 from jaxdnn.losses import cross_entropy, predictions
-from jaxdnn.models import BatchStats, Model, Params
+from jaxdnn.models import BatchStats, Model
 from jaxdnn.training.sharding import Layout, one_device, share_of_process
+from jaxdnn.training.step import Variables
 
 
 def accuracy(confusion: Int[np.ndarray, "label predicted"]) -> float:
@@ -109,8 +110,6 @@ def classification_metrics(
 Images = Array | StreamedImages
 """uint8 (num, height, width, channel), on the devices or decoded as they are needed."""
 
-Predict = Callable[[Params, BatchStats, Images], np.ndarray]
-
 
 def on_device(images: np.ndarray | StreamedImages, layout: Layout | None = None) -> Images:
     """Put an array on every device; a stream stays what it is."""
@@ -124,7 +123,7 @@ def _located(
 ) -> Iterator[tuple[Array, Array]]:
     """Yield for each batch an array on the devices, and the places of the batch in it."""
     if not isinstance(images, StreamedImages):
-        yield from ((images, layout.cut(jnp.asarray(batch))) for batch in batches)
+        yield from ((images, layout.shard(jnp.asarray(batch))) for batch in batches)
         return
     mine = batches[:, share_of_process(batches.shape[1])]
     places = layout.place(np.arange(batches.shape[1], dtype=np.int32))
@@ -134,8 +133,8 @@ def _located(
 
 def make_predict(
     model: Model, pixel_stats: PixelStats, *, batch_size: int = 256, layout: Layout | None = None
-) -> Predict:
-    """Return `(params, batch_stats, uint8 images) -> logits`, one row for each image, on the host.
+) -> Callable[[Variables, Images], np.ndarray]:
+    """Return `(variables, uint8 images) -> logits`, one row for each image, on the host.
 
     It goes through the images in batches; the last one is filled up with copies of the last image,
     which are cut off again, so that every image counts once. Every process gets all logits.
@@ -143,17 +142,17 @@ def make_predict(
     layout = layout or one_device()
 
     @jax.jit
-    def logits_of(params: Params, batch_stats: BatchStats, images: Array, indices: Array) -> Array:
+    def logits_of(variables: Variables, images: Array, indices: Array) -> Array:
         batch = normalise_images(images[indices], pixel_stats)
-        gathered = layout.gather(params, len(batch))
-        return layout.keep_whole(model.apply(gathered, batch_stats, batch).logits)
+        params = layout.gather(variables.params, len(batch))
+        return layout.replicate(model.apply(params, variables.batch_stats, batch).logits)
 
-    def predict(params: Params, batch_stats: BatchStats, images: Images) -> np.ndarray:
+    def predict(variables: Variables, images: Images) -> np.ndarray:
         num, size = len(images), min(batch_size, len(images))
         size = -(-size // layout.num_devices) * layout.num_devices
         indices = np.arange(-(-num // size) * size, dtype=np.int32).clip(max=num - 1)
         located = _located(images, indices.reshape(-1, size), layout)
-        logits = [logits_of(params, batch_stats, array, places) for array, places in located]
+        logits = [logits_of(variables, array, places) for array, places in located]
         return np.concatenate([np.asarray(rows) for rows in logits])[:num]
 
     return predict
@@ -164,33 +163,31 @@ def make_estimate_batch_stats(
     pixel_stats: PixelStats,
     batches: Int[np.ndarray, "batch index"],
     layout: Layout | None = None,
-) -> Callable[[Params, BatchStats, Images], BatchStats]:
-    """Return `(params, batch_stats, uint8 images) -> batch_stats` over the whole training set.
+) -> Callable[[Variables, Images], BatchStats]:
+    """Return `(variables, uint8 images) -> batch_stats` over the whole training set.
 
     The lecture's other way to test under batch norm: instead of running averages, mean and variance
     over the whole training set, pooled over batches that are each normalised by their own.
 
     Args:
       model: made with `norm_momentum=0`, so that it returns each batch's own statistics.
-      standard: of the training images.
+      pixel_stats: mean and standard deviation of the training images.
       batches: one epoch of indices, composed as in training. (Images come sorted by class: without
         shuffling a batch would hold one class, whose statistics stand for no other.)
-      layout: of the devices; by default one.
+      layout: the devices that share each batch; by default one.
     """
     layout = layout or one_device()
 
     @jax.jit
-    def own_stats(
-        params: Params, batch_stats: BatchStats, images: Array, indices: Array
-    ) -> BatchStats:
+    def own_stats(variables: Variables, images: Array, indices: Array) -> BatchStats:
         batch = normalise_images(images[indices], pixel_stats)
-        gathered = layout.gather(params, len(batch))
-        output = model.apply(gathered, batch_stats, batch, training=True)
-        return layout.keep_whole(output.batch_stats)
+        params = layout.gather(variables.params, len(batch))
+        output = model.apply(params, variables.batch_stats, batch, training=True)
+        return layout.replicate(output.batch_stats)
 
-    def estimate(params: Params, batch_stats: BatchStats, images: Images) -> BatchStats:
+    def estimate(variables: Variables, images: Images) -> BatchStats:
         located = _located(images, batches, layout)
-        stats = [own_stats(params, batch_stats, array, places) for array, places in located]
+        stats = [own_stats(variables, array, places) for array, places in located]
         return pool(jax.tree.map(lambda *leaves: jnp.stack(leaves), *stats))
 
     return estimate

@@ -1,8 +1,4 @@
-"""[program] The functions that the training loop calls, made once for a run.
-
-[network] From the model's options to the network that they describe.
-
-[setup] From settings and data to the pure functions of a run."""
+"""A run made ready: from settings and data to the pure functions that the training loop calls."""
 
 from __future__ import annotations
 
@@ -39,7 +35,7 @@ from jaxdnn.training.evaluate import (
     make_predict,
     on_device,
 )
-from jaxdnn.training.feed import make_streamed_train
+from jaxdnn.training.feed import StreamedTrain
 from jaxdnn.training.keys import run_keys, seed_keys, step_keys
 from jaxdnn.training.sharding import (
     Layout,
@@ -49,9 +45,11 @@ from jaxdnn.training.sharding import (
     share_of_process,
 )
 from jaxdnn.training.step import (
-    Indices,
-    Step,
+    Order,
+    Train,
     TrainState,
+    TrainStep,
+    Variables,
     make_indices,
     make_init,
     make_loss,
@@ -59,7 +57,7 @@ from jaxdnn.training.step import (
     make_train,
     rate_factor,
 )
-from jaxdnn.training.watch import Seen, Watch, layers_of, make_look
+from jaxdnn.training.watch import Watch, layers_of, make_measure
 
 
 def make_model(
@@ -72,9 +70,9 @@ def make_model(
     """Make the network that the options describe.
 
     Args:
-      options: its architecture.
+      options: architecture, activation, initializer and regularisation.
       input_shape: (height, width, channel).
-      num_classes: of the task.
+      num_classes: at least two.
       norm_momentum: instead of the options' own.
 
     Raises:
@@ -112,15 +110,15 @@ class Setup:
 
     Attributes:
       config: the settings.
-      dataset: the images.
-      standard: mean and standard deviation of the training images.
-      model: the network.
-      batch_size: examples in a step, those of all its portions.
+      dataset: images and labels of the three splits.
+      pixel_stats: mean and standard deviation of the training images.
+      model: the network, as pure functions.
+      batch_size: examples in a step, those of all its microbatches.
       steps_per_epoch: a last partial batch is left out; the order changes with every epoch.
       num_steps: of the whole run.
       schedule: `step -> learning rate`.
       optimizer: the optax chain.
-      layout: of the devices.
+      layout: the devices and what is kept where.
     """
 
     config: Config
@@ -136,7 +134,7 @@ class Setup:
 
     @property
     def num_classes(self) -> int:
-        """Of the task."""
+        """How many classes there are to tell apart."""
         return len(self.dataset.class_names)
 
 
@@ -145,15 +143,15 @@ def make_setup(config: Config, dataset: Dataset, devices: DeviceOptions | None =
 
     Args:
       config: the settings.
-      dataset: the images.
+      dataset: images and labels of the three splits.
       devices: what to run on; by default one device.
 
     Raises:
       InputError: a setting does not fit the data or the devices.
     """
-    num_train, num_portions = len(dataset.train.labels), config.train.accumulate
-    portion = resolve_batch_size(config.train.batch_size, num_train // num_portions)
-    batch_size = portion * num_portions
+    num_train, num_microbatches = len(dataset.train.labels), config.train.accumulate
+    microbatch = resolve_batch_size(config.train.batch_size, num_train // num_microbatches)
+    batch_size = microbatch * num_microbatches
     steps_per_epoch = num_train // batch_size
     num_steps = steps_per_epoch * config.train.epochs
     schedule = optim.make_schedule(
@@ -169,7 +167,7 @@ def make_setup(config: Config, dataset: Dataset, devices: DeviceOptions | None =
         num_steps=num_steps,
         schedule=schedule,
         optimizer=optim.make_optimizer(config.optimizer, schedule, num_examples=num_train),
-        layout=one_device() if devices is None else _make_layout(devices, portion),
+        layout=one_device() if devices is None else _make_layout(devices, microbatch),
     )
 
 
@@ -190,29 +188,29 @@ def init_state(setup: Setup) -> TrainState:
     return jax.jit(init, out_shardings=shardings)(init_key)
 
 
-def make_step_of(setup: Setup) -> Step:
+def make_step_of(setup: Setup) -> TrainStep:
     """Return one step of the run, `(key, state, uint8 images, labels) -> state`."""
     return make_step(
         setup.model,
         setup.optimizer,
         prepare=make_prepare(setup.config.augment, setup.pixel_stats),
-        class_weights=class_weights_of(setup),
+        class_weights=_class_weights(setup),
         loss_limit=setup.config.train.divergence_factor * math.log(setup.num_classes),
         layout=setup.layout,
-        num_portions=setup.config.train.accumulate,
+        num_microbatches=setup.config.train.accumulate,
         dtype=jnp.dtype(setup.config.train.precision),
         on_nan=setup.config.train.on_nan,
     )
 
 
-def class_weights_of(setup: Setup) -> Array:
+def _class_weights(setup: Setup) -> Array:
     """Return the weight of each class in the loss."""
     if not setup.config.weighs_classes:
         return jnp.ones(setup.num_classes)
     return jnp.asarray(class_weights(setup.dataset.train.labels, setup.num_classes), jnp.float32)
 
 
-def make_order_of(setup: Setup) -> Callable[[Array], Array]:
+def make_order_of(setup: Setup) -> Order:
     """Return `key of an epoch -> (steps, batch) indices of the training images`."""
     return make_order(
         setup.dataset.train.labels,
@@ -222,9 +220,13 @@ def make_order_of(setup: Setup) -> Callable[[Array], Array]:
     )
 
 
+# state -> validation metrics, and the statistics of the batch norms that were used
+Evaluate = Callable[[TrainState], tuple[dict[str, float], BatchStats]]
+
+
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """What is fixed for a run.
+class Trainer:
+    """What the training loop calls, and the numbers that it goes by.
 
     Attributes:
       train: compiled `(state, num_steps, step=None) -> state`; stays within an epoch.
@@ -236,11 +238,11 @@ class Program:
       monitor: name of the metric that chooses the best.
       learning_rate: `(step, number of skipped steps) -> learning rate`.
       waited_seconds: how long the device has had to wait for images so far.
-      watch: what looks into the layers, and trains as `train` does; None if nothing does.
+      watch: what measures the layers, and trains as `train` does; None if nothing does.
     """
 
-    train: Callable[..., TrainState]
-    evaluate: Callable[[TrainState], tuple[dict[str, float], BatchStats]]
+    train: Train
+    evaluate: Evaluate
     num_steps: int
     steps_per_epoch: int
     evaluate_every: int
@@ -251,143 +253,115 @@ class Program:
     watch: Watch | None = None
 
 
-def make_program(setup: Setup) -> Program:
-    """Put the data on the device and make the functions that the loop calls."""
-    config, dataset = setup.config, setup.dataset
-    _, run_key = seed_keys(config.seed)
-    order, images = make_order_of(setup), on_device(dataset.train.images, setup.layout)
-    indices_of = _make_indices(setup, order, images, run_key)
-    train, waited_seconds = _make_train(setup, order, indices_of, images, run_key)
+def make_trainer(setup: Setup) -> Trainer:
+    """Put the data on the devices and make the functions that the loop calls."""
+    options = setup.config.train
+    _, run_key = seed_keys(setup.config.seed)
+    images = on_device(setup.dataset.train.images, setup.layout)
+    train, indices_of, waited_seconds = _make_train(setup, images, run_key)
     watch = None
-    if config.train.watch_gradients:
-        watch = _make_watch(setup, train, images, indices_of)
-    return Program(
+    if options.watch_gradients:
+        watch = Watch(
+            train,
+            _make_measure(setup, images, run_key),
+            indices_of,
+            layers_of(setup.model, images.shape[1:]),
+            bounded=all(map(math.isfinite, setup.config.model.make_activation().value_range)),
+            every=options.watch_gradients,
+            steps_per_epoch=setup.steps_per_epoch,
+        )
+    return Trainer(
         train=train,
-        evaluate=_make_evaluate(setup, images, order),
+        evaluate=_make_evaluate(setup, images),
         num_steps=setup.num_steps,
         steps_per_epoch=setup.steps_per_epoch,
-        evaluate_every=setup.steps_per_epoch * config.train.evaluate_every,
-        checkpoint_seconds=config.train.checkpoint_seconds,
-        monitor=config.train.monitor,
+        evaluate_every=setup.steps_per_epoch * options.evaluate_every,
+        checkpoint_seconds=options.checkpoint_seconds,
+        monitor=options.monitor,
         learning_rate=lambda step, num_skipped: (
-            rate_factor(config.train.on_nan, num_skipped) * setup.schedule(step - num_skipped)
+            rate_factor(options.on_nan, num_skipped) * setup.schedule(step - num_skipped)
         ),
-        watch=watch,
         waited_seconds=waited_seconds,
-    )
-
-
-def _make_indices(
-    setup: Setup, order: Callable[[Array], Array], images: Images, key: Array
-) -> Indices:
-    if isinstance(images, StreamedImages):  # Only to know them: each process takes its own.
-        return make_indices(order, key=key)
-    return make_indices(
-        order, key=key, layout=setup.layout, num_portions=setup.config.train.accumulate
-    )
-
-
-def _make_watch(
-    setup: Setup,
-    train: Callable[..., TrainState],
-    images: Images,
-    indices_of: Indices,
-) -> Watch:
-    config = setup.config
-    _, steps_key = run_keys(seed_keys(config.seed)[1])
-    prepare = make_prepare(config.augment, setup.pixel_stats)
-    activation = config.model.make_activation()
-    layers = layers_of(setup.model, images.shape[1:])
-    dtype = jnp.dtype(config.train.precision)
-    loss_of = make_loss(setup.model, class_weights_of(setup), dtype=dtype)
-    look = make_look(loss_of, layers, activation, dtype=dtype)
-    layout, on_host = setup.layout, setup.dataset.train.labels
-    labels = layout.place(on_host)
-
-    @jax.jit
-    def look_at(seen: Seen, images: Array, labels: Array) -> tuple[Array, Array]:
-        prepare_key, apply_key = step_keys(steps_key, seen.step)
-        whole = seen._replace(params=layout.gather(seen.params, len(labels)))
-        rows = look(whole, apply_key, prepare(prepare_key, images), labels)
-        return layout.keep_whole((~seen.diverged, rows))
-
-    @jax.jit
-    def look_in_memory(
-        seen: Seen, images: Array, labels: Array, indices: Array
-    ) -> tuple[Array, Array]:
-        batch = indices[seen.step % setup.steps_per_epoch].ravel()
-        return look_at(seen, images[batch], labels[batch])
-
-    def look_at_next(state: TrainState, indices: Array) -> tuple[Array, Array]:
-        seen = Seen(state.step, state.diverged, state.params, state.batch_stats)
-        if not isinstance(images, StreamedImages):
-            return look_in_memory(seen, images, labels, indices)
-        batch = np.asarray(indices[int(state.step) % setup.steps_per_epoch])
-        mine = batch[share_of_process(len(batch))]
-        return look_at(seen, layout.join(images[mine]), layout.join(on_host[mine]))
-
-    return Watch(
-        train,
-        look_at_next,
-        indices_of,
-        layers,
-        bounded=all(map(math.isfinite, activation.value_range)),
-        every=config.train.watch_gradients,
-        steps_per_epoch=setup.steps_per_epoch,
+        watch=watch,
     )
 
 
 def _make_train(
-    setup: Setup,
-    order: Callable[[Array], Array],
-    indices_of: Indices,
-    images: Images,
-    key: Array,
-) -> tuple[Callable[..., TrainState], Callable[[], float]]:
-    """Return `(state, num_steps, step=None) -> state`, and the seconds it has waited for images."""
-    step, steps_per_epoch = make_step_of(setup), setup.steps_per_epoch
-    labels = setup.dataset.train.labels
+    setup: Setup, images: Images, key: Array
+) -> tuple[Train, Callable[[int], Array], Callable[[], float]]:
+    """Return what trains, `epoch -> indices`, and the seconds that the device has waited so far."""
+    step, order, labels = make_step_of(setup), make_order_of(setup), setup.dataset.train.labels
+    run: dict[str, Any] = {"key": key, "steps_per_epoch": setup.steps_per_epoch}
+    shared: dict[str, Any] = {
+        "layout": setup.layout,
+        "num_microbatches": setup.config.train.accumulate,
+    }
     if isinstance(images, StreamedImages):
-        streamed = make_streamed_train(
-            step,
-            order,
-            images,
-            labels,
-            key=key,
-            steps_per_epoch=steps_per_epoch,
-            layout=setup.layout,
-            num_portions=setup.config.train.accumulate,
-        )
-        return streamed, lambda: streamed.wait_seconds
-    train = make_train(step, indices_of, key=key, steps_per_epoch=steps_per_epoch)
-    classes = setup.layout.place(labels)
-
-    def train_in_memory(state: TrainState, num_steps: int, step: int | None = None) -> TrainState:
-        return train(state, images, classes, num_steps, step)
-
-    return train_in_memory, lambda: 0.0
+        streamed = StreamedTrain(step, order, images, labels, **run, **shared)
+        # The indices only to know them: each process takes its own.
+        return streamed, make_indices(order, key=key), lambda: streamed.wait_seconds
+    indices_of = make_indices(order, key=key, **shared)
+    train = make_train(step, indices_of, images, setup.layout.place(labels), **run)
+    return train, indices_of, lambda: 0.0
 
 
-def _make_evaluate(
-    setup: Setup, train_images: Images, order: Callable[[Array], Array]
-) -> Callable[[TrainState], tuple[dict[str, float], BatchStats]]:
-    validation = setup.dataset.validation
+# step, diverged and variables of a state: the fewer arrays are asked for, the sooner it starts
+_Now = tuple[Array, Array, Variables]
+
+
+def _make_measure(
+    setup: Setup, images: Images, key: Array
+) -> Callable[[TrainState, Array], tuple[Array, Array]]:
+    """Return `(state, indices) -> is the next step taken, (statistic, layer) at that step`."""
+    config, layout, on_host = setup.config, setup.layout, setup.dataset.train.labels
+    dtype, layers = jnp.dtype(config.train.precision), layers_of(setup.model, images.shape[1:])
+    loss_of = make_loss(setup.model, _class_weights(setup), dtype=dtype)
+    measure = make_measure(loss_of, layers, config.model.make_activation(), dtype=dtype)
+    prepare = make_prepare(config.augment, setup.pixel_stats)
+    _, steps_key = run_keys(key)
+    labels = layout.place(on_host)
+
+    @jax.jit
+    def at_batch(now: _Now, images: Array, labels: Array) -> tuple[Array, Array]:
+        step, diverged, variables = now
+        prepare_key, apply_key = step_keys(steps_key, step)
+        gathered = variables._replace(params=layout.gather(variables.params, len(labels)))
+        rows = measure(gathered, apply_key, prepare(prepare_key, images), labels)
+        return layout.replicate((~diverged, rows))
+
+    @jax.jit
+    def in_memory(now: _Now, images: Array, labels: Array, indices: Array) -> tuple[Array, Array]:
+        batch = indices[now[0] % setup.steps_per_epoch].ravel()
+        return at_batch(now, images[batch], labels[batch])
+
+    def at_next(state: TrainState, indices: Array) -> tuple[Array, Array]:
+        now = state.step, state.diverged, state.variables
+        if not isinstance(images, StreamedImages):
+            return in_memory(now, images, labels, indices)
+        batch = np.asarray(indices[int(state.step) % setup.steps_per_epoch])
+        mine = batch[share_of_process(len(batch))]
+        return at_batch(now, layout.join(images[mine]), layout.join(on_host[mine]))
+
+    return at_next
+
+
+def _make_evaluate(setup: Setup, train_images: Images) -> Evaluate:
+    validation, options = setup.dataset.validation, setup.config.model
     images = on_device(validation.images, setup.layout)
     predict = make_predict(setup.model, setup.pixel_stats, layout=setup.layout)
     estimate = None
-    if setup.config.model.norm_statistics == "training_set":
-        options, shape = setup.config.model, train_images.shape[1:]
+    if options.norm_statistics == "training_set":
+        shape = train_images.shape[1:]
         model = make_model(options, shape, setup.num_classes, norm_momentum=0.0)
-        batches = np.asarray(order(jax.random.key(setup.config.seed)))
+        batches = np.asarray(make_order_of(setup)(jax.random.key(setup.config.seed)))
         batches = batches.reshape(-1, setup.batch_size // setup.config.train.accumulate)
         estimate = make_estimate_batch_stats(model, setup.pixel_stats, batches, setup.layout)
 
     def evaluate(state: TrainState) -> tuple[dict[str, float], BatchStats]:
-        batch_stats = state.batch_stats
+        variables = state.variables
         if estimate is not None:
-            batch_stats = estimate(state.params, batch_stats, train_images)
-        logits = predict(state.params, batch_stats, images)
-        metrics = classification_metrics(logits, validation.labels)
-        return {f"val/{name}": value for name, value in metrics.items()}, batch_stats
+            variables = variables._replace(batch_stats=estimate(variables, train_images))
+        metrics = classification_metrics(predict(variables, images), validation.labels)
+        return {f"val/{name}": value for name, value in metrics.items()}, variables.batch_stats
 
     return evaluate
