@@ -138,6 +138,7 @@ class Checkpoints:
 
     def restore_flat(self, kind: str, like: Flat | None = None) -> Flat:
         """Return the newest as `path -> array`, see `restore`; of any shapes without `like`."""
+        self.wait()  # The newest may still be on its way to the disk.
         step = self.step(kind)
         if step is None:
             where = self._checkpointers[kind].directory
