@@ -82,3 +82,18 @@ def run(
                 checkpoints=checkpoints,
                 interrupted=lambda: next(asked) >= stop_after,
             )[0]
+
+
+def data_file(folder, step):
+    """The file of a checkpoint that holds most of its arrays."""
+    (own,) = (path for path in folder.iterdir() if int(path.name) == step)
+    return max((path for path in own.rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
+
+
+def flip_a_bit(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def truncate(content: bytes) -> bytes:
+    return content[: len(content) // 2]
