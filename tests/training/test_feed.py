@@ -1,55 +1,42 @@
 """Training from a stream: the same batches and the same weights, nothing lost, nothing twice."""
 
 import dataclasses
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxdnn.config import Config
-from jaxdnn.data.dataset import Dataset
-from jaxdnn.data.reader import Reader
-from jaxdnn.data.source import Source
-from jaxdnn.data.stream import StreamedImages
+from jaxdnn.data import Dataset, StreamedImages
 from jaxdnn.errors import InputError
 from jaxdnn.options import AugmentOptions, DataOptions, ModelOptions, OptimizerOptions, TrainOptions
-from jaxdnn.training import stream
-from jaxdnn.training.feed import chunks, make_rows, shard_of
-from jaxdnn.training.keys import seed_keys
-from jaxdnn.training.setup import (
-    Program,
+from jaxdnn.training import (
     Setup,
+    TrainState,
+    feed,
     init_state,
+    make_indices,
     make_order_of,
-    make_program,
     make_setup,
+    make_trainer,
+    seed_keys,
 )
-from jaxdnn.training.step import TrainState, make_indices, make_train
+from jaxdnn.training.feed import StreamedTrain, chunks, make_rows, shard_of
+from jaxdnn.training.setup import Trainer
+from jaxdnn.training.step import make_train
 
-from .test_fit import DATASET
+from .runs import dataset, streamed
 
+DATASET = dataset()
 EPOCHS = 3
-
-
-def streamed(dataset: Dataset) -> Dataset:
-    """Let the same images be decoded when they are needed."""
-
-    def change(split):
-        read = split.in_memory().__getitem__
-        source = Source("memory", ("0", "1"), split.names, split.labels, np.array([]), read)
-        reader = Reader(source, split.images.shape[1:], max_workers=3)
-        images = StreamedImages(reader, np.arange(len(split.labels)), dataset.train.pixel_stats())
-        return dataclasses.replace(split, images=images)
-
-    return dataclasses.replace(
-        dataset,
-        train=change(dataset.train),
-        validation=change(dataset.validation),
-        test=change(dataset.test),
-    )
 
 
 def setup_of(
@@ -65,35 +52,31 @@ def setup_of(
     return make_setup(config, dataset)
 
 
-def trained(setup: Setup, program: Program, *calls: int) -> TrainState:
+def trained(setup: Setup, trainer: Trainer, *calls: int) -> TrainState:
     """Take so many steps in each call, from the beginning."""
     state = init_state(setup)
     for num_steps in calls:
-        state = program.train(state, num_steps)
+        state = trainer.train(state, num_steps)
     return state
 
 
-def assert_same(ours: TrainState, theirs: TrainState):
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.parametrize(("chunk_bytes", "balance"), [(1, "none"), (40, "batches")])
+@pytest.mark.parametrize(
+    ("chunk_bytes", "balance"), [pytest.param(1, "none", marks=pytest.mark.slow), (40, "batches")]
+)
 def test_training_from_a_stream_is_training_in_memory(chunk_bytes, balance, monkeypatch):
-    monkeypatch.setattr(stream, "CHUNK_BYTES", chunk_bytes)
-    whole = trained(setup := setup_of(DATASET, balance), make_program(setup), *[100] * EPOCHS)
-    program = make_program(setup := setup_of(streamed(DATASET), balance))
-    ours = trained(setup, program, 1, 3, 100, 2, 2, 100, 100)
+    monkeypatch.setattr(feed, "CHUNK_BYTES", chunk_bytes)
+    whole = trained(setup := setup_of(DATASET, balance), make_trainer(setup), *[100] * EPOCHS)
+    trainer = make_trainer(setup := setup_of(streamed(DATASET), balance))
+    ours = trained(setup, trainer, 1, 3, 100, 2, 2, 100, 100)
     assert int(ours.step) == int(whole.step) == 5 * EPOCHS
     # The same sums in another program: XLA may round them differently.
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-    begun = trained(setup, program, 100, 2)
+    chex.assert_trees_all_close(ours, whole, rtol=1e-4, atol=1e-6)
+    begun = trained(setup, trainer, 100, 2)
     assert int(begun.step) == 7
-    trained(setup, program, 100, 100)  # Another run in between: what is held must not matter.
+    trained(setup, trainer, 100, 100)  # Another run in between: what is held must not matter.
     for _ in range(2):
-        begun = program.train(begun, 100)
-    assert_same(begun, ours)
+        begun = trainer.train(begun, 100)
+    chex.assert_trees_all_equal(begun, ours)
 
 
 @pytest.mark.parametrize("balance", ["none", "batches"])
@@ -107,20 +90,18 @@ def test_both_take_the_same_batches(balance):
 
     order, options = make_order_of(setup), {"key": seed_keys(0)[1], "steps_per_epoch": 5}
     images, labels = map(jnp.asarray, (DATASET.train.images, DATASET.train.labels))
-    whole = make_train(step, make_indices(order, key=options["key"]), **options)
+    whole = make_train(step, make_indices(order, key=options["key"]), images, labels, **options)
     stream_of = streamed(DATASET).train.images
     assert isinstance(stream_of, StreamedImages)
-    parts = stream.make_streamed_train(step, order, stream_of, DATASET.train.labels, **options)
-    for train in (lambda state, num: whole(state, images, labels, num), parts):
+    parts = StreamedTrain(step, order, stream_of, DATASET.train.labels, **options)
+    for train in (whole, parts):
         state = init_state(setup)
         for _ in range(3):
             state = train(state, 5)
         jax.block_until_ready(state)
     jax.effects_barrier()
     assert len(taken) == 2 * 15
-    for ours, theirs in zip(taken[15:], taken[:15], strict=True):
-        np.testing.assert_array_equal(ours[0], theirs[0])
-        np.testing.assert_array_equal(ours[1], theirs[1])
+    chex.assert_trees_all_equal(taken[15:], taken[:15])
 
 
 @pytest.mark.parametrize("norm_statistics", ["running", "training_set"])
@@ -128,17 +109,16 @@ def test_evaluation_from_a_stream_is_that_in_memory(norm_statistics):
     setups = [
         setup_of(data, norm_statistics=norm_statistics) for data in (DATASET, streamed(DATASET))
     ]
-    found = [make_program(setup).evaluate(init_state(setup)) for setup in setups]
-    assert found[0][0] == found[1][0]
-    jax.tree.map(np.testing.assert_array_equal, found[0][1], found[1][1])
+    found = [make_trainer(setup).evaluate(init_state(setup)) for setup in setups]
+    chex.assert_trees_all_equal(*found)
 
 
 def test_a_step_that_diverges_is_the_last(monkeypatch):
-    monkeypatch.setattr(stream, "CHUNK_BYTES", 40)
+    monkeypatch.setattr(feed, "CHUNK_BYTES", 40)
     setup = setup_of(streamed(DATASET))
     state = init_state(setup)
     bad = jax.tree.map(lambda leaf: leaf + np.nan, state.params)
-    state = make_program(setup).train(state._replace(params=bad), 100)
+    state = make_trainer(setup).train(state._replace(params=bad), 100)
     assert int(state.step) == 1
     assert bool(state.diverged)
 
@@ -178,11 +158,11 @@ def numbered() -> Setup:
 @pytest.mark.parametrize("num_shards", [1, 2, 4])
 @pytest.mark.parametrize("turns", [(25,), (11, 14), (1, 23, 1)])
 def test_nothing_is_lost_and_nothing_seen_twice(numbered, num_shards, turns, monkeypatch):
-    monkeypatch.setattr(stream, "CHUNK_BYTES", 600)
+    monkeypatch.setattr(feed, "CHUNK_BYTES", 600)
     of_shards = [seen(numbered, shard, num_shards, *turns) for shard in range(num_shards)]
     assert sorted(np.concatenate(of_shards, axis=None).tolist()) == list(range(1000))
     by_step = np.concatenate(of_shards, axis=1)
-    np.testing.assert_array_equal(by_step, seen(numbered, 0, 1, 25))
+    chex.assert_trees_all_equal(by_step, np.array(seen(numbered, 0, 1, 25)))
 
 
 def test_a_batch_that_cannot_be_shared_equally_is_refused(numbered):
@@ -204,6 +184,84 @@ def test_waiting_is_told():
     )
     slow_images = dataclasses.replace(images, reader=reader)
     train = dataclasses.replace(dataset.train, images=slow_images)
-    program = make_program(setup_of(dataclasses.replace(dataset, train=train)))
-    program.train(init_state(setup_of(DATASET)), 1)
-    assert program.waited_seconds() > 4 * 0.05
+    trainer = make_trainer(setup_of(dataclasses.replace(dataset, train=train)))
+    trainer.train(init_state(setup_of(DATASET)), 1)
+    assert trainer.waited_seconds() > 4 * 0.05
+
+
+# Several processes that share an epoch, killed in the middle.
+
+NUM, NUM_TRAIN, BATCH, SEED = 400, 320, 8, 5
+
+PROCESS = f"""
+import sys
+import jax, numpy as np
+jax.config.update("jax_platforms", "cpu")
+from jaxdnn.data.dataset import load
+from jaxdnn.data.pipeline import make_order
+from jaxdnn.training.keys import seed_keys
+from jaxdnn.training.feed import chunks, make_rows, shard_of
+
+folder, shard, num_shards, start = sys.argv[1], *map(int, sys.argv[2:])
+dataset = load(folder, data_dir=None, positive=(), image_size=None, channels=1,
+               validation_fraction=0.1, test_fraction=1 / 9, seed={SEED}, streaming=True,
+               cache_bytes=1e9, max_workers=2)
+labels, images = dataset.train.labels, dataset.train.images
+order = make_order(labels, batch_size={BATCH}, balanced=False, num_classes=2)
+steps = len(labels) // {BATCH}
+rows = make_rows(order, key=seed_keys({SEED})[1], steps_per_epoch=steps)
+for chunk in chunks(images, shard_of(rows, shard, num_shards), start=start, steps_per_epoch=1):
+    if chunk.first == steps:
+        break
+    numbers = chunk.images[:len(chunk.rows)].reshape(len(chunk.rows), -1).view("<u4").ravel()
+    print(*numbers, flush=True)
+    if chunk.first == start + 11:
+        sys.stdin.read()  # At work until it is told to go on, or killed.
+"""
+
+
+def photographs(folder: Path) -> None:
+    """Images whose four pixels are their number."""
+    for number in range(NUM):
+        pixels = np.array([number], "<u4").view(np.uint8).reshape(2, 2)
+        file = folder / ("cat", "dog")[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(file)
+
+
+def start(folder: Path, num: int, step: int) -> list[subprocess.Popen]:
+    """Start so many processes at a step."""
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, folder, str(shard), str(num), str(step)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for shard in range(num)
+    ]
+
+
+def numbers(text: str) -> list[list[int]]:
+    return [[int(number) for number in line.split()] for line in text.splitlines()]
+
+
+@pytest.mark.slow
+def test_processes_that_are_killed_are_gone_on_from_by_any_number_of_others(tmp_path):
+    photographs(tmp_path)
+    step = 11  # What a checkpoint holds; the step after it is under way, and seen again.
+    killed, before = start(tmp_path, 2, 0), []
+    for process in killed:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(step + 1)]
+        before.append(numbers("".join(lines))[:step])
+    for process in killed:
+        process.kill()
+        process.communicate()
+    resumed = start(tmp_path, 4, step)
+    after = [numbers(process.communicate()[0]) for process in resumed]
+    assert [process.returncode for process in resumed] == [0] * 4
+    seen = [*np.concatenate(before, axis=1).tolist(), *np.concatenate(after, axis=1).tolist()]
+    assert np.shape(seen) == (NUM_TRAIN // BATCH, BATCH)
+    assert len(np.unique(seen)) == NUM_TRAIN
+    assert set(np.ravel(seen)) <= set(range(NUM))
