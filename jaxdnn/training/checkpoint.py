@@ -98,7 +98,14 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        try:
+            self.wait()
+        finally:
+            for checkpointer in self._checkpointers.values():
+                with contextlib.suppress(Exception):  # It raises again what `wait` has explained.
+                    checkpointer.close()
+            threading.excepthook = self._excepthook
+            self._logger.setLevel(self._level)
 
     def save(self, kind: str, step: int, tree: Any) -> None:
         """Start to save a tree of arrays as the `latest` or `best`.
@@ -128,17 +135,13 @@ class Checkpoints:
         """Return the step of the newest `latest` or `best` checkpoint, None if there is none."""
         return next(iter(self.steps(kind)), None)
 
-    def restore(self, kind: str, like: Any) -> Any:
-        """Return the newest as a tree of the structure, shapes and shardings of `like`.
+    def restore(self, kind: str, like: Any = None) -> Any:
+        """Return the newest `latest` or `best`, see `read`, once it has been written.
 
         Raises:
           InputError: there is none, it cannot be read, or its shapes differ.
         """
-        return unflatten(self.restore_flat(kind, flatten(like)), like)
-
-    def restore_flat(self, kind: str, like: Flat | None = None) -> Flat:
-        """Return the newest as `path -> array`, see `restore`; of any shapes without `like`."""
-        self.wait()  # The newest may still be on its way to the disk.
+        self.wait()
         step = self.step(kind)
         if step is None:
             where = self._checkpointers[kind].directory
@@ -154,20 +157,22 @@ class Checkpoints:
                 f"the {kind} checkpoint at step {step} is damaged ({damage}); train anew"
             ) from damage
 
-    def read(self, kind: str, step: int, like: Flat | None = None) -> Flat:
-        """Return a checkpoint as `path -> array`.
+    def read(self, kind: str, step: int, like: Any = None) -> Any:
+        """Return a checkpoint as a tree of the structure, shapes and shardings of `like`.
+
+        Without `like`, whatever it holds as `path -> array`.
 
         Raises:
           Damaged: in the eyes of any process.
         """
         found, damage = {}, None
         try:
-            found = self._read(kind, step, like)
+            found = self._read(kind, step, None if like is None else flatten(like))
         except Damaged as error:
             damage = error
         if any_process(damage is not None)[0]:
             raise damage or Damaged("another process cannot read it")
-        return found
+        return found if like is None else unflatten(found, like)
 
     def _read(self, kind: str, step: int, like: Flat | None) -> Flat:
         if step not in self.steps(kind):
@@ -186,9 +191,8 @@ class Checkpoints:
         checkpointer = self._checkpointers[kind]
         try:
             saved: Any = checkpointer.metadata(step).metadata
-            names = [name for name in saved if name != FINGERPRINT]
             if like is not None:
-                _check_shapes(like, {name: saved[name] for name in names})
+                _check_shapes(like, {name: saved[name] for name in saved if name != FINGERPRINT})
             wanted: Any = {name: _abstract(saved[name], (like or {}).get(name)) for name in saved}
             return checkpointer.load(step, wanted), ""
         except Damaged:
@@ -224,17 +228,6 @@ class Checkpoints:
         if not any("orbax" in frame.filename for frame in frames):
             self._excepthook(raised)
 
-    def close(self) -> None:
-        """Wait for what is being written, and end."""
-        try:
-            self.wait()
-        finally:
-            for checkpointer in self._checkpointers.values():
-                with contextlib.suppress(Exception):  # It raises again what `wait` has explained.
-                    checkpointer.close()
-            threading.excepthook = self._excepthook
-            self._logger.setLevel(self._level)
-
     @contextlib.contextmanager
     def _explained(self, kind: str, step: int) -> Iterator[None]:
         """Turn whatever goes wrong in a save into an InputError of one line."""
@@ -258,7 +251,7 @@ def read_best(folder: Path) -> dict[str, np.ndarray]:
     if not (folder / "best").is_dir():
         raise InputError(f"{folder} holds no best checkpoint: the run has not been evaluated yet")
     with Checkpoints(folder) as checkpoints:
-        return jax.tree.map(np.asarray, checkpoints.restore_flat("best"))
+        return jax.tree.map(np.asarray, checkpoints.restore("best"))
 
 
 def _open(folder: Path, tidy: bool) -> ocp.training.Checkpointer:

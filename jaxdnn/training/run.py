@@ -29,7 +29,7 @@ from jaxdnn.models import Params
 from jaxdnn.options import DeviceOptions
 from jaxdnn.processes import fetch, is_first, run_on_first
 from jaxdnn.run_folder import RunFolder, atomic_write, write_json
-from jaxdnn.training.checkpoint import Checkpoints, Damaged, Mismatch, flatten, unflatten
+from jaxdnn.training.checkpoint import Checkpoints, Damaged, Mismatch, flatten
 from jaxdnn.training.early_stopping import EarlyStopping
 from jaxdnn.training.evaluate import (
     classification_metrics,
@@ -264,15 +264,12 @@ def find_progress(fresh: Progress, checkpoints: Checkpoints) -> Progress | None:
 
 
 def _restore(fresh: Progress, checkpoints: Checkpoints, step: int) -> Progress:
-    def read(kind: str, step: int, like: Any) -> Any:
-        return unflatten(checkpoints.read(kind, step, flatten(like)), like)
-
-    found = fresh.resumed(read("latest", step, fresh.to_arrays()))
+    found = fresh.resumed(checkpoints.read("latest", step, fresh.to_arrays()))
     best_step = found.stopping.best_step
     if best_step is None:
         return found
     try:
-        best = read("best", best_step, fresh.state.variables)
+        best = checkpoints.read("best", best_step, fresh.state.variables)
     except Damaged as damage:
         raise Damaged(f"the best that it knows of, of step {best_step}: {damage}") from damage
     return dataclasses.replace(found, best=best)

@@ -157,6 +157,9 @@ def make_setup(config: Config, dataset: Dataset, devices: DeviceOptions | None =
     schedule = optim.make_schedule(
         config.optimizer, steps_per_epoch=steps_per_epoch, num_steps=num_steps
     )
+    layout = one_device()
+    if devices is not None:
+        layout = make_layout(choose_devices(microbatch, most=devices.devices), fsdp=devices.fsdp)
     return Setup(
         config=config,
         dataset=dataset,
@@ -167,12 +170,8 @@ def make_setup(config: Config, dataset: Dataset, devices: DeviceOptions | None =
         num_steps=num_steps,
         schedule=schedule,
         optimizer=optim.make_optimizer(config.optimizer, schedule, num_examples=num_train),
-        layout=one_device() if devices is None else _make_layout(devices, microbatch),
+        layout=layout,
     )
-
-
-def _make_layout(options: DeviceOptions, batch_size: int) -> Layout:
-    return make_layout(choose_devices(batch_size, most=options.devices), fsdp=options.fsdp)
 
 
 def init_state(setup: Setup) -> TrainState:
@@ -262,10 +261,10 @@ def make_trainer(setup: Setup) -> Trainer:
     watch = None
     if options.watch_gradients:
         watch = Watch(
-            train,
-            _make_measure(setup, images, run_key),
-            indices_of,
-            layers_of(setup.model, images.shape[1:]),
+            take_steps=train,
+            measure_next=_make_measure(setup, images, run_key),
+            indices_of=indices_of,
+            layers=layers_of(setup.model, images.shape[1:]),
             bounded=all(map(math.isfinite, setup.config.model.make_activation().value_range)),
             every=options.watch_gradients,
             steps_per_epoch=setup.steps_per_epoch,

@@ -17,6 +17,7 @@ not count.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -176,12 +177,13 @@ class Pending(NamedTuple):
     rows: Array
 
 
+@dataclasses.dataclass(frozen=True)
 class Watch:
-    """Trains as `train` does, and measures step 1 and every step that `every` divides.
+    """Trains as `take_steps` does, and measures step 1 and every step that `every` divides.
 
-    Args:
-      train: compiled `(state, num_steps, step) -> state`; stays within an epoch.
-      measure: compiled `(state, indices of the epoch) -> is the next step taken, (statistic,
+    Attributes:
+      take_steps: compiled `(state, num_steps, step) -> state`; stays within an epoch.
+      measure_next: compiled `(state, indices of the epoch) -> is the next step taken, (statistic,
         layer)` at that step; see `make_measure`.
       indices_of: `epoch -> indices`.
       layers: in the order of the network, the output last.
@@ -190,45 +192,38 @@ class Watch:
       steps_per_epoch: optimizer steps.
     """
 
-    def __init__(
-        self,
-        train: Train,
-        measure: Callable[[TrainState, Array], tuple[Array, Array]],
-        indices_of: Callable[[int], Array],
-        layers: list[Layer],
-        *,
-        bounded: bool,
-        every: int,
-        steps_per_epoch: int,
-    ):
-        self._train, self._measure, self._indices_of = train, measure, indices_of
-        self._layers, self._bounded = layers, bounded
-        self._every, self._steps_per_epoch = every, steps_per_epoch
-        self._pending: list[Pending] = []
+    take_steps: Train
+    measure_next: Callable[[TrainState, Array], tuple[Array, Array]]
+    indices_of: Callable[[int], Array]
+    layers: list[Layer]
+    bounded: bool
+    every: int
+    steps_per_epoch: int
+    _pending: list[Pending] = dataclasses.field(default_factory=list, init=False)
 
     def train(self, state: TrainState, num_steps: int) -> TrainState:
         """Take up to `num_steps` steps, not beyond the epoch; the state is donated."""
-        step, size = int(state.step), self._steps_per_epoch
+        step, size = int(state.step), self.steps_per_epoch
         indices, last = self._indices_at(step), min(step + num_steps, (step // size + 1) * size)
         while step < last:
             if self._is_due(step + 1):
-                self._pending.append(Pending(step + 1, *self._measure(state, indices)))
+                self._pending.append(Pending(step + 1, *self.measure_next(state, indices)))
             until = step + 1
             while until < last and not self._is_due(until + 1):
                 until += 1
             # Nothing here waits for the device: it goes from one call to the next.
-            state, step = self._train(state, until - step, step), until
+            state, step = self.take_steps(state, until - step, step), until
         return state
 
     def _is_due(self, step: int) -> bool:
-        return step == 1 or step % self._every == 0
+        return step == 1 or step % self.every == 0
 
     def _indices_at(self, step: int) -> Array:
-        return self._indices_of(step // self._steps_per_epoch)
+        return self.indices_of(step // self.steps_per_epoch)
 
     def measure(self, state: TrainState, step: int) -> LayerStats:
         """Measure the step that comes next, after `step` steps, and wait for the result."""
-        _, rows = self._measure(state, self._indices_at(step))
+        _, rows = self.measure_next(state, self._indices_at(step))
         return LayerStats(*np.asarray(rows))
 
     def record(self, recorder: Recorder) -> None:
@@ -237,14 +232,15 @@ class Watch:
         The device may still take the steps after the last of it: so this costs no time of its own.
         A run that diverged took fewer steps than it was asked for; nothing is known of those after.
         """
-        pending, self._pending = self._pending, []
+        pending = self._pending.copy()
+        self._pending.clear()
         for each in pending:
             if not each.is_taken:
                 break
             stats = LayerStats(*np.asarray(each.rows))
-            when = {"step": each.step, "epoch": each.step / self._steps_per_epoch}
-            recorder.record_layers(when | metrics_of(self._layers, stats))
-            problems = find_problems(self._layers, stats, bounded=self._bounded)
+            when = {"step": each.step, "epoch": each.step / self.steps_per_epoch}
+            recorder.record_layers(when | metrics_of(self.layers, stats))
+            problems = find_problems(self.layers, stats, bounded=self.bounded)
             for kind, text in problems.items():
                 recorder.warn(kind, f"step {each.step}: {text}")
 
@@ -260,12 +256,12 @@ class Watch:
         before = None
         if (taken := int(state.step)) < step - 1:
             while (taken := int(state.step)) < step - 2:
-                state = self._train(state, step - 2 - taken, taken)
+                state = self.take_steps(state, step - 2 - taken, taken)
             before = self.measure(state, step - 2)
-            state = self._train(state, 1, step - 2)
+            state = self.take_steps(state, 1, step - 2)
         elif taken >= step:
             raise ValueError(f"step {step} lies before the state of step {taken}")
-        return describe_first_bad(self._layers, state, before, self.measure(state, step - 1))
+        return describe_first_bad(self.layers, state, before, self.measure(state, step - 1))
 
 
 def metrics_of(layers: list[Layer], stats: LayerStats) -> dict[str, float]:
