@@ -40,7 +40,7 @@ def progress_bar(
     kind = tqdm if sys.stderr.isatty() else _Lines
     return kind(
         total=total,
-        desc=desc,
+        desc=f"{desc}: ",
         disable=disable,
         initial=initial,
         unit=unit,

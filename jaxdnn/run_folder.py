@@ -2,7 +2,7 @@
 
 runs/<name>/config.json        the settings
             dataset.json       classes, preprocessing, counts: enough to predict
-            metrics.jsonl      one JSON object for each evaluation, and for each look at gradients
+            metrics.jsonl      one JSON object for each evaluation, and each measurement of layers
             tensorboard/       the same for TensorBoard
             checkpoints/       latest (to resume) and best (to report)
             predictions.npz    what the network said about each test image
@@ -215,7 +215,7 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
 
 
 def read_looks(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a metrics file that looks at the gradients wrote."""
+    """Read the lines of a metrics file that hold statistics of layers."""
     return [line for line in read_metrics(path) if "train/loss" not in line]
 
 

@@ -69,7 +69,7 @@ def shard_of(rows: Rows, shard: int, num_shards: int, num_microbatches: int = 1)
       num_microbatches: how many a batch is made of; each of them is shared.
 
     Raises:
-      InputError: the batch cannot be cut into so many equal slices.
+      InputError: the batch does not divide into so many equal slices.
     """
     batch_size = len(rows(0)) // num_microbatches
     if batch_size % num_shards:
@@ -121,7 +121,7 @@ class StreamedTrain:
       order: `key -> (steps, batch)` places of an epoch.
       images: of the training split.
       labels: (image,) classes.
-      key: of the run, see `keys.py`.
+      key: the run's key, from which `keys.py` makes all others.
       steps_per_epoch: rows of the order.
       layout: the devices, of which each gets its part of every batch.
       num_microbatches: how many a batch is made of.

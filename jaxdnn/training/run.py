@@ -1,4 +1,4 @@
-"""A whole run: data, network, training, test, and everything that is kept of it.
+"""One run: data, network, training, test, and everything that is kept of it.
 
 A run goes on at its newest checkpoint that is whole, together with the best it knows of. One that
 starts anew repeats itself to the bit, so that nothing is lost for good even where every checkpoint

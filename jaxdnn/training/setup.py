@@ -115,7 +115,7 @@ class Setup:
       model: the network, as pure functions.
       batch_size: examples in a step, those of all its microbatches.
       steps_per_epoch: a last partial batch is left out; the order changes with every epoch.
-      num_steps: of the whole run.
+      num_steps: optimizer steps, if nothing stops the run early.
       schedule: `step -> learning rate`.
       optimizer: the optax chain.
       layout: the devices and what is kept where.
@@ -188,7 +188,7 @@ def init_state(setup: Setup) -> TrainState:
 
 
 def make_step_of(setup: Setup) -> TrainStep:
-    """Return one step of the run, `(key, state, uint8 images, labels) -> state`."""
+    """Return one step, `(key, state, uint8 images, labels) -> state`."""
     return make_step(
         setup.model,
         setup.optimizer,

@@ -104,13 +104,13 @@ class Layout:
         return jax.tree.map(of, params)
 
     def place(self, tree: Any) -> Any:
-        """Put arrays that every process has whole on every device."""
+        """Replicate arrays that every process has."""
         if self.is_single:
             return jax.tree.map(jnp.asarray, tree)
         return jax.tree.map(lambda leaf: put(leaf, self.replicated), tree)
 
     def place_state(self, state: Tree) -> Tree:
-        """Put a state that every process has whole where it belongs."""
+        """Put each part of a state that every process has on its device."""
         if self.is_single:
             return state
         return jax.tree.map(put, state, self.state_shardings(state))

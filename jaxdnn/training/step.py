@@ -36,7 +36,7 @@ class Variables(NamedTuple):
 
     Attributes:
       params: what is trained, nested dicts of float32 arrays.
-      batch_stats: running averages of the batch norms, likewise.
+      batch_stats: running averages of the batch norms, nested dicts of mean and var.
     """
 
     params: Params
@@ -337,7 +337,7 @@ def make_indices(
 
     Args:
       order: `key -> (steps, batch)` indices of an epoch.
-      key: of the run, see `keys.py`.
+      key: the run's key, from which `keys.py` makes all others.
       layout: the devices, of which each gets its part of every batch.
       num_microbatches: where not 1, the indices are (steps, microbatch, batch).
     """
@@ -361,7 +361,7 @@ def make_loop(step: TrainStep, *, key: Array, steps_per_epoch: int) -> Callable[
 
     Args:
       step: takes one step.
-      key: of the run, see `keys.py`.
+      key: the run's key, from which `keys.py` makes all others.
       steps_per_epoch: rows of the indices.
     """
     _, steps_key = run_keys(key)
