@@ -2,7 +2,7 @@
 
 runs/<name>/config.json        the settings
             dataset.json       classes, preprocessing, counts: enough to predict
-            metrics.jsonl      one JSON object for each evaluation, and for each look at gradients
+            metrics.jsonl      one JSON object for each evaluation, and each measurement of layers
             tensorboard/       the same for TensorBoard
             checkpoints/       latest (to resume) and best (to report)
             predictions.npz    what the network said about each test image
@@ -27,51 +27,30 @@ from typing import IO, Any, Literal
 from jaxdnn.errors import InputError
 
 
+class _File:
+    """Below the path of the run."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __get__(self, folder: RunFolder, _: type[RunFolder] | None = None) -> Path:
+        return folder.path / self._name
+
+
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """Paths of a run, by name."""
+    """Paths of a run, by name; what each holds is said above."""
 
     path: Path
 
-    @property
-    def config(self) -> Path:
-        """The settings, as JSON."""
-        return self.path / "config.json"
-
-    @property
-    def dataset(self) -> Path:
-        """Class names, preprocessing and counts, as JSON."""
-        return self.path / "dataset.json"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object for each evaluation, and for each look at the gradients."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Orbax checkpoints: `latest/` and `best/`."""
-        return self.path / "checkpoints"
-
-    @property
-    def tensorboard(self) -> Path:
-        """TensorBoard event files."""
-        return self.path / "tensorboard"
-
-    @property
-    def predictions(self) -> Path:
-        """Labels, probabilities and names of the test images, and pictures of the mistakes."""
-        return self.path / "predictions.npz"
-
-    @property
-    def lock(self) -> Path:
-        """Held while a process is at work on the run."""
-        return self.path / "run.lock"
-
-    @property
-    def summary(self) -> Path:
-        """The results, as JSON."""
-        return self.path / "summary.json"
+    config = _File("config.json")
+    dataset = _File("dataset.json")
+    metrics = _File("metrics.jsonl")
+    checkpoints = _File("checkpoints")
+    tensorboard = _File("tensorboard")
+    predictions = _File("predictions.npz")
+    lock = _File("run.lock")
+    summary = _File("summary.json")
 
     def chart(self, name: str) -> Path:
         """The chart called `name`, a PNG."""
@@ -236,7 +215,7 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
 
 
 def read_looks(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a metrics file that looks at the gradients wrote."""
+    """Read the lines of a metrics file that hold statistics of layers."""
     return [line for line in read_metrics(path) if "train/loss" not in line]
 
 

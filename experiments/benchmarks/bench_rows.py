@@ -34,9 +34,9 @@ from jaxdnn.training import (
     Recorder,
     init_state,
     make_init,
-    make_program,
     make_setup,
     make_step,
+    make_trainer,
 )
 
 HOOKS = "PyTorch with hooks"
@@ -99,7 +99,7 @@ def make_step_work(
 def make_epoch_work(config: Config, dataset: Dataset) -> Work:
     """Return the work of whole epochs: one compiled program, from uint8 images on the device."""
     setup = make_setup(config, dataset)
-    program, state = make_program(setup), init_state(setup)
+    program, state = make_trainer(setup), init_state(setup)
 
     def work(num_epochs: int) -> None:
         nonlocal state
@@ -113,7 +113,7 @@ def make_epoch_work(config: Config, dataset: Dataset) -> Work:
 def make_watched_epoch_work(config: Config, dataset: Dataset, folder: Path) -> Work:
     """Return the work of `make_epoch_work` with `watch_gradients`, its files and warnings."""
     setup = make_setup(config, dataset)
-    program, state = make_program(setup), init_state(setup)
+    program, state = make_trainer(setup), init_state(setup)
     watch = program.watch
     assert watch is not None
     recorder = Recorder(RunFolder(folder), num_steps=1, batch_size=1, start=0, progress=False)

@@ -177,7 +177,7 @@ def differences(out: Path, reference: Path) -> tuple[str, ...]:
     states = []
     for folder in (ours, theirs):
         with Checkpoints(folder.checkpoints) as checkpoints:
-            states.append(checkpoints.restore_flat("latest") | checkpoints.restore_flat("best"))
+            states.append(checkpoints.restore("latest") | checkpoints.restore("best"))
     for name in states[0].keys() | states[1].keys():
         arrays = [np.asarray(state[name]) for state in states if name in state]
         if len(arrays) < 2 or arrays[0].tobytes() != arrays[1].tobytes():

@@ -26,7 +26,7 @@ from jaxdnn.config import Config
 from jaxdnn.data import Dataset, load
 from jaxdnn.options import DataOptions
 from jaxdnn.recipes import LECTURE
-from jaxdnn.training import init_state, make_program, make_setup
+from jaxdnn.training import init_state, make_setup, make_trainer
 from jaxdnn.xla import set_flags
 
 KINDS = {
@@ -107,7 +107,7 @@ def _run(folder: str, kind: str, num_steps: int) -> dict[str, float]:
     """Take some steps, after a few that are not measured, over as many epochs as it takes."""
     started = time.monotonic()
     setup = make_setup(_config(), _load_photographs(folder, kind))
-    ready, program, state = time.monotonic() - started, make_program(setup), init_state(setup)
+    ready, program, state = time.monotonic() - started, make_trainer(setup), init_state(setup)
     while int(state.step) < WARM_UP_STEPS:
         state = program.train(state, STEPS_PER_CALL)
     first, waited = int(state.step), program.waited_seconds()

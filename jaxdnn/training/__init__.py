@@ -2,12 +2,18 @@
 
 from jaxdnn.training.checkpoint import Checkpoints
 from jaxdnn.training.keys import epoch_key, run_keys, seed_keys, step_keys
-from jaxdnn.training.network import make_model
 from jaxdnn.training.predictor import Predictor, load_predictor
-from jaxdnn.training.program import make_program
 from jaxdnn.training.recorder import Recorder
 from jaxdnn.training.run import train
-from jaxdnn.training.setup import Setup, init_state, make_order_of, make_setup, make_step_of
+from jaxdnn.training.setup import (
+    Setup,
+    init_state,
+    make_model,
+    make_order_of,
+    make_setup,
+    make_step_of,
+    make_trainer,
+)
 from jaxdnn.training.step import (
     Sums,
     TrainState,
@@ -33,10 +39,10 @@ __all__ = [
     "make_loop",
     "make_model",
     "make_order_of",
-    "make_program",
     "make_setup",
     "make_step",
     "make_step_of",
+    "make_trainer",
     "run_keys",
     "seed_keys",
     "start_state",

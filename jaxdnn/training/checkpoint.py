@@ -11,30 +11,60 @@ the machine stops, a latest and the best that it knows of are whole.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
+import sys
 import threading
 import traceback
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array, lax
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from jaxdnn.errors import InputError
 from jaxdnn.processes import any_process
-from jaxdnn.training.disk_errors import abandoned_readers_silent, explained, first_line
-from jaxdnn.training.fingerprint import fingerprint
-from jaxdnn.training.flat import Flat, flatten, tree_copy, unflatten
-
-# Orbax reports every save at the level of a warning, and what `wait` explains at that of an error.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 KINDS = ("latest", "best")
 FINGERPRINT = "fingerprint"
 _NUM_KEPT = 2
+_DISK_ERRORS = (
+    "No space left on device",
+    "File too large",
+    "Read-only file system",
+    "Permission denied",
+    "Disk quota exceeded",
+    "Input/output error",
+)
+
+Flat = dict[str, Array]
+
+
+def flatten(tree: Any) -> Flat:
+    """Return `path -> leaf`, with paths joined by `/`."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def unflatten(flat: Flat, like: Any) -> Any:
+    """Return a tree of the structure of `like` with the leaves of `flat`."""
+    return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in flatten(like)])
+
+
+tree_copy: Callable[[Any], Any] = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+"""Copies a tree of arrays, all in one program."""
+
+all_finite: Callable[[Any], Array] = jax.jit(
+    lambda tree: jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+)
 
 
 class Damaged(Exception):
@@ -49,12 +79,16 @@ class Checkpoints:
     """The checkpoints of one run, written in the background by all its processes. A context.
 
     Args:
-      folder: of the run's checkpoints.
+      folder: holds `latest` and `best`.
       about: kept beside every checkpoint, as JSON: what the run is.
       tidy: remove what a killed run left half-written; only where no other can be writing.
     """
 
     def __init__(self, folder: Path, *, about: Mapping[str, Any] | None = None, tidy: bool = False):
+        # Orbax reports every save as a warning, and what `wait` explains as an error.
+        self._logger = logging.getLogger("absl")
+        self._level = self._logger.level
+        self._logger.setLevel(logging.CRITICAL)
         self._about = dict(about or {})
         self._checkpointers = {kind: _open(folder / kind, tidy) for kind in KINDS}
         self._pending: list[Any] = []
@@ -64,7 +98,14 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        try:
+            self.wait()
+        finally:
+            for checkpointer in self._checkpointers.values():
+                with contextlib.suppress(Exception):  # It raises again what `wait` has explained.
+                    checkpointer.close()
+            threading.excepthook = self._excepthook
+            self._logger.setLevel(self._level)
 
     def save(self, kind: str, step: int, tree: Any) -> None:
         """Start to save a tree of arrays as the `latest` or `best`.
@@ -80,7 +121,7 @@ class Checkpoints:
             return
         # A copy, because the training step reuses (donates) the state's memory.
         copy = tree_copy(flatten(tree))
-        with explained(kind, step, lambda: self.steps("latest")):
+        with self._explained(kind, step):
             saving = self._checkpointers[kind].save_async(
                 step, copy | {FINGERPRINT: fingerprint(copy)}, custom_metadata=self._about
             )
@@ -94,23 +135,14 @@ class Checkpoints:
         """Return the step of the newest `latest` or `best` checkpoint, None if there is none."""
         return next(iter(self.steps(kind)), None)
 
-    def restore(self, kind: str, like: Any, step: int | None = None) -> Any:
-        """Return a `latest` or `best` tree; see `restore_flat`.
-
-        Args:
-          kind: which.
-          like: a tree of the structure, shapes and shardings expected.
-          step: default the newest.
-        """
-        return unflatten(self.restore_flat(kind, flatten(like), step), like)
-
-    def restore_flat(self, kind: str, like: Flat | None = None, step: int | None = None) -> Flat:
-        """Return a `latest` or `best` as `path -> array`; checked against `like` where given.
+    def restore(self, kind: str, like: Any = None) -> Any:
+        """Return the newest `latest` or `best`, see `read`, once it has been written.
 
         Raises:
           InputError: there is none, it cannot be read, or its shapes differ.
         """
-        step = self.step(kind) if step is None else step
+        self.wait()
+        step = self.step(kind)
         if step is None:
             where = self._checkpointers[kind].directory
             raise InputError(f"{where} holds no checkpoint; train anew")
@@ -125,25 +157,27 @@ class Checkpoints:
                 f"the {kind} checkpoint at step {step} is damaged ({damage}); train anew"
             ) from damage
 
-    def read(self, kind: str, step: int, like: Flat | None = None) -> Flat:
-        """Return a checkpoint as `path -> array`.
+    def read(self, kind: str, step: int, like: Any = None) -> Any:
+        """Return a checkpoint as a tree of the structure, shapes and shardings of `like`.
+
+        Without `like`, whatever it holds as `path -> array`.
 
         Raises:
           Damaged: in the eyes of any process.
         """
         found, damage = {}, None
         try:
-            found = self._read(kind, step, like)
+            found = self._read(kind, step, None if like is None else flatten(like))
         except Damaged as error:
             damage = error
         if any_process(damage is not None)[0]:
             raise damage or Damaged("another process cannot read it")
-        return found
+        return found if like is None else unflatten(found, like)
 
     def _read(self, kind: str, step: int, like: Flat | None) -> Flat:
         if step not in self.steps(kind):
             raise Damaged("it is missing")
-        with abandoned_readers_silent():
+        with _abandoned_readers_silent():
             loaded, damage = self._load(kind, step, like)
         if damage:
             raise Damaged(damage)
@@ -157,15 +191,14 @@ class Checkpoints:
         checkpointer = self._checkpointers[kind]
         try:
             saved: Any = checkpointer.metadata(step).metadata
-            names = [name for name in saved if name != FINGERPRINT]
             if like is not None:
-                _check_shapes(like, {name: saved[name] for name in names})
+                _check_shapes(like, {name: saved[name] for name in saved if name != FINGERPRINT})
             wanted: Any = {name: _abstract(saved[name], (like or {}).get(name)) for name in saved}
             return checkpointer.load(step, wanted), ""
         except Damaged:
             raise
         except Exception as error:  # TensorStore reports damage by many types, at great length.
-            return None, first_line(error)
+            return None, _first_line(error)
 
     def about(self, kind: str, step: int) -> dict[str, Any]:
         """Return what was said about the run when this checkpoint was saved."""
@@ -186,7 +219,7 @@ class Checkpoints:
         """
         pending, self._pending = self._pending, []
         for kind, step, saving in pending:
-            with explained(kind, step, lambda: self.steps("latest")):
+            with self._explained(kind, step):
                 saving.result()
 
     def _on_exception(self, raised: threading.ExceptHookArgs) -> None:
@@ -195,15 +228,18 @@ class Checkpoints:
         if not any("orbax" in frame.filename for frame in frames):
             self._excepthook(raised)
 
-    def close(self) -> None:
-        """Wait for what is being written, and end."""
+    @contextlib.contextmanager
+    def _explained(self, kind: str, step: int) -> Iterator[None]:
+        """Turn whatever goes wrong in a save into an InputError of one line."""
         try:
-            self.wait()
-        finally:
-            for checkpointer in self._checkpointers.values():
-                with contextlib.suppress(Exception):  # It raises again what `wait` has explained.
-                    checkpointer.close()
-            threading.excepthook = self._excepthook
+            yield
+        except Exception as error:
+            kept = [other for other in self.steps("latest") if other != step]
+            raise InputError(
+                f"the {kind} checkpoint of step {step} cannot be written ({_reason(error)}); "
+                f"{f'that of step {kept[0]}' if kept else 'nothing'} is kept: "
+                "make room on the disk, or mend its permissions, and go on with --resume"
+            ) from error
 
 
 def read_best(folder: Path) -> dict[str, np.ndarray]:
@@ -215,7 +251,7 @@ def read_best(folder: Path) -> dict[str, np.ndarray]:
     if not (folder / "best").is_dir():
         raise InputError(f"{folder} holds no best checkpoint: the run has not been evaluated yet")
     with Checkpoints(folder) as checkpoints:
-        return jax.tree.map(np.asarray, checkpoints.restore_flat("best"))
+        return jax.tree.map(np.asarray, checkpoints.restore("best"))
 
 
 def _open(folder: Path, tidy: bool) -> ocp.training.Checkpointer:
@@ -243,3 +279,88 @@ def _check_shapes(expected: Flat, saved: dict[str, Any]) -> None:
             raise Mismatch(
                 f"checkpoint and network differ at {name}: {theirs} saved, {ours} expected"
             )
+
+
+def _reason(error: Exception) -> str:
+    """Return what the system said, from among what TensorStore and Orbax said about it."""
+    if isinstance(error, TimeoutError):  # Orbax waits by the wall clock.
+        return "it took too long, or the clock jumped"
+    said = next((known for known in _DISK_ERRORS if known in str(error)), "")
+    return said or _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    """Return the type and the beginning of what an exception says."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+
+
+@contextlib.contextmanager
+def _abandoned_readers_silent() -> Iterator[None]:
+    """Drop what Orbax's readers complain of when they are collected unfinished.
+
+    One damaged file ends the loading; the readers of the others then write tracebacks to stderr.
+    """
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    finally:
+        gc.collect()
+        sys.unraisablehook = hook
+
+
+def fingerprint(flat: Mapping[str, Array]) -> Array:
+    """Return what says whether arrays are still what was saved.
+
+        sum over i of s_i   and   sum over i of (2 i + 1) s_i   modulo 2^32,
+        s_i = scramble(bits_i xor c i)
+
+    To scramble is one-to-one, and an odd number has an inverse, so that whatever happens to a
+    single number changes both sums for certain; several changes cancel by chance once in 2^64. Sums
+    of whole numbers do not depend on their order: the devices compute them, each of its part,
+    however an array is sharded.
+
+    Returns:
+      (array, 3) uint32: of each array in the order of names its two sums and its kind.
+    """
+    arrays = [flat[name] for name in sorted(flat)]
+    kinds = [f"{name} {flat[name].dtype} {tuple(flat[name].shape)}" for name in sorted(flat)]
+    codes = np.array([zlib.crc32(kind.encode()) for kind in kinds], np.uint32)
+    return _sums(arrays, codes)
+
+
+@jax.jit
+def _sums(arrays: list[Array], codes: Array) -> Array:
+    sums = jnp.stack([_sums_of(array) for array in arrays])
+    return jnp.concatenate([sums, codes[:, None]], axis=1)
+
+
+def _sums_of(array: Array) -> Array:
+    places = _places(array.shape)
+    scrambled = _scramble(_bits(array) ^ (places * jnp.uint32(0x9E3779B1)))
+    weighed = scrambled * (2 * places + 1)
+    return jnp.stack([jnp.sum(each, dtype=jnp.uint32) for each in (scrambled, weighed)])
+
+
+def _bits(array: Array) -> Array:
+    """Return the bits of every number, as uint32."""
+    if array.dtype == bool or array.dtype.itemsize < 4:
+        narrow = array.astype(jnp.uint8) if array.dtype == bool else array
+        kind = jnp.dtype(f"uint{8 * narrow.dtype.itemsize}")
+        return lax.bitcast_convert_type(narrow, kind).astype(jnp.uint32)
+    return lax.bitcast_convert_type(array, jnp.uint32)
+
+
+def _places(shape: tuple[int, ...]) -> Array:
+    """Return the place of every number; without a reshape, which would move parts of arrays."""
+    places, stride = jnp.zeros(shape, jnp.uint32), 1
+    for axis in reversed(range(len(shape))):
+        places += lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= shape[axis]
+    return places
+
+
+def _scramble(x: Array) -> Array:
+    """Mix the bits of each number (the finalizer of Appleby's MurmurHash3)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

@@ -1,4 +1,6 @@
-"""Evaluation: the logits of every image, and the batch norms' statistics over a whole set."""
+"""Evaluation: the logits of every image, what they say about a classifier, and the batch norms'
+statistics over a whole set.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,101 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from jaxdnn.data import Images, ImagesInMemory, PixelStats, normalise_images
-from jaxdnn.models import BatchStats, Model, Params
+from jaxdnn.losses import cross_entropy, predictions
+from jaxdnn.models import BatchStats, Model
 from jaxdnn.training.sharding import Layout, one_device, share_of_process
+from jaxdnn.training.step import Variables
 
-Predict = Callable[[Params, BatchStats, Images], np.ndarray]
+
+def accuracy(confusion: Int[np.ndarray, "label predicted"]) -> float:
+    """Return the share of examples on the diagonal, in [0, 1]."""
+    return float(np.trace(confusion) / confusion.sum())
+
+
+def balanced_accuracy(confusion: Int[np.ndarray, "label predicted"]) -> float:
+    """Return the mean over the classes that occur of the share recognised, in [0, 1]."""
+    totals = confusion.sum(axis=1)
+    occurs = totals > 0
+    return float(np.mean(np.diag(confusion)[occurs] / totals[occurs]))
+
+
+def majority_fraction(confusion: Int[np.ndarray, "label predicted"]) -> float:
+    """Return the share of the commonest prediction: 1 for a network that always says the same."""
+    return float(confusion.sum(axis=0).max() / confusion.sum())
+
+
+def confusion_matrix(
+    labels: Int[np.ndarray, " example"], predicted: Int[np.ndarray, " example"], num_classes: int
+) -> Int[np.ndarray, "label predicted"]:
+    """Count examples by label (row) and predicted class (column)."""
+    pairs = labels * num_classes + predicted
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def area_under_curve(positive: np.ndarray, scores: Float[np.ndarray, " example"]) -> float:
+    """Return the probability that a positive example scores above a negative one, ties half.
+
+    NaN where one of the two is missing. Hanley and McNeil, "The Meaning and Use of the Area under
+    a Receiver Operating Characteristic (ROC) Curve", 1982.
+    """
+    num_positive = int(positive.sum())
+    num_negative = len(positive) - num_positive
+    if num_positive == 0 or num_negative == 0:
+        return float("nan")
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    mid_ranks = np.cumsum(counts) - (counts - 1) / 2
+    rank_sum = mid_ranks[inverse][positive].sum()
+    above = rank_sum - num_positive * (num_positive + 1) / 2
+    return float(above / (num_positive * num_negative))
+
+
+def log_odds(logits: Float[np.ndarray, "example output"]) -> Float[np.ndarray, "example class"]:
+    """Return log p / (1 - p) of every class, in float64.
+
+    Ranks examples as their probabilities do, but still tells apart those that round to 1.
+    """
+    logits = np.asarray(logits, np.float64)
+    if logits.shape[1] == 1:
+        return np.concatenate([-logits, logits], axis=1)
+    others = [np.delete(logits, c, axis=1) for c in range(logits.shape[1])]
+    return logits - np.stack([np.logaddexp.reduce(rest, axis=1) for rest in others], axis=1)
+
+
+def auc(labels: Int[np.ndarray, " example"], logits: Float[np.ndarray, "example output"]) -> float:
+    """Return the area under the ROC curve; with k > 2 classes the mean of one against the rest."""
+    scores = log_odds(logits)
+    if scores.shape[1] == 2:
+        return area_under_curve(labels == 1, scores[:, 1])
+    areas = [area_under_curve(labels == c, scores[:, c]) for c in np.unique(labels)]
+    return float(np.mean(areas))
+
+
+def classification_metrics(
+    logits: Float[np.ndarray, "example output"], labels: Int[np.ndarray, " example"]
+) -> dict[str, float]:
+    """Return `loss` (nats), `accuracy`, `balanced_accuracy`, `auc` and `majority_fraction`.
+
+    Logits that are not finite give NaN for all of them: such a network has no predictions.
+    """
+    names = ("loss", "accuracy", "balanced_accuracy", "auc", "majority_fraction")
+    if not np.isfinite(logits).all():
+        return dict.fromkeys(names, float("nan"))
+    num_classes = max(2, logits.shape[1])
+    on_device = jnp.asarray(logits)
+    confusion = confusion_matrix(labels, np.asarray(predictions(on_device)), num_classes)
+    losses = cross_entropy(on_device, jnp.asarray(labels))
+    loss = float(np.mean(np.asarray(losses, np.float64)))
+    values = (
+        loss,
+        accuracy(confusion),
+        balanced_accuracy(confusion),
+        auc(labels, logits),
+        majority_fraction(confusion),
+    )
+    return dict(zip(names, values, strict=True))
 
 
 def on_device(images: Images, layout: Layout | None = None) -> Images:
@@ -30,7 +120,7 @@ def _located(
     """Yield for each batch an array on the devices, and the places of the batch in it."""
     if not images.is_streamed:
         array = images.in_memory()
-        yield from ((array, layout.cut(jnp.asarray(batch))) for batch in batches)
+        yield from ((array, layout.shard(jnp.asarray(batch))) for batch in batches)
         return
     mine = batches[:, share_of_process(batches.shape[1])]
     places = layout.place(np.arange(batches.shape[1], dtype=np.int32))
@@ -40,8 +130,8 @@ def _located(
 
 def make_predict(
     model: Model, pixel_stats: PixelStats, *, batch_size: int = 256, layout: Layout | None = None
-) -> Predict:
-    """Return `(params, batch_stats, uint8 images) -> logits`, one row for each image, on the host.
+) -> Callable[[Variables, Images], np.ndarray]:
+    """Return `(variables, uint8 images) -> logits`, one row for each image, on the host.
 
     It goes through the images in batches; the last one is filled up with copies of the last image,
     which are cut off again, so that every image counts once. Every process gets all logits.
@@ -49,17 +139,17 @@ def make_predict(
     layout = layout or one_device()
 
     @jax.jit
-    def logits_of(params: Params, batch_stats: BatchStats, images: Array, indices: Array) -> Array:
+    def logits_of(variables: Variables, images: Array, indices: Array) -> Array:
         batch = normalise_images(images[indices], pixel_stats)
-        gathered = layout.gather(params, len(batch))
-        return layout.keep_whole(model.apply(gathered, batch_stats, batch).logits)
+        params = layout.gather(variables.params, len(batch))
+        return layout.replicate(model.apply(params, variables.batch_stats, batch).logits)
 
-    def predict(params: Params, batch_stats: BatchStats, images: Images) -> np.ndarray:
+    def predict(variables: Variables, images: Images) -> np.ndarray:
         num, size = len(images), min(batch_size, len(images))
         size = -(-size // layout.num_devices) * layout.num_devices
         indices = np.arange(-(-num // size) * size, dtype=np.int32).clip(max=num - 1)
         located = _located(images, indices.reshape(-1, size), layout)
-        logits = [logits_of(params, batch_stats, array, places) for array, places in located]
+        logits = [logits_of(variables, array, places) for array, places in located]
         return np.concatenate([np.asarray(rows) for rows in logits])[:num]
 
     return predict
@@ -70,33 +160,31 @@ def make_estimate_batch_stats(
     pixel_stats: PixelStats,
     batches: Int[np.ndarray, "batch index"],
     layout: Layout | None = None,
-) -> Callable[[Params, BatchStats, Images], BatchStats]:
-    """Return `(params, batch_stats, uint8 images) -> batch_stats` over the whole training set.
+) -> Callable[[Variables, Images], BatchStats]:
+    """Return `(variables, uint8 images) -> batch_stats` over the whole training set.
 
     The lecture's other way to test under batch norm: instead of running averages, mean and variance
     over the whole training set, pooled over batches that are each normalised by their own.
 
     Args:
       model: made with `norm_momentum=0`, so that it returns each batch's own statistics.
-      standard: of the training images.
+      pixel_stats: mean and standard deviation of the training images.
       batches: one epoch of indices, composed as in training. (Images come sorted by class: without
         shuffling a batch would hold one class, whose statistics stand for no other.)
-      layout: of the devices; by default one.
+      layout: the devices that share each batch; by default one.
     """
     layout = layout or one_device()
 
     @jax.jit
-    def own_stats(
-        params: Params, batch_stats: BatchStats, images: Array, indices: Array
-    ) -> BatchStats:
+    def own_stats(variables: Variables, images: Array, indices: Array) -> BatchStats:
         batch = normalise_images(images[indices], pixel_stats)
-        gathered = layout.gather(params, len(batch))
-        output = model.apply(gathered, batch_stats, batch, training=True)
-        return layout.keep_whole(output.batch_stats)
+        params = layout.gather(variables.params, len(batch))
+        output = model.apply(params, variables.batch_stats, batch, training=True)
+        return layout.replicate(output.batch_stats)
 
-    def estimate(params: Params, batch_stats: BatchStats, images: Images) -> BatchStats:
+    def estimate(variables: Variables, images: Images) -> BatchStats:
         located = _located(images, batches, layout)
-        stats = [own_stats(params, batch_stats, array, places) for array, places in located]
+        stats = [own_stats(variables, array, places) for array, places in located]
         return pool(jax.tree.map(lambda *leaves: jnp.stack(leaves), *stats))
 
     return estimate

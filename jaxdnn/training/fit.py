@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,19 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdnn.clock import seconds_since_start
 from jaxdnn.errors import InputError, Interrupted
-from jaxdnn.models import BatchStats, Params
 from jaxdnn.processes import any_process, broadcast_from_first, put
-from jaxdnn.training.checkpoint import Checkpoints
+from jaxdnn.training.checkpoint import Checkpoints, all_finite, tree_copy
 from jaxdnn.training.early_stopping import EarlyStopping
-from jaxdnn.training.flat import all_finite, tree_copy
-from jaxdnn.training.program import Program
 from jaxdnn.training.recorder import Recorder
-from jaxdnn.training.step import TrainState
+from jaxdnn.training.setup import Trainer
+from jaxdnn.training.step import TrainState, Variables
 from jaxdnn.training.watch import Watch
 
 SECONDS_PER_CALL = 0.5
+_IMPORTED = time.monotonic()
 
 
 class Diverged(InputError):
@@ -37,14 +37,14 @@ class Progress:
     """How far a run has come.
 
     Attributes:
-      state: of training.
+      state: after the last step.
       stopping: best metric so far.
-      best: parameters and batch statistics at the best step, None before the first evaluation.
+      best: the network at the best step, None before the first evaluation.
     """
 
     state: TrainState
     stopping: EarlyStopping
-    best: tuple[Params, BatchStats] | None = None
+    best: Variables | None = None
 
     def to_arrays(self) -> dict[str, Any]:
         """Return what the latest checkpoint holds."""
@@ -61,20 +61,17 @@ class Progress:
         step = self.state.step
         return put(array, step.sharding) if isinstance(step, Array) else jnp.asarray(array)
 
-    def resumed(self, state: TrainState, stopping: dict[str, Array]) -> Progress:
-        """Return this progress with what `to_arrays` gave put back."""
+    def resumed(self, saved: dict[str, Any]) -> Progress:
+        """Return this progress with what `to_arrays` gave put back, the best still missing."""
+        stopping = saved["stopping"]
         best_step = int(stopping["best_step"])
-        seen = dataclasses.replace(
+        known = dataclasses.replace(
             self.stopping,
             best_value=float(stopping["best_value"]),
             best_step=None if best_step < 0 else best_step,
             num_bad=int(stopping["num_bad"]),
         )
-        return dataclasses.replace(self, state=state, stopping=seen)
-
-    def with_best(self, params: Params, batch_stats: BatchStats) -> Progress:
-        """Return this progress with the best weights put back."""
-        return dataclasses.replace(self, best=(params, batch_stats))
+        return Progress(saved["state"], known)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +90,7 @@ class Timing:
 
 def fit(
     progress: Progress,
-    program: Program,
+    trainer: Trainer,
     *,
     recorder: Recorder,
     checkpoints: Checkpoints,
@@ -102,6 +99,13 @@ def fit(
     """Train to the last step, or until patience runs out.
 
     Every process of a distributed run calls it, and all take the same turns.
+
+    Args:
+      progress: where to begin; its state is donated.
+      trainer: takes the steps and evaluates.
+      recorder: gets the metrics of every evaluation.
+      checkpoints: get the latest and the best.
+      interrupted: asked between calls; True saves and stops.
 
     Returns:
       Where training ended, and how fast it was.
@@ -112,14 +116,14 @@ def fit(
       InputError: a checkpoint cannot be written.
     """
     step, speed = int(progress.state.step), _Speed()
-    watch = program.watch
-    train = program.train if watch is None else watch.train
-    clock = _SaveClock(program.checkpoint_seconds)
+    watch = trainer.watch
+    train = trainer.train if watch is None else watch.train
+    saved_at = time.monotonic()
     if checkpoints.step("latest") is None:
         _save(progress, checkpoints, recorder)
     num_steps = 1
-    while step < program.num_steps and not progress.stopping.should_stop:
-        until_evaluation = program.evaluate_every - step % program.evaluate_every
+    while step < trainer.num_steps and not progress.stopping.should_stop:
+        until_evaluation = trainer.evaluate_every - step % trainer.evaluate_every
         started = time.monotonic()
         state = train(progress.state, min(num_steps, until_evaluation))
         if watch is not None:
@@ -131,13 +135,15 @@ def fit(
         _check_diverged(progress, checkpoints, watch)
         recorder.tell_skipped(*map(int, state.skipped))
         recorder.advance(step, *_means(state))
-        if step % program.evaluate_every == 0 or step == program.num_steps:
-            progress = _evaluate(progress, program, recorder)
+        if step % trainer.evaluate_every == 0 or step == trainer.num_steps:
+            progress = _evaluate(progress, trainer, recorder)
         (is_interrupted,) = any_process(interrupted())
-        num_steps, is_due = broadcast_from_first([speed.steps(), clock.is_due()])
+        # By the steady clock, however the wall clock jumps.
+        is_due = time.monotonic() - saved_at > trainer.checkpoint_seconds
+        num_steps, is_due = broadcast_from_first([speed.steps_per_call(), is_due])
         if is_interrupted or is_due:
             _save(progress, checkpoints, recorder)
-            clock.saved()
+            saved_at = time.monotonic()
         if is_interrupted:
             checkpoints.wait()
             raise Interrupted
@@ -145,25 +151,25 @@ def fit(
     return progress, speed.timing()
 
 
-def _evaluate(progress: Progress, program: Program, recorder: Recorder) -> Progress:
+def _evaluate(progress: Progress, trainer: Trainer, recorder: Recorder) -> Progress:
     state, step = progress.state, int(progress.state.step)
-    metrics, batch_stats = program.evaluate(state)
+    metrics, batch_stats = trainer.evaluate(state)
     loss, accuracy = _means(state)
     recorder.record(
         {
             "step": step,
-            "epoch": step / program.steps_per_epoch,
+            "epoch": step / trainer.steps_per_epoch,
             "train/loss": loss,
             "train/accuracy": accuracy,
             **metrics,
-            "learning_rate": float(program.learning_rate(step, int(state.skipped.num))),
+            "learning_rate": float(trainer.learning_rate(step, int(state.skipped.num))),
         }
     )
     # In float32, as checkpoints keep it: a resumed run must compare the same numbers.
-    stopping = progress.stopping.update(float(np.float32(metrics[program.monitor])), step)
+    stopping = progress.stopping.update(float(np.float32(metrics[trainer.monitor])), step)
     best = progress.best
     if stopping.best_step == step:
-        best = tree_copy((state.params, batch_stats))
+        best = tree_copy(Variables(state.params, batch_stats))
     return dataclasses.replace(progress, stopping=stopping, best=best)
 
 
@@ -200,22 +206,8 @@ def _save(progress: Progress, checkpoints: Checkpoints, recorder: Recorder) -> N
     checkpoints.wait()
     recorder.sync()
     if progress.best is not None and best_step is not None:
-        params, batch_stats = progress.best
-        checkpoints.save("best", best_step, {"params": params, "batch_stats": batch_stats})
+        checkpoints.save("best", best_step, progress.best)
     checkpoints.save("latest", int(state.step), progress.to_arrays())
-
-
-class _SaveClock:
-    """Tells when it is time for the next checkpoint, however the wall clock jumps."""
-
-    def __init__(self, seconds: float):
-        self._seconds, self._saved_at = seconds, time.monotonic()
-
-    def is_due(self) -> bool:
-        return time.monotonic() - self._saved_at > self._seconds
-
-    def saved(self) -> None:
-        self._saved_at = time.monotonic()
 
 
 class _Speed:
@@ -229,7 +221,7 @@ class _Speed:
     def add(self, num_steps: int, seconds: float) -> None:
         """Count a call; the first one compiles and does not count."""
         if math.isnan(self._first_step_seconds):
-            self._first_step_seconds = seconds_since_start()
+            self._first_step_seconds = _seconds_since_start()
         else:
             self._steps += num_steps
             self._seconds += seconds
@@ -238,7 +230,17 @@ class _Speed:
         per_second = self._steps / self._seconds if self._seconds else math.nan
         return Timing(per_second, self._first_step_seconds)
 
-    def steps(self) -> int:
+    def steps_per_call(self) -> int:
         if not self._seconds:
             return 1
         return max(1, round(SECONDS_PER_CALL * self._steps / self._seconds))
+
+
+def _seconds_since_start() -> float:
+    """Return the seconds since the process began; where the system does not say, since import."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        began = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # After boot; man 5 proc, field 22.
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - began
+    except (OSError, AttributeError, ValueError, IndexError):
+        return time.monotonic() - _IMPORTED

@@ -1,4 +1,7 @@
-"""Prediction with a trained network, from its run folder alone."""
+"""Prediction with a trained network, from its run folder alone.
+
+A file of its own although it is short: who predicts reads this, and nothing of how to train.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ from jaxdnn.losses import probabilities
 from jaxdnn.run_folder import RunFolder
 from jaxdnn.training.checkpoint import Checkpoints
 from jaxdnn.training.evaluate import make_predict
-from jaxdnn.training.network import make_model
+from jaxdnn.training.setup import make_model
+from jaxdnn.training.step import Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +55,16 @@ def load_predictor(folder: RunFolder) -> Predictor:
     shape = (about["height"], about["width"], about["channels"])
     pixel_stats = PixelStats(tuple(about["mean"]), tuple(about["std"]))
     model = make_model(config.model, shape, len(about["class_names"]))
-    params, batch_stats = jax.eval_shape(model.init, jax.random.key(0))
+    like = Variables(*jax.eval_shape(model.init, jax.random.key(0)))
     if not (folder.checkpoints / "best").is_dir():
         raise InputError(f"{folder.path} holds no trained network yet; let the run finish an epoch")
     with Checkpoints(folder.checkpoints) as checkpoints:
-        like = {"params": params, "batch_stats": batch_stats}
         best = checkpoints.restore("best", like)
     logits = make_predict(model, pixel_stats)
 
     def predict(images: np.ndarray) -> np.ndarray:
-        found = logits(best["params"], best["batch_stats"], ImagesInMemory(jnp.asarray(images)))
-        return np.asarray(probabilities(jnp.asarray(found)))
+        return np.asarray(
+            probabilities(jnp.asarray(logits(best, ImagesInMemory(jnp.asarray(images)))))
+        )
 
     return Predictor(tuple(about["class_names"]), shape[0], shape[2], predict)

@@ -1,7 +1,7 @@
 """The initializer `pretrained`: weights of another network, matched by name and shape.
 
     weights = read_weights(Path("runs/deep"))              or model.safetensors, or model.npz
-    (params, batch_stats), account = match((params, batch_stats), weights)
+    variables, account = match(variables, weights)
     print(account)
 
 Names are the paths of the parameter tree, `layers/0/linear/kernel`; a dot serves for a slash.
@@ -23,8 +23,7 @@ from safetensors.numpy import load_file
 
 from jaxdnn.errors import InputError
 from jaxdnn.run_folder import open_existing
-from jaxdnn.training.checkpoint import read_best
-from jaxdnn.training.flat import flatten
+from jaxdnn.training.checkpoint import flatten, read_best
 
 Weights = Mapping[str, np.ndarray]
 T = TypeVar("T")
@@ -84,7 +83,7 @@ def match(tree: T, weights: Weights) -> tuple[T, Account]:
     """Put weights in the places of a tree that have their name and shape.
 
     Args:
-      tree: (params, batch_stats) as a model's `init` returns them.
+      tree: the `Variables` of a network.
       weights: name -> array.
 
     Returns:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import sys
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
+from jaxdnn.progress import progress_bar, write_line
 from jaxdnn.run_folder import RunFolder, append_metrics, keep_metrics_until, sync_file
 
 if TYPE_CHECKING:
@@ -15,10 +13,24 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """Records metrics and shows progress. A context manager."""
+    """Records metrics and shows progress. A context manager.
+
+    Args:
+      folder: where the numbers go; None, for all processes of a run but the first, records nothing.
+      num_steps: where training ends at the latest.
+      batch_size: images in a step.
+      start: steps taken before; what was recorded of later ones is dropped.
+      progress: show a bar.
+    """
 
     def __init__(
-        self, folder: RunFolder, *, num_steps: int, batch_size: int, start: int, progress: bool
+        self,
+        folder: RunFolder | None,
+        *,
+        num_steps: int,
+        batch_size: int,
+        start: int,
+        progress: bool,
     ):
         self._folder = folder
         self._start = start
@@ -26,16 +38,14 @@ class Recorder:
         self._step = start
         self._notes: dict[str, str] = {}
         self._warned: set[str] = set()
-        keep_metrics_until(folder.metrics, start)
-        self._bar = tqdm(
+        if folder is not None:
+            keep_metrics_until(folder.metrics, start)
+        self._bar = progress_bar(
             desc="compiling",
             total=num_steps * batch_size,
             initial=start * batch_size,
             unit=" images",
-            unit_scale=True,
             disable=not progress,
-            file=sys.stderr,
-            dynamic_ncols=True,
         )
 
     def __enter__(self) -> Recorder:
@@ -52,6 +62,7 @@ class Recorder:
         # takes longer than to reach the first step.
         from tensorboardX import SummaryWriter
 
+        assert self._folder is not None
         return SummaryWriter(str(self._folder.tensorboard), purge_step=self._start + 1)
 
     def advance(self, step: int, loss: float, accuracy: float) -> None:
@@ -64,14 +75,18 @@ class Recorder:
 
     def record(self, metrics: dict[str, Any]) -> None:
         """Keep the metrics of an evaluation; `step` and `epoch` are among them."""
+        self._notes["val"] = f"{metrics['val/balanced_accuracy']:.3f}"
+        if self._folder is None:
+            return
         append_metrics(self._folder.metrics, metrics)
         for name, value in metrics.items():
             if name != "step":
                 self._writer.add_scalar(name, value, metrics["step"])
-        self._notes["val"] = f"{metrics['val/balanced_accuracy']:.3f}"
 
-    def record_look(self, metrics: dict[str, Any]) -> None:
-        """Keep what a look saw; `step` and `epoch` are among it."""
+    def record_layers(self, metrics: dict[str, Any]) -> None:
+        """Keep the statistics of the layers at a step; `step` and `epoch` are among them."""
+        if self._folder is None:
+            return
         from tensorboardX.proto import summary_pb2
 
         # Its classes are made when it is imported.
@@ -99,38 +114,11 @@ class Recorder:
 
     def sync(self) -> None:
         """Bring the metrics to the disk: no checkpoint may be newer than they are."""
-        sync_file(self._folder.metrics)
+        if self._folder is not None:
+            sync_file(self._folder.metrics)
 
     def warn(self, kind: str, text: str) -> None:
         """Print a line above the bar, the first time for its kind."""
-        if kind not in self._warned:
+        if self._folder is not None and kind not in self._warned:
             self._warned.add(kind)
-            tqdm.write(f"warning: {text}", file=sys.stderr)
-
-
-class SilentRecorder(Recorder):
-    """Records nothing: for all processes of a run but the first."""
-
-    def __init__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def advance(self, step: int, loss: float, accuracy: float) -> None:
-        """Do nothing."""
-
-    def record(self, metrics: dict[str, Any]) -> None:
-        """Do nothing."""
-
-    def record_look(self, metrics: dict[str, Any]) -> None:
-        """Do nothing."""
-
-    def tell_skipped(self, num: int, in_a_row: int, last: int) -> None:
-        """Do nothing."""
-
-    def sync(self) -> None:
-        """Do nothing."""
-
-    def warn(self, kind: str, text: str) -> None:
-        """Do nothing."""
+            write_line(f"warning: {text}")

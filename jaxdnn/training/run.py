@@ -1,8 +1,15 @@
-"""A whole run: data, network, training, test, and everything that is kept of it."""
+"""One run: data, network, training, test, and everything that is kept of it.
+
+A run goes on at its newest checkpoint that is whole, together with the best it knows of. One that
+starts anew repeats itself to the bit, so that nothing is lost for good even where every checkpoint
+is damaged; only time.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -11,23 +18,32 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from jaxdnn.config import Config
-from jaxdnn.data import load
+from jaxdnn.config import Config, save_config
+from jaxdnn.data import Split, load
+from jaxdnn.errors import InputError
+from jaxdnn.losses import probabilities
+from jaxdnn.models import Params
 from jaxdnn.options import DeviceOptions
-from jaxdnn.processes import is_first, run_on_first
-from jaxdnn.run_folder import RunFolder, write_json
-from jaxdnn.training.checkpoint import Checkpoints
-from jaxdnn.training.description import keep_settings
+from jaxdnn.processes import fetch, is_first, run_on_first
+from jaxdnn.run_folder import RunFolder, atomic_write, write_json
+from jaxdnn.training.checkpoint import Checkpoints, Damaged, Mismatch, flatten
 from jaxdnn.training.early_stopping import EarlyStopping
+from jaxdnn.training.evaluate import (
+    classification_metrics,
+    confusion_matrix,
+    make_predict,
+    on_device,
+)
 from jaxdnn.training.fit import Progress, fit
-from jaxdnn.training.outcome import measure_best
 from jaxdnn.training.pretrained import match, read_weights
-from jaxdnn.training.program import make_program
-from jaxdnn.training.recorder import Recorder, SilentRecorder
-from jaxdnn.training.resume import find_progress
-from jaxdnn.training.setup import Setup, init_state, make_setup
+from jaxdnn.training.recorder import Recorder
+from jaxdnn.training.setup import Setup, init_state, make_setup, make_trainer
 from jaxdnn.training.step import TrainState
+
+NUM_MISTAKES = 24
 
 
 def train(
@@ -63,38 +79,35 @@ def train(
     if progress:
         print(dataset.summary(), file=sys.stderr)
     setup = make_setup(config, dataset, devices)
-    run_on_first(lambda: keep_settings(folder, setup))
+    run_on_first(lambda: _keep_settings(folder, setup))
     with Checkpoints(folder.checkpoints, about=_about(setup), tidy=True) as checkpoints:
         start = _start(setup, checkpoints)
-        with _make_recorder(setup, folder, start, progress) as recorder:
-            program = make_program(setup)
+        with Recorder(
+            folder if is_first() else None,
+            num_steps=setup.num_steps,
+            batch_size=setup.batch_size,
+            start=int(start.state.step),
+            progress=progress,
+        ) as recorder:
+            trainer = make_trainer(setup)
             end, timing = fit(
                 start,
-                program,
+                trainer,
                 recorder=recorder,
                 checkpoints=checkpoints,
                 interrupted=interrupted,
             )
-    summary = measure_best(setup, end, folder) | {
+    summary = _measure_best(setup, end, folder) | {
         "images_per_second": timing.steps_per_second * setup.batch_size,
         "first_step_seconds": timing.first_step_seconds,
         "streamed": dataset.train.images.is_streamed,
-        "waited_seconds": program.waited_seconds(),
+        "waited_seconds": trainer.waited_seconds(),
         "wall_seconds": time.monotonic() - started,
         "num_devices": setup.layout.num_devices,
         "num_processes": jax.process_count(),
     }
     run_on_first(lambda: write_json(folder.summary, summary))
     return summary
-
-
-def _about(setup: Setup) -> dict[str, Any]:
-    """Return what stands beside every checkpoint."""
-    return {
-        "config": dataclasses.asdict(setup.config),
-        "versions": versions(),
-        "num_devices": setup.layout.num_devices,
-    }
 
 
 def _streaming(config: Config) -> Config:
@@ -104,21 +117,58 @@ def _streaming(config: Config) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, streaming=True))
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of what computes."""
-    return {name: version(name) for name in ("jaxdnn", "jax", "jaxlib", "flax", "optax")}
+def _about(setup: Setup) -> dict[str, Any]:
+    """Return what stands beside every checkpoint."""
+    packages = ("jaxdnn", "jax", "jaxlib", "flax", "optax")
+    return {
+        "config": dataclasses.asdict(setup.config),
+        "versions": {name: version(name) for name in packages},
+        "num_devices": setup.layout.num_devices,
+    }
 
 
-def _make_recorder(setup: Setup, folder: RunFolder, start: Progress, progress: bool) -> Recorder:
-    if not is_first():
-        return SilentRecorder()
-    return Recorder(
-        folder,
-        num_steps=setup.num_steps,
-        batch_size=setup.batch_size,
-        start=int(start.state.step),
-        progress=progress,
-    )
+def _keep_settings(folder: RunFolder, setup: Setup) -> None:
+    """Write config.json and dataset.json; where a run has these already, check the data.
+
+    Raises:
+      InputError: the data is not what it was.
+    """
+    description = _describe(setup)
+    if folder.dataset.exists():
+        before = json.loads(folder.dataset.read_text())
+        differs = [name for name in description if before.get(name) != description[name]]
+        if differs:
+            raise InputError(
+                f"the data is not what {folder.path} was started with "
+                f"({', '.join(differs)} differ); put the same images back, or train anew"
+            )
+    write_json(folder.dataset, description)
+    save_config(setup.config, folder.config)
+
+
+def _describe(setup: Setup) -> dict[str, Any]:
+    """Return what dataset.json holds: all that prediction needs, and what the data was."""
+    dataset = setup.dataset
+    parts = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+    counts = {
+        name: {
+            class_name: int(np.sum(part.labels == label))
+            for label, class_name in enumerate(dataset.class_names)
+        }
+        for name, part in parts.items()
+    }
+    height, width, channels = dataset.train.images.shape[1:]
+    return {
+        "origin": dataset.origin,
+        "class_names": list(dataset.class_names),
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "mean": list(setup.pixel_stats.mean),
+        "std": list(setup.pixel_stats.std),
+        "counts": counts,
+        "skipped": [[item.name, item.reason] for item in dataset.skipped],
+    }
 
 
 def _start(setup: Setup, checkpoints: Checkpoints) -> Progress:
@@ -131,33 +181,139 @@ def _start(setup: Setup, checkpoints: Checkpoints) -> Progress:
     )
     fresh = Progress(init_state(setup), stopping)
     found = find_progress(fresh, checkpoints)
-    if found is not None:
-        _tell_devices(setup, checkpoints)
-        return found
-    return dataclasses.replace(fresh, state=_pretrained(setup, fresh.state))
-
-
-def _tell_devices(setup: Setup, checkpoints: Checkpoints) -> None:
-    """Say where a run goes on with other sums, in another order."""
-    step = checkpoints.step("latest")
-    assert step is not None
-    before, now = checkpoints.about("latest", step).get("num_devices"), setup.layout.num_devices
-    if before != now and is_first():
-        print(
+    if found is None:
+        return dataclasses.replace(fresh, state=_pretrained(setup, fresh.state))
+    step, now = int(found.state.step), setup.layout.num_devices
+    before = checkpoints.about("latest", step).get("num_devices")
+    if before != now:  # The sums are the same, in another order.
+        _tell(
             f"step {step} was reached on {before} devices, now there are {now}: the same run, up "
-            "to rounding",
-            file=sys.stderr,
+            "to rounding"
         )
+    return found
+
+
+def _tell(text: str) -> None:
+    if is_first():
+        print(text, file=sys.stderr)
 
 
 def _pretrained(setup: Setup, state: TrainState) -> TrainState:
     """Put pretrained weights into a fresh state where the options ask for them."""
-    options = setup.config.model
-    if options.pretrained is None:
+    path = setup.config.model.pretrained
+    if path is None:
         return state
-    fresh = (state.params, state.batch_stats)
-    (params, batch_stats), account = match(fresh, read_weights(Path(options.pretrained)))
-    if is_first():
-        print(account, file=sys.stderr)
-    placed = setup.layout.place_state((params, batch_stats))
-    return state._replace(params=placed[0], batch_stats=placed[1])
+    variables, account = match(state.variables, read_weights(Path(path)))
+    _tell(str(account))
+    placed = setup.layout.place_state(variables)
+    return state._replace(params=placed.params, batch_stats=placed.batch_stats)
+
+
+def find_progress(fresh: Progress, checkpoints: Checkpoints) -> Progress | None:
+    """Return where the newest whole checkpoint left off, None to begin anew.
+
+    What is damaged, and what came after, is removed with a line on stderr.
+
+    Args:
+      fresh: the progress of a new run, whose arrays have the shapes and shardings expected.
+      checkpoints: those that the run has left, if any.
+
+    Raises:
+      InputError: all of them are of another network.
+    """
+    steps, damages = checkpoints.steps("latest"), []
+    for step in steps:
+        try:
+            found = _restore(fresh, checkpoints, step)
+        except Damaged as damage:
+            damages.append(damage)
+            continue
+        best_step = found.stopping.best_step
+        _tell_damages(steps, damages, f"going on from step {step}")
+        checkpoints.forget_after("latest", step)
+        checkpoints.forget_after("best", -1 if best_step is None else best_step)
+        return found
+    if damages and all(isinstance(damage, Mismatch) for damage in damages):
+        raise InputError(f"{damages[0]}; resume with the settings that the run was started with")
+    _tell_damages(steps, damages, "beginning anew")
+    for kind in ("latest", "best"):
+        checkpoints.forget_after(kind, -1)
+    return None
+
+
+def _restore(fresh: Progress, checkpoints: Checkpoints, step: int) -> Progress:
+    found = fresh.resumed(checkpoints.read("latest", step, fresh.to_arrays()))
+    best_step = found.stopping.best_step
+    if best_step is None:
+        return found
+    try:
+        best = checkpoints.read("best", best_step, fresh.state.variables)
+    except Damaged as damage:
+        raise Damaged(f"the best that it knows of, of step {best_step}: {damage}") from damage
+    return dataclasses.replace(found, best=best)
+
+
+def _tell_damages(steps: list[int], damages: list[Damaged], then: str) -> None:
+    for step, damage in zip(steps, damages, strict=False):
+        _tell(f"the latest checkpoint at step {step} is damaged ({damage}); {then}")
+
+
+def _measure_best(setup: Setup, end: Progress, folder: RunFolder) -> dict[str, Any]:
+    """Measure the best weights on all three splits, the test images for the only time."""
+    dataset = setup.dataset
+    best = end.best or end.state.variables
+    predict = make_predict(setup.model, setup.pixel_stats, layout=setup.layout)
+    parts = {"train": dataset.train, "val": dataset.validation, "test": dataset.test}
+    logits = {
+        name: predict(best, on_device(part.images, setup.layout)) for name, part in parts.items()
+    }
+    summary: dict[str, Any] = {}
+    for name, part in parts.items():
+        metrics = classification_metrics(logits[name], part.labels)
+        summary |= {f"{name}/{metric}": value for metric, value in metrics.items()}
+    scores = np.asarray(probabilities(jnp.asarray(logits["test"])))
+    run_on_first(lambda: _keep_predictions(folder, dataset.test, scores))
+    step = int(end.state.step)
+    return summary | {
+        "majority_fraction": summary["test/majority_fraction"],
+        "confusion": confusion_matrix(
+            dataset.test.labels, scores.argmax(axis=1), setup.num_classes
+        ).tolist(),
+        "class_names": list(dataset.class_names),
+        "best_step": end.stopping.best_step,
+        "steps": step,
+        "epochs": step / setup.steps_per_epoch,
+        "stopped_early": step < setup.num_steps,
+        "skipped_steps": int(end.state.skipped.num),
+        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(best.params)),
+        "num_skipped": len(dataset.skipped),
+        "seed": setup.config.seed,
+        "params_sha256": _sha256(fetch(best.params)),
+        "jax_version": jax.__version__,
+    }
+
+
+def _sha256(params: Params) -> str:
+    """Return the SHA-256 over all parameters in the order of their paths: name, shape, bytes."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(flatten(params).items()):
+        values = np.ascontiguousarray(leaf, dtype="<f4")
+        digest.update(f"{name}{values.shape}".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+def _keep_predictions(folder: RunFolder, test: Split, scores: np.ndarray) -> None:
+    """Keep every test prediction, and the pictures of the most confident mistakes."""
+    confidence = scores.max(axis=1)
+    wrong = np.flatnonzero(scores.argmax(axis=1) != test.labels)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:NUM_MISTAKES]
+    with atomic_write(folder.predictions) as draft, draft.open("wb") as file:
+        np.savez_compressed(
+            file,
+            names=np.array(test.names, dtype=np.str_),
+            labels=test.labels,
+            probabilities=scores,
+            mistakes=worst,
+            mistake_images=test.images[worst],
+        )

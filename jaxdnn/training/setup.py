@@ -1,13 +1,15 @@
-"""From settings and data to the pure functions of a run."""
+"""A run made ready: from settings and data to the pure functions that the training loop calls."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -15,28 +17,90 @@ from jaxdnn import optim
 from jaxdnn.config import Config
 from jaxdnn.data import (
     Dataset,
+    Images,
     PixelStats,
     class_weights,
     make_order,
     make_prepare,
     resolve_batch_size,
 )
-from jaxdnn.models import Model
-from jaxdnn.options import DeviceOptions
-from jaxdnn.training.keys import seed_keys
-from jaxdnn.training.network import make_model
+from jaxdnn.errors import InputError
+from jaxdnn.layers import BlockOptions
+from jaxdnn.models import BatchStats, Model, make_convnet, make_mlp
+from jaxdnn.options import DeviceOptions, ModelOptions
+from jaxdnn.training.evaluate import (
+    classification_metrics,
+    make_estimate_batch_stats,
+    make_predict,
+    on_device,
+)
+from jaxdnn.training.feed import StreamedTrain
+from jaxdnn.training.keys import run_keys, seed_keys, step_keys
 from jaxdnn.training.sharding import (
     Layout,
     choose_devices,
     make_layout,
     one_device,
+    share_of_process,
 )
 from jaxdnn.training.step import (
-    Step,
+    Order,
+    Train,
     TrainState,
+    TrainStep,
+    Variables,
+    make_indices,
     make_init,
+    make_loss,
     make_step,
+    make_train,
+    rate_factor,
 )
+from jaxdnn.training.watch import Watch, layers_of, make_measure
+
+
+def make_model(
+    options: ModelOptions,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    norm_momentum: float | None = None,
+) -> Model:
+    """Make the network that the options describe.
+
+    Args:
+      options: architecture, activation, initializer and regularisation.
+      input_shape: (height, width, channel).
+      num_classes: at least two.
+      norm_momentum: instead of the options' own.
+
+    Raises:
+      InputError: one sigmoid unit for more than two classes.
+    """
+    if options.head == "sigmoid" and num_classes != 2:
+        raise InputError(
+            f"--head sigmoid tells two classes apart, the data has {num_classes}; "
+            "name the positive ones with --positive, or use --head softmax"
+        )
+    unit = BlockOptions(
+        activation=options.make_activation(),
+        kernel_init=options.make_initializer(),
+        bias_init=options.bias_init,
+        norm=options.norm,
+        norm_momentum=options.norm_momentum if norm_momentum is None else norm_momentum,
+        dropout=options.dropout,
+    )
+    num_outputs = 1 if options.head == "sigmoid" else num_classes
+    if options.model == "convnet":
+        return make_convnet(
+            input_shape,
+            num_outputs,
+            widths=options.widths,
+            blocks=options.blocks,
+            stem=options.stem,
+            unit=unit,
+        )
+    return make_mlp(input_shape, num_outputs, widths=options.widths, unit=unit)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +109,15 @@ class Setup:
 
     Attributes:
       config: the settings.
-      dataset: the images.
-      standard: mean and standard deviation of the training images.
-      model: the network.
-      batch_size: examples in a step, those of all its portions.
+      dataset: images and labels of the three splits.
+      pixel_stats: mean and standard deviation of the training images.
+      model: the network, as pure functions.
+      batch_size: examples in a step, those of all its microbatches.
       steps_per_epoch: a last partial batch is left out; the order changes with every epoch.
-      num_steps: of the whole run.
+      num_steps: optimizer steps, if nothing stops the run early.
       schedule: `step -> learning rate`.
       optimizer: the optax chain.
-      layout: of the devices.
+      layout: the devices and what is kept where.
     """
 
     config: Config
@@ -69,7 +133,7 @@ class Setup:
 
     @property
     def num_classes(self) -> int:
-        """Of the task."""
+        """How many classes there are to tell apart."""
         return len(self.dataset.class_names)
 
 
@@ -78,20 +142,23 @@ def make_setup(config: Config, dataset: Dataset, devices: DeviceOptions | None =
 
     Args:
       config: the settings.
-      dataset: the images.
+      dataset: images and labels of the three splits.
       devices: what to run on; by default one device.
 
     Raises:
       InputError: a setting does not fit the data or the devices.
     """
-    num_train, num_portions = len(dataset.train.labels), config.train.accumulate
-    portion = resolve_batch_size(config.train.batch_size, num_train // num_portions)
-    batch_size = portion * num_portions
+    num_train, num_microbatches = len(dataset.train.labels), config.train.accumulate
+    microbatch = resolve_batch_size(config.train.batch_size, num_train // num_microbatches)
+    batch_size = microbatch * num_microbatches
     steps_per_epoch = num_train // batch_size
     num_steps = steps_per_epoch * config.train.epochs
     schedule = optim.make_schedule(
         config.optimizer, steps_per_epoch=steps_per_epoch, num_steps=num_steps
     )
+    layout = one_device()
+    if devices is not None:
+        layout = make_layout(choose_devices(microbatch, most=devices.devices), fsdp=devices.fsdp)
     return Setup(
         config=config,
         dataset=dataset,
@@ -102,12 +169,8 @@ def make_setup(config: Config, dataset: Dataset, devices: DeviceOptions | None =
         num_steps=num_steps,
         schedule=schedule,
         optimizer=optim.make_optimizer(config.optimizer, schedule, num_examples=num_train),
-        layout=one_device() if devices is None else _make_layout(devices, portion),
+        layout=layout,
     )
-
-
-def _make_layout(options: DeviceOptions, batch_size: int) -> Layout:
-    return make_layout(choose_devices(batch_size, most=options.devices), fsdp=options.fsdp)
 
 
 def init_state(setup: Setup) -> TrainState:
@@ -123,29 +186,29 @@ def init_state(setup: Setup) -> TrainState:
     return jax.jit(init, out_shardings=shardings)(init_key)
 
 
-def make_step_of(setup: Setup) -> Step:
-    """Return one step of the run, `(key, state, uint8 images, labels) -> state`."""
+def make_step_of(setup: Setup) -> TrainStep:
+    """Return one step, `(key, state, uint8 images, labels) -> state`."""
     return make_step(
         setup.model,
         setup.optimizer,
         prepare=make_prepare(setup.config.augment, setup.pixel_stats),
-        class_weights=class_weights_of(setup),
+        class_weights=_class_weights(setup),
         loss_limit=setup.config.train.divergence_factor * math.log(setup.num_classes),
         layout=setup.layout,
-        num_portions=setup.config.train.accumulate,
+        num_microbatches=setup.config.train.accumulate,
         dtype=jnp.dtype(setup.config.train.precision),
         on_nan=setup.config.train.on_nan,
     )
 
 
-def class_weights_of(setup: Setup) -> Array:
+def _class_weights(setup: Setup) -> Array:
     """Return the weight of each class in the loss."""
     if not setup.config.weighs_classes:
         return jnp.ones(setup.num_classes)
     return jnp.asarray(class_weights(setup.dataset.train.labels, setup.num_classes), jnp.float32)
 
 
-def make_order_of(setup: Setup) -> Callable[[Array], Array]:
+def make_order_of(setup: Setup) -> Order:
     """Return `key of an epoch -> (steps, batch) indices of the training images`."""
     return make_order(
         setup.dataset.train.labels,
@@ -153,3 +216,150 @@ def make_order_of(setup: Setup) -> Callable[[Array], Array]:
         balanced=setup.config.balances_batches,
         num_classes=setup.num_classes,
     )
+
+
+# state -> validation metrics, and the statistics of the batch norms that were used
+Evaluate = Callable[[TrainState], tuple[dict[str, float], BatchStats]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """What the training loop calls, and the numbers that it goes by.
+
+    Attributes:
+      train: compiled `(state, num_steps, step=None) -> state`; stays within an epoch.
+      evaluate: `state -> (metrics, batch_stats)`: validation metrics and the statistics used.
+      num_steps: where training ends at the latest.
+      steps_per_epoch: optimizer steps.
+      evaluate_every: steps between evaluations.
+      checkpoint_seconds: least time between checkpoints.
+      monitor: name of the metric that chooses the best.
+      learning_rate: `(step, number of skipped steps) -> learning rate`.
+      waited_seconds: how long the device has had to wait for images so far.
+      watch: what measures the layers, and trains as `train` does; None if nothing does.
+    """
+
+    train: Train
+    evaluate: Evaluate
+    num_steps: int
+    steps_per_epoch: int
+    evaluate_every: int
+    checkpoint_seconds: float
+    monitor: str
+    learning_rate: Callable[[int, int], Any]
+    waited_seconds: Callable[[], float] = lambda: 0.0
+    watch: Watch | None = None
+
+
+def make_trainer(setup: Setup) -> Trainer:
+    """Put the data on the devices and make the functions that the loop calls."""
+    options = setup.config.train
+    _, run_key = seed_keys(setup.config.seed)
+    images = on_device(setup.dataset.train.images, setup.layout)
+    train, indices_of, waited_seconds = _make_train(setup, images, run_key)
+    watch = None
+    if options.watch_gradients:
+        watch = Watch(
+            take_steps=train,
+            measure_next=_make_measure(setup, images, run_key),
+            indices_of=indices_of,
+            layers=layers_of(setup.model, images.shape[1:]),
+            bounded=all(map(math.isfinite, setup.config.model.make_activation().value_range)),
+            every=options.watch_gradients,
+            steps_per_epoch=setup.steps_per_epoch,
+        )
+    return Trainer(
+        train=train,
+        evaluate=_make_evaluate(setup, images),
+        num_steps=setup.num_steps,
+        steps_per_epoch=setup.steps_per_epoch,
+        evaluate_every=setup.steps_per_epoch * options.evaluate_every,
+        checkpoint_seconds=options.checkpoint_seconds,
+        monitor=options.monitor,
+        learning_rate=lambda step, num_skipped: (
+            rate_factor(options.on_nan, num_skipped) * setup.schedule(step - num_skipped)
+        ),
+        waited_seconds=waited_seconds,
+        watch=watch,
+    )
+
+
+def _make_train(
+    setup: Setup, images: Images, key: Array
+) -> tuple[Train, Callable[[int], Array], Callable[[], float]]:
+    """Return what trains, `epoch -> indices`, and the seconds that the device has waited so far."""
+    step, order, labels = make_step_of(setup), make_order_of(setup), setup.dataset.train.labels
+    run: dict[str, Any] = {"key": key, "steps_per_epoch": setup.steps_per_epoch}
+    shared: dict[str, Any] = {
+        "layout": setup.layout,
+        "num_microbatches": setup.config.train.accumulate,
+    }
+    if images.is_streamed:
+        streamed = StreamedTrain(step, order, images, labels, **run, **shared)
+        # The indices only to know them: each process takes its own.
+        return streamed, make_indices(order, key=key), lambda: streamed.wait_seconds
+    indices_of = make_indices(order, key=key, **shared)
+    train = make_train(step, indices_of, images.in_memory(), setup.layout.place(labels), **run)
+    return train, indices_of, lambda: 0.0
+
+
+# step, diverged and variables of a state: the fewer arrays are asked for, the sooner it starts
+_Now = tuple[Array, Array, Variables]
+
+
+def _make_measure(
+    setup: Setup, images: Images, key: Array
+) -> Callable[[TrainState, Array], tuple[Array, Array]]:
+    """Return `(state, indices) -> is the next step taken, (statistic, layer) at that step`."""
+    config, layout, on_host = setup.config, setup.layout, setup.dataset.train.labels
+    dtype, layers = jnp.dtype(config.train.precision), layers_of(setup.model, images.shape[1:])
+    loss_of = make_loss(setup.model, _class_weights(setup), dtype=dtype)
+    measure = make_measure(loss_of, layers, config.model.make_activation(), dtype=dtype)
+    prepare = make_prepare(config.augment, setup.pixel_stats)
+    _, steps_key = run_keys(key)
+    labels = layout.place(on_host)
+
+    @jax.jit
+    def at_batch(now: _Now, images: Array, labels: Array) -> tuple[Array, Array]:
+        step, diverged, variables = now
+        prepare_key, apply_key = step_keys(steps_key, step)
+        gathered = variables._replace(params=layout.gather(variables.params, len(labels)))
+        rows = measure(gathered, apply_key, prepare(prepare_key, images), labels)
+        return layout.replicate((~diverged, rows))
+
+    @jax.jit
+    def in_memory(now: _Now, images: Array, labels: Array, indices: Array) -> tuple[Array, Array]:
+        batch = indices[now[0] % setup.steps_per_epoch].ravel()
+        return at_batch(now, images[batch], labels[batch])
+
+    def at_next(state: TrainState, indices: Array) -> tuple[Array, Array]:
+        now = state.step, state.diverged, state.variables
+        if not images.is_streamed:
+            return in_memory(now, images.in_memory(), labels, indices)
+        batch = np.asarray(indices[int(state.step) % setup.steps_per_epoch])
+        mine = batch[share_of_process(len(batch))]
+        return at_batch(now, layout.join(images[mine]), layout.join(on_host[mine]))
+
+    return at_next
+
+
+def _make_evaluate(setup: Setup, train_images: Images) -> Evaluate:
+    validation, options = setup.dataset.validation, setup.config.model
+    images = on_device(validation.images, setup.layout)
+    predict = make_predict(setup.model, setup.pixel_stats, layout=setup.layout)
+    estimate = None
+    if options.norm_statistics == "training_set":
+        shape = train_images.shape[1:]
+        model = make_model(options, shape, setup.num_classes, norm_momentum=0.0)
+        batches = np.asarray(make_order_of(setup)(jax.random.key(setup.config.seed)))
+        batches = batches.reshape(-1, setup.batch_size // setup.config.train.accumulate)
+        estimate = make_estimate_batch_stats(model, setup.pixel_stats, batches, setup.layout)
+
+    def evaluate(state: TrainState) -> tuple[dict[str, float], BatchStats]:
+        variables = state.variables
+        if estimate is not None:
+            variables = variables._replace(batch_stats=estimate(variables, train_images))
+        metrics = classification_metrics(predict(variables, images), validation.labels)
+        return {f"val/{name}": value for name, value in metrics.items()}, variables.batch_stats
+
+    return evaluate

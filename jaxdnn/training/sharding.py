@@ -1,12 +1,12 @@
-"""Where the arrays of a run live: one mesh of devices, batches cut over it, the state on all of it.
+"""Where the arrays of a run live: one mesh of devices, batches sharded over it.
 
     mesh -> NamedSharding of state, images and indices -> the same jitted step
 
 The compiler divides the step among the devices by itself: each takes its part of the batch, means
 over the batch (loss, batch norm) are of the whole batch, and the gradients are summed over devices.
 Under `fsdp` (Rajbhandari, Rasley, Ruwase and He, "ZeRO: Memory Optimizations Toward Training
-Trillion Parameter Models", 2020) every large array of the state is cut over the devices as well;
-a step gathers the parameters before it uses them, or where that is less, brings the batch to the
+Trillion Parameter Models", 2020) every large array of the state is sharded over the devices, too; a
+step gathers the parameters before it uses them, or where that is less, brings the batch to the
 parts of a kernel; each device keeps its own part of the summed gradients.
 """
 
@@ -27,8 +27,8 @@ from jaxdnn.errors import InputError
 from jaxdnn.processes import put
 
 AXIS = "batch"
-SMALLEST_CUT = 2**14
-"""Entries; an array with fewer is kept whole on every device, since moving it would cost more."""
+SMALLEST_SHARDED = 2**14
+"""Entries; an array with fewer is replicated, since moving it would cost more."""
 MUCH_LARGER = 4
 """A dense kernel so many times larger than what goes in and out of it is not gathered."""
 
@@ -40,8 +40,8 @@ class Layout:
     """The devices of a run, and what is kept where.
 
     Attributes:
-      mesh: of all devices, with the one axis `batch`.
-      fsdp: cut large arrays of the state over the devices, too.
+      mesh: all devices along the one axis `batch`.
+      fsdp: whether large arrays of the state are sharded over the devices, too.
     """
 
     mesh: Mesh
@@ -49,32 +49,32 @@ class Layout:
 
     @property
     def num_devices(self) -> int:
-        """Of the mesh, over all processes."""
+        """How many, over all processes."""
         return self.mesh.size
 
     @property
     def is_single(self) -> bool:
-        """Whether there is one device; then nothing is cut, and arrays are where JAX puts them."""
+        """Whether there is one device: nothing is sharded, and arrays are where JAX puts them."""
         return self.num_devices == 1
 
     @property
-    def whole(self) -> NamedSharding:
+    def replicated(self) -> NamedSharding:
         """The same on every device."""
-        return self.along(None)
+        return self.sharded(None)
 
-    def along(self, axis: int | None) -> NamedSharding:
-        """Cut along this axis, an equal part for each device; None: not at all."""
+    def sharded(self, axis: int | None) -> NamedSharding:
+        """Along this axis an equal part for each device; None: replicated."""
         names = () if axis is None else (*[None] * axis, AXIS)
         return NamedSharding(self.mesh, PartitionSpec(*names))
 
     def state_shardings(self, state: Any) -> Any:
         """Return the sharding of every array of a state, or of anything shaped like its parts."""
-        return jax.tree.map(lambda leaf: self.along(self._axis_of(tuple(leaf.shape))), state)
+        return jax.tree.map(lambda leaf: self.sharded(self._axis_of(tuple(leaf.shape))), state)
 
     def _axis_of(self, shape: tuple[int, ...]) -> int | None:
         """Choose the longest axis that the devices can share, if the array is worth it."""
         fitting = [axis for axis, size in enumerate(shape) if size % self.num_devices == 0]
-        if not self.fsdp or not fitting or math.prod(shape) < SMALLEST_CUT:
+        if not self.fsdp or not fitting or math.prod(shape) < SMALLEST_SHARDED:
             return None
         return max(fitting, key=lambda axis: shape[axis])
 
@@ -84,14 +84,14 @@ class Layout:
             return tree
         return lax.with_sharding_constraint(tree, self.state_shardings(tree))
 
-    def keep_whole(self, tree: Tree) -> Tree:
+    def replicate(self, tree: Tree) -> Tree:
         """Bring a result to every device; inside jit."""
-        return tree if self.is_single else lax.with_sharding_constraint(tree, self.whole)
+        return tree if self.is_single else lax.with_sharding_constraint(tree, self.replicated)
 
     def gather(self, params: Tree, batch_size: int) -> Tree:
         """Bring parameters to every device before so many examples use them; inside jit.
 
-        A dense kernel that is much larger than all that goes in and out of it stays cut: the
+        A dense kernel that is much larger than all that goes in and out of it stays sharded: the
         compiler then moves the batch to the parts of the kernel, which is less.
         """
         if not self.fsdp:
@@ -99,31 +99,31 @@ class Layout:
 
         def of(leaf: Any) -> Any:
             stays = leaf.ndim == 2 and leaf.size > MUCH_LARGER * batch_size * sum(leaf.shape)
-            return leaf if stays else lax.with_sharding_constraint(leaf, self.whole)
+            return leaf if stays else lax.with_sharding_constraint(leaf, self.replicated)
 
         return jax.tree.map(of, params)
 
     def place(self, tree: Any) -> Any:
-        """Put arrays that every process has whole on every device."""
+        """Replicate arrays that every process has."""
         if self.is_single:
             return jax.tree.map(jnp.asarray, tree)
-        return jax.tree.map(lambda leaf: put(leaf, self.whole), tree)
+        return jax.tree.map(lambda leaf: put(leaf, self.replicated), tree)
 
     def place_state(self, state: Tree) -> Tree:
-        """Put a state that every process has whole where it belongs."""
+        """Put each part of a state that every process has on its device."""
         if self.is_single:
             return state
         return jax.tree.map(put, state, self.state_shardings(state))
 
-    def cut(self, array: jax.Array, axis: int = 0) -> jax.Array:
-        """Cut an array over the devices of this process."""
-        return array if self.is_single else jax.device_put(array, self.along(axis))
+    def shard(self, array: jax.Array, axis: int = 0) -> jax.Array:
+        """Shard an array over the devices along `axis`."""
+        return array if self.is_single else jax.device_put(array, self.sharded(axis))
 
     def join(self, part: np.ndarray, axis: int = 0) -> jax.Array:
-        """Put an array cut along `axis`, of which this process has its own part."""
+        """Put an array sharded along `axis`, of which this process has its own part."""
         if self.is_single:
             return jnp.asarray(part)
-        return jax.make_array_from_process_local_data(self.along(axis), part)
+        return jax.make_array_from_process_local_data(self.sharded(axis), part)
 
 
 def make_layout(devices: list[jax.Device], *, fsdp: bool = False) -> Layout:
@@ -139,7 +139,7 @@ def one_device() -> Layout:
 
 
 def choose_devices(batch_size: int, *, most: int | None = None) -> list[jax.Device]:
-    """Return as many devices as a batch can be cut into equally, the same number of each process.
+    """Return as many devices as can share a batch equally, the same number of each process.
 
     Args:
       batch_size: images that a step takes at once.

@@ -1,25 +1,46 @@
 """One step of training, and many of them in one compiled program.
 
-What is random follows from the run's key, the epoch and the step's number alone (`keys.py`): a
-restart repeats the same run.
+    images, labels -> augment, normalise -> loss -> gradient -> update -> new state
+
+A batch may come in microbatches, one after the other; the network may calculate in bfloat16; and a
+step whose loss or gradient is not finite may be left out. What is random follows from the run's
+key, the epoch and the step's number alone (`keys.py`): a restart repeats the same run.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from jaxdnn.models import BatchStats, Model, Params
-from jaxdnn.training.gradient import Prepare, make_gradient, make_loss
+from jaxdnn.losses import cross_entropy, predictions
+from jaxdnn.models import BatchStats, Model, Output, Params
 from jaxdnn.training.keys import epoch_key, run_keys, step_keys
 from jaxdnn.training.sharding import Layout, one_device
-from jaxdnn.training.skip import MAX_IN_A_ROW, OnNan, Skipped, choose, is_good, rate_factor
+
+OnNan = Literal["stop", "skip", "halve-lr"]
+
+MAX_IN_A_ROW = 25
+"""So many skipped steps in a row are no accident; the run stops."""
+
+Tree = TypeVar("Tree")
+
+
+class Variables(NamedTuple):
+    """What makes a network of a model.
+
+    Attributes:
+      params: what is trained, nested dicts of float32 arrays.
+      batch_stats: running averages of the batch norms, nested dicts of mean and var.
+    """
+
+    params: Params
+    batch_stats: BatchStats
 
 
 class Sums(NamedTuple):
@@ -43,15 +64,42 @@ class Sums(NamedTuple):
         )
 
 
+class Skipped(NamedTuple):
+    """The steps that were left out.
+
+    Attributes:
+      num: how many since the run began.
+      in_a_row: how many since the last step that was taken.
+      last: number of the last one, from 1 on; 0 for none.
+    """
+
+    num: Array
+    in_a_row: Array
+    last: Array
+
+    @classmethod
+    def none(cls) -> Skipped:
+        """Return that nothing was left out."""
+        return cls(*(jnp.zeros((), jnp.int32) for _ in cls._fields))
+
+    def after(self, step: Array, is_good: Array) -> Skipped:
+        """Return what is known after the step of this number, from 1 on, good or not."""
+        return Skipped(
+            self.num + ~is_good,
+            jnp.where(is_good, 0, self.in_a_row + 1),
+            jnp.where(is_good, self.last, step),
+        )
+
+
 class TrainState(NamedTuple):
     """All that changes in training.
 
     Attributes:
       step: number of steps taken.
-      params: trained.
+      params: what is trained, nested dicts of float32 arrays.
       batch_stats: running averages of the batch norms.
-      opt_state: of the optax chain.
-      sums: of the current epoch.
+      opt_state: what the optax chain remembers.
+      sums: loss and right answers in the current epoch.
       diverged: the loss of the last step was not finite, or beyond the limit; if such steps are
         skipped, too many were in a row.
       skipped: the steps that were left out.
@@ -64,6 +112,11 @@ class TrainState(NamedTuple):
     sums: Sums
     diverged: Array
     skipped: Skipped
+
+    @property
+    def variables(self) -> Variables:
+        """The network in its present state."""
+        return Variables(self.params, self.batch_stats)
 
 
 def make_init(
@@ -84,8 +137,118 @@ def start_state(
     )
 
 
+# (variables, key, images, labels, probes=None) -> (loss, output)
+Loss = Callable[..., tuple[Array, Output]]
+
+
+def make_loss(model: Model, class_weights: Array, *, dtype: Any = jnp.float32) -> Loss:
+    """Return the weighed mean loss of a batch in training, without the penalties.
+
+    Args:
+      model: gives the logits.
+      class_weights: (class,) weight of each class in the loss.
+      dtype: what the network calculates in. Its parameters and statistics are float32, and so is
+        the loss (Micikevicius et al., "Mixed Precision Training", 2018; bfloat16 has float32's
+        range, so that no gradient needs to be scaled).
+    """
+
+    def loss_of(
+        variables: Variables,
+        key: Array,
+        images: Array,
+        labels: Array,
+        probes: dict[str, Array] | None = None,
+    ) -> tuple[Array, Output]:
+        params, images = jax.tree.map(lambda x: x.astype(dtype), (variables.params, images))
+        output = model.apply(
+            params, variables.batch_stats, images, training=True, key=key, probes=probes
+        )
+        losses = cross_entropy(output.logits.astype(jnp.float32), labels)
+        return jnp.mean(class_weights[labels] * losses), output
+
+    return loss_of
+
+
+class Gradient(NamedTuple):
+    """What a batch says.
+
+    Attributes:
+      loss: weighed mean, without the penalties.
+      num_correct: predictions that are right.
+      batch_stats: running averages, moved.
+      grads: dloss/dparams, a tree like the parameters.
+    """
+
+    loss: Array
+    num_correct: Array
+    batch_stats: BatchStats
+    grads: Params
+
+
+# (key or keys, uint8 batch) -> float32 batch
+Prepare = Callable[[Array, Array], Array]
+# (variables, prepare_key, apply_key, images, labels) -> Gradient
+MeasureGradient = Callable[[Variables, Array, Array, Array, Array], Gradient]
+
+
+def _make_gradient(loss_of: Loss, prepare: Prepare, layout: Layout) -> MeasureGradient:
+    def measure(
+        variables: Variables, prepare_key: Array, apply_key: Array, images: Array, labels: Array
+    ) -> Gradient:
+        batch = prepare(prepare_key, images)
+
+        def of_params(params: Params) -> tuple[Array, Output]:
+            gathered = variables._replace(params=layout.gather(params, len(labels)))
+            return loss_of(gathered, apply_key, batch, labels)
+
+        (loss, output), grads = jax.value_and_grad(of_params, has_aux=True)(variables.params)
+        num_correct = jnp.sum(predictions(output.logits) == labels)
+        return Gradient(loss, num_correct, output.batch_stats, layout.keep(grads))
+
+    return measure
+
+
+def _accumulate(measure: MeasureGradient, layout: Layout) -> MeasureGradient:
+    """Average over microbatches, the first axis of images and labels, one after the other.
+
+    Loss and gradient are those of all together; batch norm and dropout see one at a time.
+    """
+
+    def measure_all(
+        variables: Variables, prepare_key: Array, apply_key: Array, images: Array, labels: Array
+    ) -> Gradient:
+        num, size = labels.shape
+        # The images are augmented as those of one large batch would be.
+        keys = jax.random.split(prepare_key, num * size).reshape(num, size)
+
+        def add(so_far: Gradient, microbatch: tuple[Array, ...]) -> tuple[Gradient, None]:
+            index, own_keys, own_images, own_labels = microbatch
+            now = variables._replace(batch_stats=so_far.batch_stats)
+            key = jax.random.fold_in(apply_key, index)
+            found = measure(now, own_keys, key, own_images, own_labels)
+            total = Gradient(
+                so_far.loss + found.loss,
+                so_far.num_correct + found.num_correct,
+                found.batch_stats,
+                layout.keep(jax.tree.map(jnp.add, so_far.grads, found.grads)),
+            )
+            return total, None
+
+        zero = Gradient(
+            jnp.zeros(()),
+            jnp.zeros((), jnp.int32),
+            variables.batch_stats,
+            jax.tree.map(jnp.zeros_like, variables.params),
+        )
+        total, _ = lax.scan(add, zero, (jnp.arange(num), keys, images, labels))
+        grads = jax.tree.map(lambda grad: grad / num, total.grads)
+        return total._replace(loss=total.loss / num, grads=grads)
+
+    return measure_all
+
+
 # (key, state, uint8 images, labels) -> state
-Step = Callable[[Array, TrainState, Array, Array], TrainState]
+TrainStep = Callable[[Array, TrainState, Array, Array], TrainState]
 
 
 def make_step(
@@ -96,10 +259,10 @@ def make_step(
     class_weights: Array,
     loss_limit: float,
     layout: Layout | None = None,
-    num_portions: int = 1,
+    num_microbatches: int = 1,
     dtype: Any = jnp.float32,
     on_nan: OnNan = "stop",
-) -> Step:
+) -> TrainStep:
     """Return one step.
 
     Args:
@@ -108,18 +271,18 @@ def make_step(
       prepare: `(key, uint8 batch) -> float32 batch`.
       class_weights: (class,) weight of each class in the loss.
       loss_limit: a batch's loss beyond it counts as divergence.
-      layout: of the devices; by default one.
-      num_portions: portions of each batch, the first axis of images and labels where not 1.
+      layout: the devices that share each batch; by default one.
+      num_microbatches: the first axis of images and labels where not 1.
       dtype: what the network calculates in.
       on_nan: what becomes of a step that diverged.
     """
     layout = layout or one_device()
-    loss_of = make_loss(model, class_weights, dtype=dtype)
-    gradient_of = make_gradient(loss_of, prepare, layout, num_portions=num_portions)
+    gradient_of = _make_gradient(make_loss(model, class_weights, dtype=dtype), prepare, layout)
+    if num_microbatches > 1:
+        gradient_of = _accumulate(gradient_of, layout)
 
     def step(key: Array, state: TrainState, images: Array, labels: Array) -> TrainState:
-        prepare_key, apply_key = step_keys(key, state.step)
-        found = gradient_of(state.params, state.batch_stats, prepare_key, apply_key, images, labels)
+        found = gradient_of(state.variables, *step_keys(key, state.step), images, labels)
         updates, opt_state = optimizer.update(found.grads, state.opt_state, state.params)
         sums = state.sums.plus(found.loss, found.num_correct, labels.size)
         after = state._replace(
@@ -137,57 +300,68 @@ def make_step(
     return step
 
 
+def is_good(loss: Array, grads: Any, loss_limit: float) -> Array:
+    """Tell whether a loss is within its limit and every gradient finite."""
+    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)]
+    return (loss <= loss_limit) & jnp.stack(finite).all()
+
+
+def rate_factor(on_nan: OnNan, num_skipped: Array | int) -> Array | float:
+    """Return what the learning rate is multiplied by after so many skipped steps."""
+    return 0.5**num_skipped if on_nan == "halve-lr" else 1.0
+
+
+def tree_where(condition: Array, ours: Tree, theirs: Tree) -> Tree:
+    """Return one tree or the other, without what is not finite in the one left out."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), ours, theirs)
+
+
 def _leave_out(before: TrainState, after: TrainState, good: Array) -> TrainState:
     """Return the state after a step, or where that was not good the one before, a step older."""
     skipped = before.skipped.after(after.step, good)
-    kept = choose(good, after, before)
+    kept = tree_where(good, after, before)
     diverged = skipped.in_a_row >= MAX_IN_A_ROW
     return kept._replace(step=after.step, skipped=skipped, diverged=diverged)
 
 
-# epoch -> (steps, batch) indices of the images
-Indices = Callable[[int], Array]
-# (state, images, labels, num_steps, step=None) -> state
-Train = Callable[..., TrainState]
+# key -> (steps, batch) indices of an epoch's images
+Order = Callable[[Array], Array]
 
 
 def make_indices(
-    order: Callable[[Array], Array],
-    *,
-    key: Array,
-    layout: Layout | None = None,
-    num_portions: int = 1,
-) -> Indices:
-    """Return `epoch -> indices`, compiled; those of the latest epoch are kept.
+    order: Order, *, key: Array, layout: Layout | None = None, num_microbatches: int = 1
+) -> Callable[[int], Array]:
+    """Return `epoch -> (steps, batch) indices`, compiled; those of the latest epoch are kept.
 
     To draw an order can take as long as a step, and an epoch may be trained in many calls.
 
     Args:
       order: `key -> (steps, batch)` indices of an epoch.
-      key: of the run.
-      layout: of the devices; each gets its part of every batch.
-      num_portions: where not 1, the indices are (steps, portion, batch).
+      key: the run's key, from which `keys.py` makes all others.
+      layout: the devices, of which each gets its part of every batch.
+      num_microbatches: where not 1, the indices are (steps, microbatch, batch).
     """
     order_key, _ = run_keys(key)
     layout = layout or one_device()
 
     def draw(epoch: Array) -> Array:
         rows = order(epoch_key(order_key, epoch))
-        return rows if num_portions == 1 else rows.reshape(len(rows), num_portions, -1)
+        return rows if num_microbatches == 1 else rows.reshape(len(rows), num_microbatches, -1)
 
-    drawn, axis = jax.jit(draw), 1 if num_portions == 1 else 2
-    return functools.lru_cache(maxsize=1)(lambda epoch: layout.cut(drawn(epoch), axis))
+    drawn, axis = jax.jit(draw), 1 if num_microbatches == 1 else 2
+    return functools.lru_cache(maxsize=1)(lambda epoch: layout.shard(drawn(epoch), axis))
 
 
-def make_loop(step: Step, *, key: Array, steps_per_epoch: int) -> Callable[..., TrainState]:
+def make_loop(step: TrainStep, *, key: Array, steps_per_epoch: int) -> Callable[..., TrainState]:
     """Return `(state, images, labels, indices of the epoch, num_steps) -> state`.
 
     It takes up to `num_steps` steps, not beyond the current epoch, and stops at the first that
-    diverged, with `state.step` after it.
+    diverged, with `state.step` after it. Compiled once, it serves any number of steps; all images,
+    uint8, and labels are on every device.
 
     Args:
       step: takes one step.
-      key: of the run.
+      key: the run's key, from which `keys.py` makes all others.
       steps_per_epoch: rows of the indices.
     """
     _, steps_key = run_keys(key)
@@ -202,41 +376,47 @@ def make_loop(step: Step, *, key: Array, steps_per_epoch: int) -> Callable[..., 
     ) -> TrainState:
         end_of_epoch = (state.step // steps_per_epoch + 1) * steps_per_epoch
         last = jnp.minimum(state.step + num_steps, end_of_epoch)
-        return lax.while_loop(
-            lambda state: (state.step < last) & ~state.diverged,
-            lambda state: take_step(state, images, labels, indices),
-            state,
-        )
+        take_one = functools.partial(take_step, images=images, labels=labels, indices=indices)
+        return repeat_until(last, take_one, state)
 
     return loop
 
 
-def make_train(step: Step, indices_of: Indices, *, key: Array, steps_per_epoch: int) -> Train:
-    """Return `(state, images, labels, num_steps, step=None) -> state`, compiled, its state donated.
+# (state, num_steps, step=None) -> state
+Train = Callable[..., TrainState]
 
-    See `make_loop` for what it does. One program serves any number of steps. All images, uint8, and
-    labels are on every device. To read the state's step waits for the device: a caller that knows
-    it gives it.
 
-    Args:
-      step: takes one step.
-      indices_of: `epoch -> (steps, batch)` indices of its images.
-      key: of the run.
-      steps_per_epoch: rows of the indices.
+def make_train(
+    step: TrainStep,
+    indices_of: Callable[[int], Array],
+    images: Array,
+    labels: Array,
+    *,
+    key: Array,
+    steps_per_epoch: int,
+) -> Train:
+    """Return `(state, num_steps, step=None) -> state`, compiled, its state donated.
+
+    To read the state's step waits for the device: a caller that knows it gives it. See `make_loop`
+    for the rest.
     """
     compiled = jax.jit(make_loop(step, key=key, steps_per_epoch=steps_per_epoch), donate_argnums=0)
 
-    def train(
-        state: TrainState, images: Array, labels: Array, num_steps: int, step: int | None = None
-    ) -> TrainState:
-        indices = indices_of((int(state.step) if step is None else step) // steps_per_epoch)
-        return compiled(state, images, labels, indices, num_steps)
+    def train(state: TrainState, num_steps: int, step: int | None = None) -> TrainState:
+        epoch = (int(state.step) if step is None else step) // steps_per_epoch
+        return compiled(state, images, labels, indices_of(epoch), num_steps)
 
     return train
+
+
+def repeat_until(
+    last: Array, take_step: Callable[[TrainState], TrainState], state: TrainState
+) -> TrainState:
+    """Take steps until `last` of them are taken, or one diverged; inside jit."""
+    return lax.while_loop(lambda state: (state.step < last) & ~state.diverged, take_step, state)
 
 
 def start_of_epoch(state: TrainState, steps_per_epoch: int) -> TrainState:
     """Set the sums back to zero where an epoch starts."""
     starts = state.step % steps_per_epoch == 0
-    sums = jax.tree.map(lambda total: jnp.where(starts, jnp.zeros_like(total), total), state.sums)
-    return state._replace(sums=sums)
+    return state._replace(sums=tree_where(starts, Sums.zero(), state.sums))

@@ -125,7 +125,7 @@ def test_divergence_names_the_step_and_keeps_a_good_checkpoint(photos, call, tmp
     assert said.count("\n") == 1
     assert "diverged at step " in said
     with Checkpoints(RunFolder(out).checkpoints) as checkpoints:
-        saved = checkpoints.restore_flat("latest")
+        saved = checkpoints.restore("latest")
     chex.assert_tree_all_finite({name: leaf for name, leaf in saved.items() if "params" in name})
 
 

@@ -67,7 +67,7 @@ def test_processes_together_train_as_one_does(num, options, args, alone, tmp_pat
     assert not any(said[1:])
     # One process goes on where several have been: their checkpoint is like its own.
     with Checkpoints(out / "checkpoints") as theirs, Checkpoints(alone.checkpoints) as ours:
-        a, b = (checkpoints.restore_flat("latest") for checkpoints in (theirs, ours))
+        a, b = (checkpoints.restore("latest") for checkpoints in (theirs, ours))
     chex.assert_trees_all_close(a, b, rtol=1e-3, atol=1e-5)
 
 

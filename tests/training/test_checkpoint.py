@@ -1,32 +1,26 @@
 """Checkpoints: bit for bit, one of each kind, and one clear line for what cannot be read."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdnn.errors import InputError
 from jaxdnn.layers import BlockOptions
 from jaxdnn.models import make_mlp
-from jaxdnn.training.checkpoint import Checkpoints, read_best
-from jaxdnn.training.flat import all_finite, flatten, unflatten
-from jaxdnn.training.step import make_init
+from jaxdnn.training import Checkpoints, make_init
+from jaxdnn.training.checkpoint import all_finite, fingerprint, flatten, read_best, unflatten
+from jaxdnn.training.sharding import make_layout
 
-KEY = jax.random.key(0)
+from .runs import data_file, flip_a_bit, truncate
 
 
 def train_state(width=4, seed=0):
     model = make_mlp((3,), 2, widths=(width,), unit=BlockOptions(norm="batch"))
     return make_init(model, optax.adam(0.1))(jax.random.key(seed))
-
-
-def assert_identical(actual, expected):
-    def same(a, b):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
-
-    jax.tree.map(same, actual, expected)
 
 
 def test_flat_paths_name_every_leaf_and_lead_back():
@@ -36,7 +30,7 @@ def test_flat_paths_name_every_leaf_and_lead_back():
     assert "batch_stats/layers/0/norm/mean" in flat
     assert len(flat) == len(jax.tree.leaves(state))
     backwards = dict(reversed(flat.items()))
-    assert_identical(unflatten(backwards, state), state)
+    chex.assert_trees_all_equal(unflatten(backwards, state), state, strict=True)
 
 
 def test_a_state_comes_back_bit_for_bit_in_another_process_s_place(tmp_path):
@@ -51,8 +45,8 @@ def test_a_state_comes_back_bit_for_bit_in_another_process_s_place(tmp_path):
         like = jax.eval_shape(lambda: tree)
         restored = checkpoints.restore("latest", like)
     assert jax.tree.structure(restored) == jax.tree.structure(tree)
-    assert_identical(restored, tree)
-    np.testing.assert_array_equal(np.signbit(restored["odd"]), np.signbit(odd))
+    chex.assert_trees_all_equal(restored, tree, strict=True)
+    chex.assert_trees_all_equal(jnp.signbit(restored["odd"]), jnp.signbit(odd))
 
 
 def test_each_kind_keeps_its_newest(tmp_path):
@@ -66,7 +60,9 @@ def test_each_kind_keeps_its_newest(tmp_path):
         assert len(list((tmp_path / kind).iterdir())) == num_kept
         with Checkpoints(tmp_path) as checkpoints:
             assert checkpoints.step(kind) == step
-            assert_identical(checkpoints.restore(kind, trees[0]), trees[step])
+            chex.assert_trees_all_equal(
+                checkpoints.restore(kind, trees[0]), trees[step], strict=True
+            )
 
 
 def test_a_state_may_be_donated_right_after_saving(tmp_path):
@@ -77,7 +73,7 @@ def test_a_state_may_be_donated_right_after_saving(tmp_path):
         overwritten = overwrite(tree["w"]).block_until_ready()
     with Checkpoints(tmp_path) as checkpoints:
         restored = checkpoints.restore("latest", {"w": overwritten})
-    assert_identical(restored, {"w": jnp.arange(200_000.0)})
+    chex.assert_trees_all_equal(restored, {"w": jnp.arange(200_000.0)}, strict=True)
 
 
 def test_what_differs_is_named(tmp_path):
@@ -109,22 +105,11 @@ def test_read_best_needs_no_structure(tmp_path):
         checkpoints.save("best", 3, {"params": state.params})
     best = read_best(tmp_path)
     assert all(isinstance(leaf, np.ndarray) for leaf in best.values())
-    assert_identical(best, flatten({"params": state.params}))
-
-
-def data_file(folder, step):
-    """The file of a checkpoint that holds most of its arrays."""
-    (own,) = (path for path in folder.iterdir() if int(path.name) == step)
-    return max((path for path in own.rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
+    chex.assert_trees_all_equal(best, flatten({"params": state.params}), strict=True)
 
 
 def random_tree(seed):
     return {"w": jnp.asarray(np.random.default_rng(seed).normal(size=(50, 40)), jnp.float32)}
-
-
-def flip_a_bit(content: bytes) -> bytes:
-    middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
 def test_a_flipped_bit_is_never_taken_for_what_was_saved(tmp_path):
@@ -134,10 +119,6 @@ def test_a_flipped_bit_is_never_taken_for_what_was_saved(tmp_path):
     path.write_bytes(flip_a_bit(path.read_bytes()))
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match="step 4 is damaged"):
         checkpoints.restore("best", random_tree(0))
-
-
-def truncate(content: bytes) -> bytes:
-    return content[: len(content) // 2]
 
 
 def empty(content: bytes) -> bytes:
@@ -168,3 +149,65 @@ def test_one_bad_number_among_many_is_found(bad):
     assert bool(all_finite(good))
     for name, index in (("a", 4321), ("b", (2, 1))):
         assert not bool(all_finite({**good, name: good[name].at[index].set(bad)}))
+
+
+RNG = np.random.default_rng(0)
+
+
+def arrays():
+    return {
+        "kernel": jnp.asarray(RNG.normal(size=(16, 8)), jnp.float32),
+        "half": jnp.asarray(RNG.normal(size=(24,)), jnp.bfloat16),
+        "count": jnp.int32(7),
+        "flags": jnp.asarray(RNG.integers(0, 2, 16), bool),
+    }
+
+
+def seen(flat):
+    return np.asarray(fingerprint(flat))
+
+
+def test_any_single_bit_is_seen():
+    flat = arrays()
+    before = seen(flat)
+    assert before.shape == (4, 3)
+    bits = np.asarray(flat["kernel"]).view(np.uint32)
+    for _ in range(64):
+        place, bit = RNG.integers(0, bits.size), RNG.integers(0, 32)
+        changed = bits.copy()
+        changed.reshape(-1)[place] ^= np.uint32(1) << np.uint32(bit)
+        after = seen(flat | {"kernel": jnp.asarray(changed.view(np.float32))})
+        # In both sums of the one array, and nowhere else.
+        rows = sorted(flat).index("kernel")
+        assert (after[rows, :2] != before[rows, :2]).all()
+        chex.assert_trees_all_equal(np.delete(after, rows, 0), np.delete(before, rows, 0))
+
+
+@pytest.mark.parametrize("name", ["half", "count", "flags"])
+def test_every_kind_of_number_is_looked_at(name):
+    flat = arrays()
+    changed = flat[name].reshape(-1)
+    changed = changed.at[-1].set(~changed[-1] if name == "flags" else changed[-1] * 2)
+    after = seen(flat | {name: changed.reshape(flat[name].shape)})
+    assert (after != seen(flat)).any()
+
+
+def test_what_an_array_is_called_and_where_its_numbers_stand_counts():
+    flat = {"a": jnp.arange(12.0).reshape(3, 4), "b": jnp.zeros(2)}
+    before = seen(flat)
+    for changed in (
+        {"a": flat["a"].reshape(4, 3), "b": flat["b"]},
+        {"c": flat["a"], "b": flat["b"]},
+        {"a": flat["a"][::-1], "b": flat["b"]},
+        {"a": flat["a"], "b": jnp.zeros(2, jnp.int32)},
+        {"a": flat["a"], "b": -flat["b"]},
+    ):
+        assert (seen(changed) != before).any()
+
+
+def test_it_does_not_depend_on_the_devices():
+    flat, layout = arrays(), make_layout(jax.devices())
+    whole = seen(flat)
+    for spec in (PartitionSpec("batch"), PartitionSpec(None, "batch")):
+        cut = jax.device_put(flat["kernel"], NamedSharding(layout.mesh, spec))
+        chex.assert_trees_all_equal(seen(flat | {"kernel": cut}), whole)

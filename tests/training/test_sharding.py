@@ -3,13 +3,14 @@
 import dataclasses
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxdnn.config import Config
-from jaxdnn.data import Dataset, ImagesInMemory, Split
+from jaxdnn.data import Dataset
 from jaxdnn.errors import InputError
 from jaxdnn.options import (
     AugmentOptions,
@@ -18,17 +19,23 @@ from jaxdnn.options import (
     OptimizerOptions,
     TrainOptions,
 )
-from jaxdnn.training.keys import seed_keys
-from jaxdnn.training.program import make_program
-from jaxdnn.training.setup import Setup, init_state, make_order_of, make_setup, make_step_of
+from jaxdnn.training import (
+    Setup,
+    init_state,
+    make_indices,
+    make_loop,
+    make_order_of,
+    make_setup,
+    make_step_of,
+    make_trainer,
+    seed_keys,
+)
 from jaxdnn.training.sharding import choose_devices
-from jaxdnn.training.step import make_indices, make_loop
 
-from .test_fit import split
-from .test_stream import streamed
+from .runs import dataset, streamed
 
-NUM_STEPS = 100
-DATASET = Dataset(("other", "dog"), split(160, 0), split(16, 1), split(16, 2), (), "random")
+NUM_STEPS = 25
+DATASET = dataset(160, 16)
 CONFIG = Config(
     model=ModelOptions(widths=(128, 128), dropout=0.2, norm="batch"),
     optimizer=OptimizerOptions(learning_rate=0.05, momentum=0.5, l2=0.1),
@@ -45,25 +52,13 @@ def with_model(config: Config, **changes) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
 
 
-def make_up(config: Config, num: int, shape: tuple[int, int, int]) -> Setup:
-    """The setup of a run on so many random images of this shape, cut over all devices."""
-    draw = np.random.default_rng(0)
-
-    def part(num: int) -> Split:
-        images = ImagesInMemory(draw.integers(0, 256, (num, *shape), dtype=np.uint8))
-        return Split(images, np.arange(num, dtype=np.int32) % 2, tuple(map(str, range(num))))
-
-    dataset = Dataset(("other", "dog"), part(num), part(16), part(16), (), "made up")
-    return make_setup(config, dataset, DeviceOptions(fsdp=True))
-
-
 def trained(config: Config, dataset: Dataset = DATASET, num_steps: int = NUM_STEPS, **devices):
     """Return the mean loss of each step, and the state after so many."""
     setup = make_setup(config, dataset, DeviceOptions(**devices))
-    program, state, losses = make_program(setup), init_state(setup), []
+    trainer, state, losses = make_trainer(setup), init_state(setup), []
     for step in range(num_steps):
         before = 0.0 if step % setup.steps_per_epoch == 0 else float(state.sums.loss)
-        state = program.train(state, 1)
+        state = trainer.train(state, 1)
         losses.append(float(state.sums.loss) - before)
     return np.array(losses) / setup.batch_size, state
 
@@ -73,28 +68,26 @@ def on_one():
     return trained(CONFIG, devices=1)
 
 
-def assert_close(ours, theirs, **tolerance):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), ours, theirs)
-
-
-@pytest.mark.parametrize(("devices", "fsdp"), [(2, False), (8, False), (8, True)])
+@pytest.mark.parametrize(
+    ("devices", "fsdp"), [pytest.param(2, False, marks=pytest.mark.slow), (8, False), (8, True)]
+)
 def test_the_same_seed_gives_the_same_losses_on_any_number_of_devices(on_one, devices, fsdp):
     losses, state = trained(CONFIG, devices=devices, fsdp=fsdp)
-    np.testing.assert_allclose(losses, on_one[0], rtol=1e-5)
-    assert_close(state.batch_stats, on_one[1].batch_stats, rtol=1e-3, atol=1e-5)
+    chex.assert_trees_all_close(losses, on_one[0], rtol=1e-5)
+    chex.assert_trees_all_close(state.batch_stats, on_one[1].batch_stats, rtol=1e-3, atol=1e-5)
     for leaf in jax.tree.leaves(state):
         assert len(leaf.sharding.device_set) == devices
 
 
 def test_fsdp_leaves_each_device_an_eighth_of_what_is_large():
     setup = make_setup(CONFIG, DATASET, DeviceOptions(fsdp=True))
-    state = make_program(setup).train(init_state(setup), 1)
+    state = make_trainer(setup).train(init_state(setup), 1)
     kernel, momentum = (
         state.params["layers"][1]["linear"]["kernel"],
         state.opt_state[1].trace["layers"][1]["linear"]["kernel"],
     )
     for leaf in (kernel, momentum):
-        assert leaf.shape == (128, 128)
+        chex.assert_shape(leaf, (128, 128))
         assert leaf.addressable_shards[0].data.size == 128 * 128 // 8
     # Neither a small array nor one that no axis of which eight devices can share is cut.
     assert state.params["layers"][0]["norm"]["scale"].sharding.is_fully_replicated
@@ -103,28 +96,34 @@ def test_fsdp_leaves_each_device_an_eighth_of_what_is_large():
     assert not setup.layout.state_shardings(jnp.zeros((51529, 64))).is_fully_replicated
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("change", [lambda dataset: dataset, streamed])
+@pytest.mark.parametrize(
+    ("devices", "change"),
+    [
+        (1, dataclasses.replace),
+        (8, streamed),
+        pytest.param(1, streamed, marks=pytest.mark.slow),
+        pytest.param(8, dataclasses.replace, marks=pytest.mark.slow),
+    ],
+)
 def test_accumulating_equals_a_batch_so_many_times_larger(devices, change):
     config = with_model(CONFIG, norm="layer", dropout=0.0)
     large = trained(with_train(config, batch_size=32), num_steps=12, devices=1)
     parts = with_train(config, batch_size=8, accumulate=4)
     losses, state = trained(parts, change(DATASET), num_steps=12, devices=devices)
-    np.testing.assert_allclose(losses, large[0], rtol=1e-5)
-    assert_close(state.params, large[1].params, rtol=1e-3, atol=1e-5)
+    chex.assert_trees_all_close(losses, large[0], rtol=1e-5)
+    chex.assert_trees_all_close(state.params, large[1].params, rtol=1e-3, atol=1e-5)
     assert int(state.sums.num_examples) == int(large[1].sums.num_examples)
     assert int(state.sums.num_correct) == int(large[1].sums.num_correct)
 
 
-def test_bfloat16_is_only_the_arithmetic():
-    exact = trained(CONFIG, num_steps=20, devices=1)
+def test_bfloat16_is_only_the_arithmetic(on_one):
+    exact = on_one[0][:20]
     losses, state = trained(with_train(CONFIG, precision="bfloat16"), num_steps=20, devices=1)
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.batch_stats))
-    assert state.sums.loss.dtype == jnp.float32
+    leaves = jax.tree.leaves((state.variables, state.sums.loss))
+    chex.assert_type(leaves, jnp.float32)
     # bfloat16 has 8 bits: numbers differ by up to 2^-9, but differ they do.
-    np.testing.assert_allclose(losses[:5], exact[0][:5], rtol=0.02)
-    assert np.abs(losses / exact[0] - 1).max() > 1e-5
+    chex.assert_trees_all_close(losses[:5], exact[:5], rtol=0.02)
+    assert np.abs(losses / exact - 1).max() > 1e-5
 
 
 def compiled(setup: Setup) -> str:
@@ -199,18 +198,23 @@ def test_fsdp_gathers_a_kernel_and_scatters_its_gradient():
     assert moved == {"all-gather": [128 * 128], "all-reduce": [128 * 128]}
 
 
-@pytest.mark.parametrize("norm", ["none", "batch", "layer"])
+SLOW_NORMS = [pytest.param(norm, marks=pytest.mark.slow) for norm in ("none", "batch")]
+
+
+@pytest.mark.parametrize("norm", ["layer", *SLOW_NORMS])
 def test_fsdp_leaves_a_kernel_cut_that_is_much_larger_than_the_batch(norm):
     # 256 * 512 > 4 * 16 * (256 + 512): 16 inputs go to each layer, a gradient comes back.
     config = with_model(CONFIG, norm=norm, widths=(512, 512))
-    moved = moved_under_fsdp(make_up(config, 64, (16, 16, 1)), 1024)
+    setup = make_setup(config, dataset(64, 16, size=16), DeviceOptions(fsdp=True))
+    moved = moved_under_fsdp(setup, 1024)
     assert moved == {"all-gather": [16 * 256, 16 * 512], "all-reduce": [16 * 512]}
 
 
 def test_fsdp_with_kernels_that_stay_cut_trains_as_one_device_does():
     config = with_train(with_model(CONFIG, widths=(512, 512)), batch_size=16)
-    alone, together = trained(config, num_steps=10), trained(config, num_steps=10, fsdp=True)
-    np.testing.assert_allclose(together[0], alone[0], rtol=1e-5)
+    alone = trained(config, num_steps=5, devices=1)
+    together = trained(config, num_steps=5, fsdp=True)
+    chex.assert_trees_all_close(together[0], alone[0], rtol=1e-5)
     kernel = together[1].params["layers"][1]["linear"]["kernel"]
     assert kernel.addressable_shards[0].data.size == 512 * 512 // 8
 

@@ -1,5 +1,10 @@
-"""One step against a step by hand, and many steps in one program against single ones."""
+"""One step against a step by hand, many steps in one program against single ones, and steps that
+diverged, which are left out as if they had not been.
+"""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +13,12 @@ import pytest
 
 from jaxdnn.layers import BlockOptions
 from jaxdnn.models import make_mlp
-from jaxdnn.training.skip import Skipped
 from jaxdnn.training.step import (
+    MAX_IN_A_ROW,
+    Skipped,
     Sums,
     TrainState,
+    is_good,
     make_indices,
     make_init,
     make_step,
@@ -51,15 +58,16 @@ def classifier(weights=(1.0, 1.0, 1.0), *, prepare=prepare, limit=1e3, rate=LEAR
     return jax.jit(make_init(model, optimizer))(jax.random.key(1)), step
 
 
-def trainer(step, order=lambda key: ORDER):
-    return make_train(step, make_indices(order, key=KEY), key=KEY, steps_per_epoch=STEPS)
+def trainer(step, order=lambda key: ORDER, *, images=IMAGES, labels=LABELS):
+    indices_of = make_indices(order, key=KEY)
+    return make_train(step, indices_of, images, labels, key=KEY, steps_per_epoch=STEPS)
 
 
 def steps_of(train, state, *counts):
     """Train in calls of so many steps each, from a copy, because the state is donated."""
     state = jax.tree.map(jnp.copy, state)
     for count in counts:
-        state = train(state, IMAGES, LABELS, count)
+        state = train(state, count)
     return state
 
 
@@ -89,9 +97,8 @@ def test_steps_and_sums_are_those_by_hand(weights):
     for indices in np.asarray(ORDER)[:3]:
         parameters, loss, correct = by_hand(parameters, indices, weights)
         loss_sum, num_correct = loss_sum + BATCH * loss, num_correct + correct
-    np.testing.assert_allclose(end.params["head"]["kernel"], parameters[0], rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(end.params["head"]["bias"], parameters[1], rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(end.sums.loss, loss_sum, rtol=1e-5)
+    chex.assert_trees_all_close(start(end), parameters, rtol=1e-4, atol=1e-6)
+    assert float(end.sums.loss) == pytest.approx(loss_sum, rel=1e-5)
     assert int(end.sums.num_correct) == num_correct
     assert int(end.sums.num_examples) == 3 * BATCH
     assert int(end.step) == 3
@@ -102,25 +109,20 @@ def test_a_class_of_weight_0_teaches_nothing():
     state, step = classifier((0.0, 1.0, 1.0))
     zeros = jnp.flatnonzero(LABELS == 0)[:BATCH]
     end = steps_of(trainer(step, lambda key: jnp.tile(zeros, (STEPS, 1))), state, 1)
-    jax.tree.map(np.testing.assert_array_equal, end.params, state.params)
+    chex.assert_trees_all_equal(end.params, state.params)
     assert float(end.sums.loss) == 0
 
 
 def test_calls_within_an_epoch_do_not_show_and_the_program_is_traced_once():
-    num_traces = 0
-
+    @chex.assert_max_traces(n=1)
     def noisy(key, images):
-        nonlocal num_traces
-        num_traces += 1
         return images / 255 + 0.1 * jax.random.normal(key, images.shape)
 
     state, step = classifier(prepare=noisy, norm="batch", dropout=0.5)
     train = trainer(step)
     whole = steps_of(train, state, 4)
-    traced = num_traces
     for counts in ((1, 1, 1, 1), (2, 2), (3, 1), (1, 100)):
-        jax.tree.map(np.testing.assert_array_equal, steps_of(train, state, *counts), whole)
-    assert num_traces == traced
+        chex.assert_trees_all_equal(steps_of(train, state, *counts), whole)
 
 
 def test_a_call_ends_with_the_epoch_and_sums_start_anew():
@@ -131,7 +133,7 @@ def test_a_call_ends_with_the_epoch_and_sums_start_anew():
     more = steps_of(train, state, 100, 1)
     assert (int(more.step), int(more.sums.num_examples)) == (STEPS + 1, BATCH)
     _, loss, correct = by_hand(start(epoch), np.asarray(ORDER)[0])
-    np.testing.assert_allclose(more.sums.loss, BATCH * loss, rtol=1e-5)
+    assert float(more.sums.loss) == pytest.approx(BATCH * loss, rel=1e-5)
     assert int(more.sums.num_correct) == correct
 
 
@@ -143,12 +145,11 @@ def test_divergence_stops_at_its_step():
         return jnp.where(images == 255, jnp.nan, images / 255)
 
     state, step = classifier(prepare=poisoned)
-    train = trainer(step)
-    end = train(state, images, LABELS, STEPS)
+    train = trainer(step, images=images)
+    end = train(state, STEPS)
     assert bool(end.diverged)
     assert int(end.step) == bad_step + 1
-    again = train(jax.tree.map(jnp.copy, end), images, LABELS, STEPS)
-    jax.tree.map(np.testing.assert_array_equal, again, end)
+    chex.assert_trees_all_equal(train(jax.tree.map(jnp.copy, end), STEPS), end)
 
 
 def test_a_loss_beyond_the_limit_is_divergence():
@@ -180,11 +181,10 @@ def test_every_epoch_has_an_order_of_its_own_with_every_image():
     def shuffle(key):
         return jax.random.permutation(key, NUM).reshape(STEPS, BATCH)
 
-    train = trainer(note, shuffle)
+    train = trainer(note, shuffle, labels=jnp.arange(NUM))
     state = noting_state(3 * STEPS)
-    names = jnp.arange(NUM)
     for _ in range(3):
-        state = train(state, IMAGES, names, 100)
+        state = train(state, 100)
     epochs = np.asarray(state.params).reshape(3, NUM)
     for epoch in epochs:
         assert sorted(epoch) == list(range(NUM))
@@ -192,8 +192,8 @@ def test_every_epoch_has_an_order_of_its_own_with_every_image():
     assert (epochs[1] != epochs[2]).any()
     again = noting_state(3 * STEPS)
     for count in (1, 2, 1, 3, 1, 4):
-        again = train(again, IMAGES, names, count)
-    np.testing.assert_array_equal(again.params.reshape(3, NUM), epochs)
+        again = train(again, count)
+    chex.assert_trees_all_equal(np.asarray(again.params).reshape(3, NUM), epochs)
 
 
 def test_every_step_has_randomness_of_its_own():
@@ -212,3 +212,91 @@ def test_every_step_has_randomness_of_its_own():
     steps_of(train, state, 1, STEPS, STEPS)
     jax.effects_barrier()
     assert seen[len(first) :] == first
+
+
+CLASSES = jnp.array([0, 1, 2])
+BATCHES = [jnp.asarray(RNG.uniform(size=(3, 4)), jnp.float32) for _ in range(3)]
+NAN = BATCHES[0].at[1, 2].set(jnp.nan)
+
+
+@functools.cache
+def machine(on_nan):
+    """An initial state, and the compiled step of a network with batch norm and momentum."""
+    model = make_mlp((4,), 3, widths=(5,), unit=BlockOptions(norm="batch"))
+    optimizer = optax.sgd(0.1, momentum=0.9)
+    step = make_step(
+        model,
+        optimizer,
+        prepare=lambda key, images: images,
+        class_weights=jnp.ones(3),
+        loss_limit=1e3,
+        on_nan=on_nan,
+    )
+    state = make_init(model, optimizer)(KEY)
+    compiled = jax.jit(step)
+    return state, lambda state, images: compiled(KEY, state, images, CLASSES)
+
+
+def run(on_nan, batches):
+    state, step = machine(on_nan)
+    for images in batches:
+        state = step(state, images)
+    return state
+
+
+def assert_same_training(ours, theirs):
+    for name in ("params", "batch_stats", "opt_state", "sums"):
+        chex.assert_trees_all_equal(getattr(ours, name), getattr(theirs, name))
+
+
+def test_what_is_skipped_leaves_no_trace():
+    with_bad = run("skip", [BATCHES[0], NAN, BATCHES[1], NAN, NAN, BATCHES[2]])
+    assert_same_training(with_bad, run("skip", BATCHES))
+    assert int(with_bad.step) == 6
+    assert tuple(map(int, with_bad.skipped)) == (3, 0, 5)
+    assert not bool(with_bad.diverged)
+
+
+def test_a_network_that_never_diverges_is_trained_as_ever():
+    stop, skip = run("stop", BATCHES), run("skip", BATCHES)
+    # Another program: XLA may round it differently.
+    chex.assert_trees_all_close(skip, stop, rtol=1e-5, atol=1e-7)
+
+
+def test_the_learning_rate_is_halved_for_good():
+    before = run("halve-lr", [BATCHES[0], NAN, NAN])
+    _, step = machine("halve-lr")
+    after = step(before, BATCHES[1])
+    _, plain = machine("skip")
+    reference = plain(before, BATCHES[1])
+    moved = jax.tree.map(jnp.subtract, after.params, before.params)
+    expected = jax.tree.map(jnp.subtract, reference.params, before.params)
+    quarter = jax.tree.map(lambda leaf: leaf / 4, expected)
+    chex.assert_trees_all_close(moved, quarter, rtol=1e-3, atol=1e-7)
+
+
+def test_too_many_in_a_row_end_the_run():
+    state, step = machine("skip")
+    state = step(state, BATCHES[0])
+    for number in range(MAX_IN_A_ROW):
+        assert not bool(state.diverged), number
+        state = step(state, NAN)
+    assert bool(state.diverged)
+    chex.assert_trees_all_equal(state.params, run("skip", BATCHES[:1]).params)
+
+
+@pytest.mark.parametrize(
+    ("loss", "grad", "expected"),
+    [
+        (1.0, 1.0, True),
+        (1e3, 1e38, True),
+        (1001.0, 1.0, False),
+        (jnp.nan, 1.0, False),
+        (-jnp.inf, jnp.nan, False),
+        (1.0, jnp.nan, False),
+        (1.0, jnp.inf, False),
+    ],
+)
+def test_a_step_is_good_where_loss_and_every_gradient_are(loss, grad, expected):
+    grads = {"a": jnp.zeros((3, 2)), "b": jnp.zeros(5000).at[4321].set(grad)}
+    assert bool(is_good(jnp.float32(loss), grads, 1e3)) is expected

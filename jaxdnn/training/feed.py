@@ -15,14 +15,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Int
 
 from jaxdnn.data import Images, prefetch
 from jaxdnn.errors import InputError
 from jaxdnn.training.keys import epoch_key, run_keys
 from jaxdnn.training.sharding import Layout, one_device
-from jaxdnn.training.step import Step, TrainState, start_of_epoch
+from jaxdnn.training.step import Order, TrainState, TrainStep, repeat_until, start_of_epoch
 
 CHUNK_BYTES = 32 * 2**20
 """Images of several steps go to the device together, up to so many bytes: each call of the compiled
@@ -48,14 +48,8 @@ class Chunk(NamedTuple):
     rows: np.ndarray
 
 
-def make_rows(order: Callable[[Array], Array], *, key: Array, steps_per_epoch: int) -> Rows:
-    """Return `step -> places of its images`, as `make_train` takes them.
-
-    Args:
-      order: `key -> (steps, batch)` places of an epoch.
-      key: of the run.
-      steps_per_epoch: rows of the order.
-    """
+def make_rows(order: Order, *, key: Array, steps_per_epoch: int) -> Rows:
+    """Return `step -> places of its images`, the rows of `make_indices`."""
     order_key, _ = run_keys(key)
 
     @functools.lru_cache(maxsize=2)
@@ -65,25 +59,25 @@ def make_rows(order: Callable[[Array], Array], *, key: Array, steps_per_epoch: i
     return lambda step: of_epoch(step // steps_per_epoch)[step % steps_per_epoch]
 
 
-def shard_of(rows: Rows, shard: int, num_shards: int, num_portions: int = 1) -> Rows:
+def shard_of(rows: Rows, shard: int, num_shards: int, num_microbatches: int = 1) -> Rows:
     """Return one process's slice of every batch; together they are the batch, in order.
 
     Args:
       rows: `step -> places of its images`.
-      shard: of this process.
-      num_shards: processes.
-      num_portions: portions of a batch, each of which is shared.
+      shard: index of this process.
+      num_shards: number of processes.
+      num_microbatches: how many a batch is made of; each of them is shared.
 
     Raises:
-      InputError: the batch cannot be cut into so many equal slices.
+      InputError: the batch does not divide into so many equal slices.
     """
-    batch_size = len(rows(0)) // num_portions
+    batch_size = len(rows(0)) // num_microbatches
     if batch_size % num_shards:
         raise InputError(
             f"--batch-size {batch_size} cannot be shared equally by {num_shards} processes; "
             f"expected a multiple of {num_shards}; choose one"
         )
-    return lambda step: rows(step).reshape(num_portions, num_shards, -1)[:, shard].ravel()
+    return lambda step: rows(step).reshape(num_microbatches, num_shards, -1)[:, shard].ravel()
 
 
 def chunks(
@@ -120,6 +114,18 @@ def _spans(start: int, num_steps: int, steps_per_epoch: int) -> Iterator[tuple[i
 class StreamedTrain:
     """`(state, num_steps, step=None) -> state` like `make_train`'s, from a stream.
 
+    Each process decodes its own part of every batch.
+
+    Args:
+      step: takes one step.
+      order: `key -> (steps, batch)` places of an epoch.
+      images: of the training split.
+      labels: (image,) classes.
+      key: the run's key, from which `keys.py` makes all others.
+      steps_per_epoch: rows of the order.
+      layout: the devices, of which each gets its part of every batch.
+      num_microbatches: how many a batch is made of.
+
     Attributes:
       wait_seconds: how long the device has had nothing to do because images were not ready.
       next_step: for which the next chunk is being decoded.
@@ -127,19 +133,23 @@ class StreamedTrain:
 
     def __init__(
         self,
-        loop: Callable[..., tuple[TrainState, Array]],
+        step: TrainStep,
+        order: Order,
         images: Images,
         labels: np.ndarray,
-        rows: Rows,
-        steps_per_epoch: int,
         *,
-        layout: Layout,
-        num_portions: int,
+        key: Array,
+        steps_per_epoch: int,
+        layout: Layout | None = None,
+        num_microbatches: int = 1,
     ):
-        self._loop, self._images, self._labels = loop, images, labels
-        self._rows, self._steps_per_epoch = rows, steps_per_epoch
-        self._layout, self._num_portions = layout, num_portions
-        self._batch_size = len(rows(0))
+        rows = make_rows(order, key=key, steps_per_epoch=steps_per_epoch)
+        self._rows = shard_of(rows, jax.process_index(), jax.process_count(), num_microbatches)
+        self._loop = _make_loop(step, run_keys(key)[1], steps_per_epoch)
+        self._images, self._labels, self._steps_per_epoch = images, labels, steps_per_epoch
+        self._layout = layout or one_device()
+        sizes = (num_microbatches,) if num_microbatches > 1 else ()
+        self._batch_shape = (*sizes, len(self._rows(0)) // num_microbatches)
         self._chunks: Iterator[Chunk] = iter(())
         self._held: _Held | None = None
         self._watcher = ThreadPoolExecutor(1, thread_name_prefix="jaxdnn-watch")
@@ -176,15 +186,13 @@ class StreamedTrain:
         labels = np.zeros(len(chunk.images), np.int32)
         labels[: len(chunk.rows)] = self._labels[chunk.rows]
         self.next_step = chunk.end
-        placed = map(self._place, (chunk.images, labels))
-        self._held = _Held(chunk.first, chunk.end, *placed)
+        self._held = _Held(chunk.first, chunk.end, *map(self._place, (chunk.images, labels)))
         return self._held
 
     def _place(self, rows: np.ndarray) -> Array:
-        """Put (step * batch, ...) rows on the devices as (step, batch, ...), or with portions."""
-        sizes = (self._num_portions,) if self._num_portions > 1 else ()
-        shape = (-1, *sizes, self._batch_size // self._num_portions, *rows.shape[1:])
-        return self._layout.join(rows.reshape(shape), axis=1 + len(sizes))
+        """Put (step * batch, ...) rows on the devices as (step, [microbatch,] batch, ...)."""
+        shape = (-1, *self._batch_shape, *rows.shape[1:])
+        return self._layout.join(rows.reshape(shape), axis=len(self._batch_shape))
 
     def _count_wait(self, asked: float, got: float) -> None:
         if self._idle_since is None:
@@ -205,45 +213,23 @@ def _finished_at(result: Array) -> float:
     return time.monotonic()
 
 
-def make_streamed_train(
-    step: Step,
-    order: Callable[[Array], Array],
-    images: Images,
-    labels: np.ndarray,
-    *,
-    key: Array,
-    steps_per_epoch: int,
-    layout: Layout | None = None,
-    num_portions: int = 1,
-) -> StreamedTrain:
-    """Return `(state, num_steps, step=None) -> state`; see `make_train` for arguments and work.
+def _make_loop(
+    step: TrainStep, steps_key: Array, steps_per_epoch: int
+) -> Callable[..., tuple[TrainState, Array]]:
+    """Return `(state, images, labels, first, last) -> (state, array)`, compiled.
 
-    Each process decodes its own part of every batch.
+    Images and labels are those of the steps from `first` on. The array, unlike the state, is not
+    donated to the next call: something to watch the device by.
     """
-    _, steps_key = run_keys(key)
-    rows = make_rows(order, key=key, steps_per_epoch=steps_per_epoch)
-    rows = shard_of(rows, jax.process_index(), jax.process_count(), num_portions)
-
-    def take_step(state: TrainState, images: Array, labels: Array, first: Array) -> TrainState:
-        batch, classes = images[state.step - first], labels[state.step - first]
-        return step(steps_key, start_of_epoch(state, steps_per_epoch), batch, classes)
 
     def loop(
         state: TrainState, images: Array, labels: Array, first: Array, last: Array
     ) -> tuple[TrainState, Array]:
-        state = lax.while_loop(
-            lambda state: (state.step < last) & ~state.diverged,
-            lambda state: take_step(state, images, labels, first),
-            state,
-        )
-        return state, -state.step  # Not the donated state: something to watch the device by.
+        def take_step(state: TrainState) -> TrainState:
+            batch, classes = images[state.step - first], labels[state.step - first]
+            return step(steps_key, start_of_epoch(state, steps_per_epoch), batch, classes)
 
-    return StreamedTrain(
-        jax.jit(loop, donate_argnums=0),
-        images,
-        labels,
-        rows,
-        steps_per_epoch,
-        layout=layout or one_device(),
-        num_portions=num_portions,
-    )
+        state = repeat_until(last, take_step, state)
+        return state, -state.step
+
+    return jax.jit(loop, donate_argnums=0)

@@ -1,5 +1,8 @@
 """Where a run goes on when its checkpoints are damaged, or a kill came between two of them."""
 
+import shutil
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,14 +11,13 @@ import pytest
 
 from jaxdnn.errors import InputError
 from jaxdnn.models import make_mlp
-from jaxdnn.training.checkpoint import Checkpoints
+from jaxdnn.training import Checkpoints, TrainState, make_init
 from jaxdnn.training.early_stopping import EarlyStopping
 from jaxdnn.training.fit import Progress
-from jaxdnn.training.resume import find_progress
+from jaxdnn.training.run import find_progress
 from jaxdnn.training.sharding import make_layout
-from jaxdnn.training.step import TrainState, make_init
 
-from .test_checkpoint import assert_identical, data_file, flip_a_bit, truncate
+from .runs import data_file, flip_a_bit, truncate
 
 BEST_OF = {1: None, 2: 2, 3: 3}
 """Step of a latest -> step of the best that it knows of."""
@@ -31,29 +33,32 @@ def progress_at(step: int, width: int = 40) -> Progress:
     best_step, stopping = BEST_OF.get(step), EarlyStopping(greater_is_better=False)
     if best_step is None:
         return Progress(state_at(step, width), stopping)
-    seen = stopping.update(1 / step, best_step)
-    best = state_at(best_step, width)
-    return Progress(state_at(step, width), seen, (best.params, best.batch_stats))
+    stopping = stopping.update(1 / step, best_step)
+    return Progress(state_at(step, width), stopping, state_at(best_step, width).variables)
 
 
 def save(checkpoints: Checkpoints, progress: Progress, *kinds: str):
     """Save as the loop does, or only some of it, as a kill would."""
     checkpoints.wait()
     if progress.best is not None and "best" in kinds:
-        params, batch_stats = progress.best
-        step = progress.stopping.best_step
-        assert step is not None
-        checkpoints.save("best", step, {"params": params, "batch_stats": batch_stats})
+        assert progress.stopping.best_step is not None
+        checkpoints.save("best", progress.stopping.best_step, progress.best)
     if "latest" in kinds:
         checkpoints.save("latest", int(progress.state.step), progress.to_arrays())
 
 
-@pytest.fixture
-def folder(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints:
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved")
+    with Checkpoints(path) as checkpoints:
         for step in BEST_OF:
             save(checkpoints, progress_at(step), "best", "latest")
-    return tmp_path
+    return path
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "copy")
 
 
 def found_in(folder, width: int = 40) -> Progress | None:
@@ -69,8 +74,8 @@ def found_in(folder, width: int = 40) -> Progress | None:
 def assert_is(found: Progress | None, step: int):
     assert found is not None
     expected = progress_at(step)
-    assert_identical(found.state, expected.state)
-    assert_identical(found.best, expected.best)
+    ours, theirs = (found.state, found.best), (expected.state, expected.best)
+    chex.assert_trees_all_equal(ours, theirs, strict=True)
     assert found.stopping.best_step == expected.stopping.best_step
     np.testing.assert_equal(found.stopping.best_value, np.float32(expected.stopping.best_value))
 
@@ -85,8 +90,15 @@ def test_the_newest_is_gone_on_with_and_nothing_is_said(folder, capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("how", [flip_a_bit, truncate])
-@pytest.mark.parametrize("kind", ["latest", "best"])
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        ("latest", flip_a_bit),
+        ("best", truncate),
+        pytest.param("latest", truncate, marks=pytest.mark.slow),
+        pytest.param("best", flip_a_bit, marks=pytest.mark.slow),
+    ],
+)
 def test_damage_leads_to_the_one_before_and_is_told(folder, kind, how, capsys):
     damage(folder, kind, 3, how)
     assert_is(found_in(folder), 2)
@@ -134,7 +146,7 @@ def test_what_a_run_is_stands_beside_every_checkpoint(tmp_path):
         assert checkpoints.about("latest", 1) == about
 
 
-@pytest.mark.parametrize("fsdp", [False, True])
+@pytest.mark.parametrize("fsdp", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_run_goes_on_with_another_number_of_devices(tmp_path, fsdp):
     with Checkpoints(tmp_path) as checkpoints:
         save(checkpoints, progress_at(3), "best", "latest")
