@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from jaxdnn.config import Config
-from jaxdnn.data import Dataset, StreamedImages
+from jaxdnn.data import Dataset, ImagesInMemory, StreamedImages
 from jaxdnn.errors import InputError
 from jaxdnn.options import AugmentOptions, DataOptions, ModelOptions, OptimizerOptions, TrainOptions
 from jaxdnn.training import (
@@ -149,7 +149,7 @@ def numbered() -> Setup:
     """A thousand images whose four bytes are their number."""
     pixels = np.arange(1000, dtype="<u4").view(np.uint8).reshape(1000, 2, 2, 1)
     split = dataclasses.replace(
-        DATASET.train, images=pixels, labels=np.arange(1000, dtype=np.int32) % 2
+        DATASET.train, images=ImagesInMemory(pixels), labels=np.arange(1000, dtype=np.int32) % 2
     )
     split = dataclasses.replace(split, names=tuple(map(str, range(1000))))
     return setup_of(streamed(dataclasses.replace(DATASET, train=split)), batch_size=40)
