@@ -13,13 +13,15 @@ from jaxdnn.options import (
     TrainOptions,
 )
 
+_AUGMENT = AugmentOptions(random_scale=0.15, random_crop=2, horizontal_flip=0.5, rotation=15.0)
+
 DEEP = Config(
     data=DataOptions(balance="batches"),
     model=ModelOptions(widths=(512, 512, 512)),
     optimizer=OptimizerOptions(
         learning_rate=0.1, momentum=0.9, nesterov=True, schedule="cosine_decay", l2=1.0
     ),
-    augment=AugmentOptions(random_scale=0.15, random_crop=2, horizontal_flip=0.5, rotation=15.0),
+    augment=_AUGMENT,
     train=TrainOptions(epochs=60, monitor="val/auc"),
 )
 
@@ -41,7 +43,7 @@ CONV = Config(
     optimizer=OptimizerOptions(
         learning_rate=0.1, momentum=0.9, nesterov=True, schedule="cosine_decay", l2=3.0
     ),
-    augment=AugmentOptions(random_scale=0.15, random_crop=2, horizontal_flip=0.5, rotation=15.0),
+    augment=_AUGMENT,
     train=TrainOptions(epochs=24, monitor="val/auc"),
 )
 
