@@ -1,6 +1,7 @@
 """Many devices: the same run, cut over them, and nothing moved that need not be."""
 
 import dataclasses
+import functools
 import re
 
 import chex
@@ -30,7 +31,7 @@ from jaxdnn.training import (
     make_trainer,
     seed_keys,
 )
-from jaxdnn.training.sharding import choose_devices
+from jaxdnn.training.sharding import choose_devices, make_layout
 
 from .runs import dataset, streamed
 
@@ -67,9 +68,14 @@ def trained(config: Config, dataset: Dataset = DATASET, num_steps: int = NUM_STE
 MIXED = with_model(CONFIG, widths=(128, 128, 512))
 
 
+@functools.cache
+def mixed(devices, fsdp):
+    return trained(MIXED, devices=devices, fsdp=fsdp)
+
+
 @pytest.fixture(scope="module")
 def on_one():
-    return trained(MIXED, devices=1)
+    return mixed(1, False)
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +85,11 @@ def in_one_piece():
 
 
 @pytest.mark.parametrize(
-    ("devices", "fsdp"), [pytest.param(2, False, marks=pytest.mark.slow), (8, False), (8, True)]
+    ("devices", "fsdp"),
+    [*(pytest.param(num, False, marks=pytest.mark.slow) for num in (2, 8)), (8, True)],
 )
 def test_the_same_seed_gives_the_same_losses_on_any_number_of_devices(on_one, devices, fsdp):
-    losses, state = trained(MIXED, devices=devices, fsdp=fsdp)
+    losses, state = mixed(devices, fsdp)
     chex.assert_trees_all_close(losses, on_one[0], rtol=1e-5)
     chex.assert_trees_all_close(state.batch_stats, on_one[1].batch_stats, rtol=1e-3, atol=1e-5)
     for leaf in jax.tree.leaves(state):
@@ -92,8 +99,7 @@ def test_the_same_seed_gives_the_same_losses_on_any_number_of_devices(on_one, de
 
 
 def test_fsdp_leaves_each_device_an_eighth_of_what_is_large():
-    setup = make_setup(CONFIG, DATASET, DeviceOptions(fsdp=True))
-    state = make_trainer(setup).train(init_state(setup), 1)
+    _, state = mixed(8, True)
     kernel, momentum = (
         state.params["layers"][1]["linear"]["kernel"],
         state.opt_state[1].trace["layers"][1]["linear"]["kernel"],
@@ -103,16 +109,16 @@ def test_fsdp_leaves_each_device_an_eighth_of_what_is_large():
         assert leaf.addressable_shards[0].data.size == 128 * 128 // 8
     # Neither a small array nor one that no axis of which eight devices can share is cut.
     assert state.params["layers"][0]["norm"]["scale"].sharding.is_fully_replicated
-    odd = setup.layout.state_shardings(jnp.zeros((129, 1001)))
-    assert odd.is_fully_replicated
-    assert not setup.layout.state_shardings(jnp.zeros((51529, 64))).is_fully_replicated
+    layout = make_layout(jax.devices(), fsdp=True)
+    assert layout.state_shardings(jnp.zeros((129, 1001))).is_fully_replicated
+    assert not layout.state_shardings(jnp.zeros((51529, 64))).is_fully_replicated
 
 
 @pytest.mark.parametrize(
     ("devices", "change"),
     [
-        (1, dataclasses.replace),
         (8, streamed),
+        pytest.param(1, dataclasses.replace, marks=pytest.mark.slow),
         pytest.param(1, streamed, marks=pytest.mark.slow),
         pytest.param(8, dataclasses.replace, marks=pytest.mark.slow),
     ],
