@@ -1,7 +1,6 @@
-"""Prediction with a trained network, from its run folder alone.
+"""Prediction with a trained network, from its run folder alone."""
 
-A file of its own although it is short: who predicts reads this, and nothing of how to train.
-"""
+# Apart from the face because who predicts reads this, and nothing of how to train.
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ from jaxdnn.training.step import (
     make_train,
     rate_factor,
 )
-from jaxdnn.training.watch import Watch, layers_of, make_measure
+from jaxdnn.training.watch import Layer, Watch, layers_of, make_measure
 
 
 def make_model(
@@ -259,11 +259,12 @@ def make_trainer(setup: Setup) -> Trainer:
     train, indices_of, waited_seconds = _make_train(setup, images, run_key)
     watch = None
     if options.watch_gradients:
+        layers = layers_of(setup.model, images.shape[1:])
         watch = Watch(
             take_steps=train,
-            measure_next=_make_measure(setup, images, run_key),
+            measure_next=_make_measure(setup, layers, images, run_key),
             indices_of=indices_of,
-            layers=layers_of(setup.model, images.shape[1:]),
+            layers=layers,
             bounded=all(map(math.isfinite, setup.config.model.make_activation().value_range)),
             every=options.watch_gradients,
             steps_per_epoch=setup.steps_per_epoch,
@@ -308,11 +309,11 @@ _Now = tuple[Array, Array, Variables]
 
 
 def _make_measure(
-    setup: Setup, images: Images, key: Array
+    setup: Setup, layers: list[Layer], images: Images, key: Array
 ) -> Callable[[TrainState, Array], tuple[Array, Array]]:
     """Return `(state, indices) -> is the next step taken, (statistic, layer) at that step`."""
     config, layout, on_host = setup.config, setup.layout, setup.dataset.train.labels
-    dtype, layers = jnp.dtype(config.train.precision), layers_of(setup.model, images.shape[1:])
+    dtype = jnp.dtype(config.train.precision)
     loss_of = make_loss(setup.model, _class_weights(setup), dtype=dtype)
     measure = make_measure(loss_of, layers, config.model.make_activation(), dtype=dtype)
     prepare = make_prepare(config.augment, setup.pixel_stats)

@@ -176,17 +176,23 @@ def test_waiting_is_told():
         return DATASET.train.images[item]
 
     gate = threading.Event()
-    dataset = streamed(DATASET)
-    images = dataset.train.images
+    images = streamed(DATASET).train.images
     assert isinstance(images, StreamedImages)
     reader = dataclasses.replace(
         images.reader, source=dataclasses.replace(images.reader.source, read=slow), max_workers=1
     )
-    slow_images = dataclasses.replace(images, reader=reader)
-    train = dataclasses.replace(dataset.train, images=slow_images)
-    trainer = make_trainer(setup_of(dataclasses.replace(dataset, train=train)))
-    trainer.train(init_state(setup_of(DATASET)), 1)
-    assert trainer.waited_seconds() > 4 * 0.05
+    images = dataclasses.replace(images, reader=reader)
+    setup = setup_of(DATASET)
+    train = StreamedTrain(
+        lambda key, state, *batch: state._replace(step=state.step + 1),
+        make_order_of(setup),
+        images,
+        DATASET.train.labels,
+        key=seed_keys(0)[1],
+        steps_per_epoch=5,
+    )
+    train(init_state(setup), 1)
+    assert train.wait_seconds > 4 * 0.05
 
 
 # Several processes that share an epoch, killed in the middle.

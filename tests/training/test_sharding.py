@@ -1,6 +1,7 @@
 """Many devices: the same run, cut over them, and nothing moved that need not be."""
 
 import dataclasses
+import functools
 import re
 
 import chex
@@ -30,7 +31,7 @@ from jaxdnn.training import (
     make_trainer,
     seed_keys,
 )
-from jaxdnn.training.sharding import choose_devices
+from jaxdnn.training.sharding import choose_devices, make_layout
 
 from .runs import dataset, streamed
 
@@ -63,25 +64,42 @@ def trained(config: Config, dataset: Dataset = DATASET, num_steps: int = NUM_STE
     return np.array(losses) / setup.batch_size, state
 
 
+# Under fsdp the kernel of 128 x 128 is gathered, that of 128 x 512 stays sharded.
+MIXED = with_model(CONFIG, widths=(128, 128, 512))
+
+
+@functools.cache
+def mixed(devices, fsdp):
+    return trained(MIXED, devices=devices, fsdp=fsdp)
+
+
 @pytest.fixture(scope="module")
 def on_one():
-    return trained(CONFIG, devices=1)
+    return mixed(1, False)
+
+
+@pytest.fixture(scope="module")
+def in_one_piece():
+    config = with_model(CONFIG, norm="layer", dropout=0.0)
+    return trained(with_train(config, batch_size=32), num_steps=12, devices=1)
 
 
 @pytest.mark.parametrize(
-    ("devices", "fsdp"), [pytest.param(2, False, marks=pytest.mark.slow), (8, False), (8, True)]
+    ("devices", "fsdp"),
+    [*(pytest.param(num, False, marks=pytest.mark.slow) for num in (2, 8)), (8, True)],
 )
 def test_the_same_seed_gives_the_same_losses_on_any_number_of_devices(on_one, devices, fsdp):
-    losses, state = trained(CONFIG, devices=devices, fsdp=fsdp)
+    losses, state = mixed(devices, fsdp)
     chex.assert_trees_all_close(losses, on_one[0], rtol=1e-5)
     chex.assert_trees_all_close(state.batch_stats, on_one[1].batch_stats, rtol=1e-3, atol=1e-5)
     for leaf in jax.tree.leaves(state):
         assert len(leaf.sharding.device_set) == devices
+    kernel = state.params["layers"][2]["linear"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == 128 * 512 // (devices if fsdp else 1)
 
 
 def test_fsdp_leaves_each_device_an_eighth_of_what_is_large():
-    setup = make_setup(CONFIG, DATASET, DeviceOptions(fsdp=True))
-    state = make_trainer(setup).train(init_state(setup), 1)
+    _, state = mixed(8, True)
     kernel, momentum = (
         state.params["layers"][1]["linear"]["kernel"],
         state.opt_state[1].trace["layers"][1]["linear"]["kernel"],
@@ -91,23 +109,22 @@ def test_fsdp_leaves_each_device_an_eighth_of_what_is_large():
         assert leaf.addressable_shards[0].data.size == 128 * 128 // 8
     # Neither a small array nor one that no axis of which eight devices can share is cut.
     assert state.params["layers"][0]["norm"]["scale"].sharding.is_fully_replicated
-    odd = setup.layout.state_shardings(jnp.zeros((129, 1001)))
-    assert odd.is_fully_replicated
-    assert not setup.layout.state_shardings(jnp.zeros((51529, 64))).is_fully_replicated
+    layout = make_layout(jax.devices(), fsdp=True)
+    assert layout.state_shardings(jnp.zeros((129, 1001))).is_fully_replicated
+    assert not layout.state_shardings(jnp.zeros((51529, 64))).is_fully_replicated
 
 
 @pytest.mark.parametrize(
     ("devices", "change"),
     [
-        (1, dataclasses.replace),
         (8, streamed),
+        pytest.param(1, dataclasses.replace, marks=pytest.mark.slow),
         pytest.param(1, streamed, marks=pytest.mark.slow),
         pytest.param(8, dataclasses.replace, marks=pytest.mark.slow),
     ],
 )
-def test_accumulating_equals_a_batch_so_many_times_larger(devices, change):
-    config = with_model(CONFIG, norm="layer", dropout=0.0)
-    large = trained(with_train(config, batch_size=32), num_steps=12, devices=1)
+def test_accumulating_equals_a_batch_so_many_times_larger(devices, change, in_one_piece):
+    config, large = with_model(CONFIG, norm="layer", dropout=0.0), in_one_piece
     parts = with_train(config, batch_size=8, accumulate=4)
     losses, state = trained(parts, change(DATASET), num_steps=12, devices=devices)
     chex.assert_trees_all_close(losses, large[0], rtol=1e-5)
@@ -118,7 +135,7 @@ def test_accumulating_equals_a_batch_so_many_times_larger(devices, change):
 
 def test_bfloat16_is_only_the_arithmetic(on_one):
     exact = on_one[0][:20]
-    losses, state = trained(with_train(CONFIG, precision="bfloat16"), num_steps=20, devices=1)
+    losses, state = trained(with_train(MIXED, precision="bfloat16"), num_steps=20, devices=1)
     leaves = jax.tree.leaves((state.variables, state.sums.loss))
     chex.assert_type(leaves, jnp.float32)
     # bfloat16 has 8 bits: numbers differ by up to 2^-9, but differ they do.
@@ -210,6 +227,7 @@ def test_fsdp_leaves_a_kernel_cut_that_is_much_larger_than_the_batch(norm):
     assert moved == {"all-gather": [16 * 256, 16 * 512], "all-reduce": [16 * 512]}
 
 
+@pytest.mark.slow
 def test_fsdp_with_kernels_that_stay_cut_trains_as_one_device_does():
     config = with_train(with_model(CONFIG, widths=(512, 512)), batch_size=16)
     alone = trained(config, num_steps=5, devices=1)
