@@ -65,6 +65,11 @@ def test_every_activation_has_a_case():
 
 
 @each_case
+def test_made_twice_is_equal(name, parameters, formula):
+    assert make_activation(name, **parameters) == make_activation(name, **parameters)
+
+
+@each_case
 def test_values_and_derivatives_follow_the_paper(x64, name, parameters, formula):
     activation = make_activation(name, **parameters)
     x = np.linspace(-6, 6, 1201) + 1 / 300  # no point within 1e-3 of the kinks at -1, 0 and 1

@@ -31,8 +31,8 @@ from jaxdnn.report import draw_race
 from jaxdnn.run_folder import write_json
 from jaxdnn.training import Setup, load_data, make_setup
 
-from .grid_folder import open_grid_folder, refuse, run_until_stopped
-from .option_checks import check_least, check_named, deciding
+from .grid_folder import deciding, open_grid_folder, refuse, run_until_stopped
+from .option_checks import check_least, check_named
 
 PROG = "grad_flow.py race"
 DEFAULT_EPOCHS = 10
@@ -96,10 +96,10 @@ def main(argv: Sequence[str]) -> int:
     )
     race, setup = make_race(options)
     refuse(options.out, "sweep")
-    cells = open_grid_folder(options.out, "race", deciding(options))
+    chunks = open_grid_folder(options.out, "race", deciding(options))
     results = run_until_stopped(
         lambda on_done, interrupted: run_race(
-            race, setup, cells, load=_load, on_done=on_done, interrupted=interrupted
+            race, setup, chunks, load=_load, on_done=on_done, interrupted=interrupted
         ),
         num_networks=race.num_networks,
         out=options.out,

@@ -7,9 +7,10 @@ import math
 import pytest
 from commands import depth, phase, theory
 
-from jaxdnn.activations import ACTIVATIONS
+from jaxdnn.activations import ACTIVATIONS, make_activation
 from jaxdnn.errors import InputError
 from jaxdnn.initializers import INITIALIZERS
+from jaxdnn.propagation import gradient_band
 
 
 @pytest.fixture
@@ -51,6 +52,24 @@ def test_critical_prints_an_empty_list_and_says_why(capsys):
     said = capsys.readouterr()
     assert json.loads(said.out) == []
     assert "no critical initialisation" in said.err
+
+
+def test_depth_prints_the_spread_of_the_singular_values_and_the_band(read):
+    """ReLU under He: L (2 - 1 + 1) with normal weights, L (2 - 1) with orthogonal ones."""
+    found = read(
+        theory, "--activation", "relu", "--sigma-w2", "2", "--depth", "10", "--width", "64"
+    )
+    assert found["spread_normal"] == pytest.approx(20)
+    assert found["spread_orthogonal"] == pytest.approx(10)
+    band = gradient_band(make_activation("relu"), 2.0, 0.0, 0.5, depth=10, width=64)
+    ends = found["log10_total_low"], found["log10_total_high"]
+    assert ends == pytest.approx((band.low / math.log(10), band.high / math.log(10)))
+
+
+def test_spread_of_signals_that_grow_without_bound_is_undefined(read):
+    found = read(theory, "--activation", "relu", "--sigma-w2", "3", "--depth", "10")
+    assert found["spread_normal"] is found["spread_orthogonal"] is None
+    assert "log10_total_low" not in found
 
 
 def test_moments_print_gains_and_rates(read):
@@ -136,6 +155,9 @@ BAD = [
     (theory, ["--activation", "tanh", *SIGMAS, "--start", "0"], "above 0"),
     (theory, ["--activation", "tanh", "--critical", "--moments"], "one at a time"),
     (theory, ["--activation", "tanh", "--critical", *SIGMAS], "leave --sigma-w2"),
+    (theory, ["--activation", "tanh", "--moments", "--depth", "3"], "--depth is asked of one"),
+    (theory, ["--activation", "tanh", *SIGMAS, "--width", "64"], "give both"),
+    (theory, ["--activation", "tanh", *SIGMAS, "--depth", "1"], "2 or more"),
     (theory, [*SIGMAS], "activation"),
     (depth, ["--activation", "tanh", "--initializer", "hee"], "he_normal"),
     (depth, ["--activation", "tanh", "--initializer", "he", "--scale", "2"], "no scale"),

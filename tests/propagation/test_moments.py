@@ -10,8 +10,7 @@ from jaxdnn.activations import make_activation
 from jaxdnn.initializers import make_initializer
 from jaxdnn.layers import BlockOptions, Norm
 from jaxdnn.models import make_mlp
-from jaxdnn.propagation.moments import rms
-from jaxdnn.propagation.plain_network import (
+from jaxdnn.propagation.gradient_flow import (
     LOSSES,
     Architecture,
     Batch,
@@ -19,6 +18,7 @@ from jaxdnn.propagation.plain_network import (
     flow,
     gaussian_batch,
 )
+from jaxdnn.propagation.moments import rms
 
 DEPTH, WIDTH, BATCH = 5, 12, 7
 
@@ -29,8 +29,7 @@ def small(norm: Norm = "none", activation="tanh", **options):
     kernels = draw_kernels(make_initializer("he_normal"), jax.random.key(1), 4, architecture)
     batch = gaussian_batch(jax.random.key(2), BATCH, 4, 3)
     phi = make_activation(activation)
-    steepest = max(map(abs, phi.derivative_range))
-    return kernels, batch, flow(kernels, batch, phi, steepest, architecture)
+    return kernels, batch, flow(kernels, batch, phi, phi.max_slope, architecture)
 
 
 @pytest.mark.parametrize("norm", ["none", "batch", "layer"])

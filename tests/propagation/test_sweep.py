@@ -9,11 +9,9 @@ from jaxdnn import gradient_flow
 from jaxdnn.activations import make_activation
 from jaxdnn.errors import InputError, Interrupted
 from jaxdnn.initializers import make_initializer
-from jaxdnn.propagation.grid import Grid, run_grid
-from jaxdnn.propagation.plain_network import Architecture
-from jaxdnn.propagation.sweep import chunks, make_sweep
-from jaxdnn.propagation.table import STATISTICS, Combination, read_csv, write_csv
-from jaxdnn.propagation.verdict import summarise
+from jaxdnn.propagation import Architecture, Combination, Grid, make_sweep, run_grid
+from jaxdnn.propagation.sweep import pair_chunks
+from jaxdnn.propagation.table import STATISTICS, read_csv, summarise, write_csv
 
 INITIALIZERS = [make_initializer(name) for name in ("lecun", "he", "orthogonal")]
 ACTIVATIONS = [make_activation(name) for name in ("tanh", "relu")]
@@ -71,7 +69,7 @@ def test_side_by_side_gives_the_same_numbers():
 
 
 def test_interrupted_grid_goes_on_without_what_is_finished(table, tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxdnn.propagation.grid.OPERATIONS_PER_CALL", 0)
+    monkeypatch.setattr("jaxdnn.propagation.sweep.OPERATIONS_PER_CALL", 0)
     asked = []
 
     def stop_at_second():
@@ -93,7 +91,7 @@ def len_of(_):
 
 
 def test_chunks_hold_every_pair_once_and_fill_up_the_last():
-    portions = chunks(2, range(5, 8), 4)
+    portions = pair_chunks(2, range(5, 8), 4)
     pairs = [tuple(pair) for portion in portions for pair in portion.T.tolist()]
     assert pairs[:6] == [(i, s) for i in (0, 1) for s in (5, 6, 7)]
     assert pairs[6:] == [(1, 7)] * 2

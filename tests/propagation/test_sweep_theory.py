@@ -8,9 +8,7 @@ import pytest
 
 from jaxdnn.activations import make_activation
 from jaxdnn.initializers import make_initializer
-from jaxdnn.propagation import sweep_theory
-from jaxdnn.propagation.grid import Grid, run_grid
-from jaxdnn.propagation.plain_network import Architecture, Batch
+from jaxdnn.propagation import Architecture, Batch, Grid, run_grid, sweep_theory
 from jaxdnn.propagation.sweep_theory import compare, expect
 
 ACTIVATIONS = ("sigmoid", "tanh", "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "softplus")

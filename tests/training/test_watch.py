@@ -13,7 +13,7 @@ from jaxdnn.data.dataset import Dataset, Split
 from jaxdnn.layers import BlockOptions
 from jaxdnn.models import make_mlp
 from jaxdnn.options import AugmentOptions, ModelOptions, OptimizerOptions, TrainOptions
-from jaxdnn.report.gradients import draw_gradients
+from jaxdnn.report import draw_gradients
 from jaxdnn.run_folder import RunFolder, read_evaluations, read_looks, read_metrics
 from jaxdnn.training.checkpoint import Checkpoints
 from jaxdnn.training.early_stopping import EarlyStopping

@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 
 from jaxdnn.activations import ACTIVATIONS, make_activation
-from jaxdnn.propagation.lecture_chain import (
+from jaxdnn.propagation.lecture import (
     LECTURE_X,
     autodiff_gradients,
+    rows,
     slide_gradients,
+    spans,
     start,
     train,
+    train_network,
+    unmoved_in_float32,
 )
-from jaxdnn.propagation.lecture_network import train_network
-from jaxdnn.propagation.lecture_table import rows, unmoved_in_float32
 
 SIGMOID = make_activation("sigmoid")
 X = np.random.default_rng(0).normal(size=(6, 3))
@@ -176,3 +178,7 @@ def test_float32_loses_what_a_float32_network_loses():
     still = (weights[-1] == weights[0]).nonzero()[0] + 1
     assert still.tolist() == unmoved
     assert unmoved_in_float32(lecture(), 1.0) == []
+
+
+def test_spans():
+    assert spans([1, 2, 3, 7, 9, 10]) == "w1 to w3, w7, w9 to w10"

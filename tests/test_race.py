@@ -13,11 +13,17 @@ from jaxdnn.data.pipeline import normalise_images
 from jaxdnn.errors import Interrupted
 from jaxdnn.layers import Norm
 from jaxdnn.options import DataOptions, ModelOptions, OptimizerOptions, TrainOptions
-from jaxdnn.race.race import Race
-from jaxdnn.race.race_network import make_lane
-from jaxdnn.race.race_program import initial_states, make_race
-from jaxdnn.race.race_run import run_race
-from jaxdnn.race.race_table import LEARNED, guess_loss, judge, race_summary
+from jaxdnn.race import (
+    LEARNED,
+    Race,
+    guess_loss,
+    initial_states,
+    judge,
+    make_lane,
+    make_race,
+    race_summary,
+    run_race,
+)
 from jaxdnn.run_folder import read_metrics
 from jaxdnn.training.run import load_data, train
 from jaxdnn.training.setup import init_state, make_setup
