@@ -183,7 +183,9 @@ def _at_depth(
             of_logs = gradient_band(phi, sigma_w2, options.sigma_b2, moment, **shape)
             band = of_logs.low / math.log(10), of_logs.high / math.log(10)
         else:
-            notes.append("the band is undefined: --start is not above --sigma-b2, or --sigma-w2 is 0")
+            notes.append(
+                "there is no band where --sigma-w2 is 0 or --start is not above --sigma-b2"
+            )
         content |= {"log10_total_low": _or_null(band[0]), "log10_total_high": _or_null(band[1])}
     return content | {"note": "; ".join(notes) or None}
 

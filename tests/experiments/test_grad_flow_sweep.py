@@ -31,6 +31,12 @@ def charts_of(folder, *, suffix=""):
         assert "<svg" in (folder / f"{name}{suffix}.svg").read_text()
 
 
+@pytest.fixture
+def no_charts(monkeypatch):
+    """Leave the charts out, which take longer than such small sweeps."""
+    monkeypatch.setattr(sweep, "draw_gradient_flow", lambda folder: [])
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished sweep of two depths."""
@@ -83,25 +89,19 @@ def test_charts_for_every_depth(finished):
         charts_of(finished, suffix=f"_none_{depth}")
 
 
-def test_sweep_is_the_default_command_and_says_what_it_found(call, tmp_path):
-    code, said, _ = call(grad_flow, *SMALL, "--depth", 4, "--out", tmp_path / "x")
+def test_sweep_is_the_default_command_and_passes_images_through(call, tmp_path):
+    args = [*SMALL, "--depth", 4, "--data", "silhouettes", "--norm", "batch", "--out", tmp_path]
+    code, said, _ = call(grad_flow, *args)
     assert code == 0
     assert "8 networks" in said
     assert sum(line.startswith("zeros") and line.endswith("dead") for line in said.split("\n")) == 2
-    charts_of(tmp_path / "x")
-
-
-def test_images_are_passed_through(call, tmp_path):
-    out = tmp_path / "images"
-    args = [*SMALL, "--depth", 4, "--data", "silhouettes", "--norm", "batch", "--out", out]
-    assert call(grad_flow, "sweep", *args)[0] == 0
-    lines = lines_of(out)
+    lines = lines_of(tmp_path)
     assert len(lines) == 2 * 2 * 2 * 4
     assert {line["norm"] for line in lines} == {"batch"}
-    charts_of(out)
+    charts_of(tmp_path)
 
 
-def test_own_activation_gives_the_numbers_of_the_packages(module, call, tmp_path):
+def test_own_activation_gives_the_numbers_of_the_packages(module, call, no_charts, tmp_path):
     own = f"{module}:hyperbolic"
     args = [*SMALL, "--depth", 6, "--out", tmp_path / "sweep", "--activations", "tanh", own]
     assert call(grad_flow, "sweep", *args)[0] == 0
@@ -124,7 +124,9 @@ def test_activation_that_is_not_finite_gets_one_line(command, option, module, ca
     assert not (tmp_path / "out").exists()
 
 
-def test_interrupted_sweep_goes_on_to_the_same_table(finished, call, tmp_path, monkeypatch):
+def test_interrupted_sweep_goes_on_to_the_same_table(
+    finished, call, no_charts, tmp_path, monkeypatch
+):
     class StopsAtSecondCall(command_line.StopSignal):
         calls = 0
 

@@ -22,6 +22,7 @@ from jaxdnn.propagation import (
     phi_moments,
     predict,
 )
+from tests.propagation.cases import slow_but
 
 
 @pytest.mark.shared_data
@@ -67,10 +68,11 @@ def factors_of_residual_networks(phi, sigma_w2, norm, *, width, depth, num_netwo
     return (np.asarray(x, np.float64) for x in jax.jit(lambda k: jax.lax.map(one, k))(keys))
 
 
+@pytest.mark.parametrize("width", slow_but((192, 512), 192))
 @pytest.mark.parametrize(("name", "sigma_w2", "norm"), NETWORKS)
-def test_wide_residual_networks_follow_the_prediction_layer_by_layer(name, sigma_w2, norm):
+def test_wide_residual_networks_follow_the_prediction_layer_by_layer(name, sigma_w2, norm, width):
     phi = make_activation(name)
-    width, depth = 512, 6
+    depth = 6
     factors, second = factors_of_residual_networks(
         phi, sigma_w2, norm, width=width, depth=depth, num_networks=6, batch_size=64
     )
@@ -82,7 +84,14 @@ def test_wide_residual_networks_follow_the_prediction_layer_by_layer(name, sigma
     chex.assert_trees_all_close(second.mean(0), np.asarray(found.q), rtol=4 * tolerance)
 
 
-@pytest.mark.parametrize(("name", "sigma_w2"), [("softplus", 2.0), ("tanh", 1.5), ("gelu", 2.0)])
+@pytest.mark.parametrize(
+    ("name", "sigma_w2"),
+    [
+        ("softplus", 2.0),
+        pytest.param("tanh", 1.5, marks=pytest.mark.slow),
+        pytest.param("gelu", 2.0, marks=pytest.mark.slow),
+    ],
+)
 def test_part_along_the_signal_is_the_change_of_its_size(name, sigma_w2):
     """Over many layers: (d ln q_last / d ln q_first) √(q_last / q_first), by differences."""
     phi, step = make_activation(name), 1e-5
@@ -147,7 +156,7 @@ def test_fan_ratio_multiplies_the_variance_of_the_gradient():
     chex.assert_trees_all_close(np.asarray(found.factor), 0.5, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["relu", "tanh", "sigmoid"])
+@pytest.mark.parametrize("name", slow_but(("relu", "tanh", "sigmoid"), "relu"))
 def test_factors_under_norms_are_the_rates(name):
     phi = make_activation(name)
     for norm, rate in (("batch", batch_norm_rate(phi)), ("layer", layer_norm_rate(phi))):
@@ -156,13 +165,15 @@ def test_factors_under_norms_are_the_rates(name):
         assert found**2 == pytest.approx(rate.rate, rel=3e-4)
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", slow_but(ACTIVATIONS, "relu", "gelu"))
 def test_batch_norm_is_outside_theory_where_long_inputs_grow(name):
     note = batch_norm_rate(make_activation(name)).note
     assert note.startswith(OUTSIDE) == (name in ("gelu", "silu", "softplus"))
 
 
-@pytest.mark.parametrize(("name", "grows"), [("silu", True), ("elu", False)])
+@pytest.mark.parametrize(
+    ("name", "grows"), [("silu", True), pytest.param("elu", False, marks=pytest.mark.slow)]
+)
 def test_lengths_of_inputs_spread_under_batch_norm_as_the_criterion_says(name, grows):
     """Four networks of width 256 and depth 24: one input in 64 is longer by 20 % at the start."""
     phi = make_activation(name)

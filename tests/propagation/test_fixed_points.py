@@ -11,10 +11,12 @@ import pytest
 from jaxdnn.activations import make_activation
 from jaxdnn.propagation import mean_field, theory
 from jaxdnn.propagation.fixed_points import fixed_point, fixed_points
+from tests.propagation.cases import slow_but
 
 TANH, RELU, GELU = (make_activation(name) for name in ("tanh", "relu", "gelu"))
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 def test_chi(reference):
     for row in reference["chi"]:
@@ -85,7 +87,7 @@ def test_gelu_repels_and_depends_on_the_start():
     assert any("repels" in note for note in at_it.notes)
 
 
-@pytest.mark.parametrize("name", ["sigmoid", "selu", "hard_tanh"])
+@pytest.mark.parametrize("name", slow_but(("sigmoid", "selu", "hard_tanh"), "selu"))
 def test_iterating_the_map_reaches_the_fixed_point(name):
     phi = make_activation(name)
     q = 1.0
@@ -94,7 +96,14 @@ def test_iterating_the_map_reaches_the_fixed_point(name):
     assert float(fixed_point(phi, 1.4, 0.1)) == pytest.approx(q, rel=1e-10)
 
 
-@pytest.mark.parametrize(("phi", "sigma_w2"), [(TANH, 2.0), (jnp.sin, 3.0), (GELU, 1.9)])
+@pytest.mark.parametrize(
+    ("phi", "sigma_w2"),
+    [
+        (TANH, 2.0),
+        pytest.param(jnp.sin, 3.0, marks=pytest.mark.slow),
+        pytest.param(GELU, 1.9, marks=pytest.mark.slow),
+    ],
+)
 def test_iterating_the_correlation_reaches_c_at_the_rate_xi(phi, sigma_w2):
     found = theory(phi, sigma_w2, 0.3)
     c, apart = found.c - 1e-3, []

@@ -1,5 +1,6 @@
 """The compiled grid: the same numbers as single runs, chunks, verdicts, table."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,10 +51,12 @@ def test_grid_gives_the_numbers_of_single_runs(table):
         for activation in ACTIVATIONS:
             layers = table[Combination(initializer.name, activation.name, "none", 4, 8)]
             alone = single(initializer, activation, seed)._asdict()
-            for name in STATISTICS:
-                np.testing.assert_allclose(
-                    layers[name][row], alone[name], rtol=1e-5, atol=1e-7, err_msg=name
-                )
+            chex.assert_trees_all_close(
+                {name: layers[name][row] for name in STATISTICS},
+                {name: alone[name] for name in STATISTICS},
+                rtol=1e-5,
+                atol=1e-7,
+            )
 
 
 def test_side_by_side_gives_the_same_numbers():
@@ -64,8 +67,8 @@ def test_side_by_side_gives_the_same_numbers():
         make_sweep(INITIALIZERS, ACTIVATIONS, ARCHITECTURE, batch_size=6, side_by_side=flag)
         for flag in (False, True)
     )
-    for a, b in zip(in_order(indices, seeds), together(indices, seeds), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    found, expected = together(indices, seeds), in_order(indices, seeds)
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_interrupted_grid_goes_on_without_what_is_finished(table, tmp_path, monkeypatch):
@@ -77,16 +80,15 @@ def test_interrupted_grid_goes_on_without_what_is_finished(table, tmp_path, monk
         return len(asked) == 2
 
     with pytest.raises(Interrupted):
-        run_grid(grid(), tmp_path, on_done=len_of, interrupted=stop_at_second)
+        run_grid(grid(), tmp_path, on_done=ignore, interrupted=stop_at_second)
     kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert len(kept) == 1
-    again, _ = run_grid(grid(), tmp_path, on_done=len_of, interrupted=lambda: False)
+    again, _ = run_grid(grid(), tmp_path, on_done=ignore, interrupted=lambda: False)
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in kept} == kept
-    for key, layers in table.items():
-        np.testing.assert_array_equal(again[key]["delta_rms"], layers["delta_rms"])
+    chex.assert_trees_all_equal(again, table)
 
 
-def len_of(_):
+def ignore(_):
     """Take what is reported, and do nothing."""
 
 
@@ -105,10 +107,7 @@ def test_table_survives_the_file(table, tmp_path):
         "pre_activation_rms,delta_rms,kernel_grad_rms,dead_fraction,saturated_fraction,correlation"
     )
     again = read_csv(tmp_path / "grad_flow.csv")
-    assert again.keys() == table.keys()
-    for key, layers in table.items():
-        for name in STATISTICS:
-            np.testing.assert_array_equal(again[key][name], layers[name])
+    chex.assert_trees_all_equal(again, table)
 
 
 def test_verdict_of_made_up_gradients():
