@@ -66,13 +66,13 @@ class Race:
     """Who takes part, how long, and when it is recorded.
 
     Attributes:
-      config: of a single run of them; initializer, activation and seed are replaced. It trains a
+      config: settings of a single run; initializer, activation and seed are replaced. It trains a
         multi-layer perceptron on data as it is: not balanced, not augmented, at a constant
         learning rate.
       initializers: by name.
       activations: by name.
-      seeds: of the weights, the order of the images and the validation split.
-      num_steps: optimizer steps.
+      seeds: draw the weights, the order of the images and the validation split.
+      num_steps: optimizer steps, 1 or more.
       record_every: steps between two records.
     """
 
@@ -147,7 +147,7 @@ def run_race(
 
     Args:
       race: who takes part.
-      setup: of any of the runs.
+      setup: that of any single run; data, model and optimizer.
       folder: keeps an .npz for each activation and seed; it belongs to this race alone.
       load: the images that settings name; of each seed equally many.
       on_done: called with the number of networks of each finished chunk.
@@ -189,7 +189,7 @@ def make_race(
 
     Args:
       race: who takes part.
-      setup: of any of the runs.
+      setup: that of any single run; data, model and optimizer.
       side_by_side: vmap over the initializers (accelerators) instead of going through them.
 
     Returns:

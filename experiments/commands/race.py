@@ -94,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
     options = command_line.parse(
         Options, default=Options(), args=argv, prog=PROG, description=__doc__
     )
-    race, setup = make_race(options)
+    race, setup = _make_race(options)
     refuse(options.out, "sweep")
     chunks = open_grid_folder(options.out, "race", deciding(options))
     results = run_until_stopped(
@@ -132,7 +132,7 @@ def _report(options: Options, race: Race, results: Results, guess: float, starte
     )
 
 
-def make_race(options: Options) -> tuple[Race, Setup]:
+def _make_race(options: Options) -> tuple[Race, Setup]:
     """Turn options into a race; the setup is that of its first seed."""
     config = Config(
         model=ModelOptions(widths=(options.width,) * (options.depth - 1), norm=options.norm),

@@ -63,7 +63,7 @@ def critical_points(phi: Phi, sigma_b2: float, *, max_sigma_w2: float = MAX_SIGM
     Args:
       phi: the activation.
       sigma_b2: variance of a bias, >= 0.
-      max_sigma_w2: solutions beyond are told in the note only.
+      max_sigma_w2: above 0; solutions beyond are named in the note only.
 
     References:
       Hayou, Doucet and Rousseau, "On the Impact of the Activation Function on Deep Neural Networks

@@ -101,7 +101,7 @@ class Band(NamedTuple):
     """Where the log of delta's RMS factor over several layers lies, for one random network.
 
     Attributes:
-      mean: of the natural log.
+      mean: expected natural log.
       std: standard deviation of the log.
       low: 5 % of the networks are below.
       high: 5 % of the networks are above.

@@ -144,7 +144,7 @@ def gradient_flow(
       activation: a name, an `Activation`, or an elementwise function of jax.numpy.
       depth: kernels, the output's included; at least 2.
       width: units of each hidden layer.
-      batch_size: of the default inputs.
+      batch_size: examples of the default inputs, 2 or more.
       **architecture: `norm`, `residual`, `num_outputs`, `loss` and `precision` of
         `jaxdnn.propagation.Architecture`.
 

@@ -157,7 +157,7 @@ def train(
       params: where it starts.
       x: (step, input).
       y: (step,), 0 or 1.
-      phi: of all neurons but the last; a trained or random slope stays at its mean.
+      phi: activation of every neuron but the last; a trained or random slope stays at its mean.
       learning_rate: above 0.
       gradients: `slide_gradients` or `autodiff_gradients`.
     """
@@ -189,7 +189,7 @@ def train_network(
       params: where it starts; all weights are alike, and all biases.
       x: (step, input).
       y: (step,), 0 or 1.
-      phi: of all neurons but the last.
+      phi: activation of every neuron but the last.
       learning_rate: above 0.
       dtype: float64, or float32 to see what is lost in it.
 

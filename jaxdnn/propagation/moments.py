@@ -115,13 +115,13 @@ def measure(
     """Pass a batch forward and back, and return the moments of every layer.
 
     Args:
-      kernels: of the network; their dtype is the precision of the whole pass.
+      kernels: at least two; their dtype is the precision of the whole pass.
       inputs: (batch, input), at least two examples.
       labels: what `loss` takes.
       phi: the activation.
       max_slope: the greatest |phi'|.
       loss: `(logits, labels) -> mean loss`.
-      norm: of every hidden pre-activation.
+      norm: applied to every hidden pre-activation.
       residual: add each hidden layer's input to its output, from the second layer on.
 
     Returns:

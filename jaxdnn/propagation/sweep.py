@@ -312,10 +312,10 @@ def cached_chunk(
 ) -> dict[str, np.ndarray]:
     """Return the arrays of an .npz; compute and write them first where it is missing.
 
-    Every process calls it, and all are told the same.
+    Every process calls it, and all get the same.
 
     Args:
-      path: of the .npz, which the first process writes in one piece.
+      path: an .npz, which the first process writes in one piece.
       compute: returns the arrays by name.
       interrupted: asked before anything is computed.
 

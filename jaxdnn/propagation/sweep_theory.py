@@ -64,8 +64,8 @@ class Comparison(NamedTuple):
         there are fewer than two hidden layers.
       log10_total_theory: expected log10 of delta's RMS in the first hidden layer over the last's.
       agrees: whether the seeds' mean log factor is as expected, up to what the seeds and the
-        finite width allow; None where that cannot be told.
-      note: why it cannot be told, by how much it differs, which layers are outside theory; else
+        finite width allow; None where that is unknown.
+      note: why it is unknown, by how much it differs, which layers are outside theory; else
         empty.
     """
 

@@ -176,7 +176,7 @@ def summarise(
 
 
 def _factors(hidden: Float[np.ndarray, "seed layer"]) -> tuple[float, float, float]:
-    """Percentiles 5, 50 and 95 of the ratio of neighbouring layers, where both can be told."""
+    """Percentiles 5, 50 and 95 of the ratio of neighbouring layers, where both are known."""
     known = np.isfinite(hidden) & (hidden > 0)
     usable = known[:, :-1] & known[:, 1:]
     if not usable.any():

@@ -1,12 +1,32 @@
-"""Charts from results on disk."""
+"""Charts from results on disk, and the look that all charts have in common."""
 
 from jaxdnn.report.diagnosis import fragment, page
 from jaxdnn.report.flow_charts import draw_gradient_flow, draw_race
 from jaxdnn.report.lecture_charts import draw_lecture
+from jaxdnn.report.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    YELLOW,
+    new_figure,
+    tidy,
+)
 from jaxdnn.report.theory_charts import draw_activation_table, draw_phase_diagram
 from jaxdnn.report.training_charts import draw_augmentations, draw_gradients, draw_training
 
 __all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "ORANGE",
+    "PURPLE",
+    "SKY",
+    "VERMILION",
+    "YELLOW",
     "draw_activation_table",
     "draw_augmentations",
     "draw_gradient_flow",
@@ -16,5 +36,7 @@ __all__ = [
     "draw_race",
     "draw_training",
     "fragment",
+    "new_figure",
     "page",
+    "tidy",
 ]

@@ -93,7 +93,7 @@ def _draw_depth(
       theory: log10 of what is expected of the hidden layers, None where theory says nothing.
       statistic: a column of the table.
       title: stands above all panels.
-      path: of the PNG; the SVG is beside it.
+      path: a PNG; the SVG gets the same name.
     """
     activations = list(dict.fromkeys(key.activation for key in networks))
     initializers = list(dict.fromkeys(key.initializer for key in networks))

@@ -34,7 +34,7 @@ def draw_phase_diagram(
       diagram: at least 2 x 2 points of an even grid.
       line: where chi_1 is 1; dashed where it repels.
       initializers: name -> sigma_w²; all have sigma_b² = 0.
-      path: of the picture, without suffix.
+      path: without suffix.
     """
     figure = new_figure(9, 6.2)
     axes = figure.subplots()
@@ -159,7 +159,7 @@ def draw_activation_table(rows: list[ActivationRow], path: Path) -> None:
 
     Args:
       rows: one for each activation.
-      path: of the picture, without suffix.
+      path: without suffix.
     """
     groups = _group_initializers(rows)
     heads = ["E φ", "E φ²", "E φ'²", "gain\nforward", "gain\nbackward", "gain\nin use"]
