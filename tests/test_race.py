@@ -50,7 +50,7 @@ def load(config):
 @pytest.fixture(scope="module")
 def race():
     return Race(
-        config(),
+        config("batch"),
         initializers=("glorot_normal", "orthogonal", "zeros"),
         activations=("tanh", "parametric_relu", "randomized_relu"),
         seeds=range(3, 5),
@@ -95,8 +95,9 @@ def test_single_run_gives_the_same_losses(i, a, s, race, finished, tmp_path):
     chex.assert_trees_all_close(finished[0]["loss"][i, a, s, 1:], np.array(alone), rtol=1e-5)
 
 
-@pytest.mark.parametrize("norm", ["batch", pytest.param("layer", marks=pytest.mark.slow)])
-def test_single_run_with_norm_gives_the_same_losses(norm, race, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_single_run_with_another_norm_gives_the_same_losses(norm, race, tmp_path):
     normed = dataclasses.replace(
         race,
         config=config(norm),
@@ -167,6 +168,7 @@ def test_together_gives_the_same_numbers_and_compiles_once(race, finished, monke
         chex.assert_trees_all_close(start.delta_rms, deltas, rtol=1e-4)
 
 
+@pytest.mark.slow  # The command's test tells the same in short.
 def test_interrupted_race_goes_on_without_what_is_finished(race, finished, tmp_path):
     few = dataclasses.replace(
         race, initializers=("glorot_normal",), activations=race.activations[:2], seeds=range(3, 4)
@@ -192,7 +194,7 @@ def test_interrupted_race_goes_on_without_what_is_finished(race, finished, tmp_p
 
 def test_diverged_networks_end_in_nan(race, finished):
     wild = dataclasses.replace(
-        race.config, optimizer=OptimizerOptions(learning_rate=1e25, schedule="constant")
+        config(), optimizer=OptimizerOptions(learning_rate=1e25, schedule="constant")
     )
     few = dataclasses.replace(race, config=wild, activations=("tanh",), num_steps=3, record_every=1)
     setup = make_setup(wild, finished[1].dataset)

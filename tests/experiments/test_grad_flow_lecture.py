@@ -119,7 +119,11 @@ def test_a_thousand_neurons_stay_readable(lecture, words):
     [
         (["--depth", 1], "1 sigmoid neuron in a row"),
         (["--steps", 1, "--depth", 2, "--weight", 0], "After 1 step w2 is 11.8 tiles"),
-        (["--depth", 3, "--steps", 70, "--learning-rate", 0.1], "each step is 60 · 0.1 · D"),
+        pytest.param(
+            ["--depth", 3, "--steps", 70, "--learning-rate", 0.1],
+            "each step is 60 · 0.1 · D",
+            marks=pytest.mark.slow,
+        ),
         (["--depth", 2, "--activation", "Leaky-ReLU", "--bias=-3"], "2 leaky_relu neurons"),
     ],
 )

@@ -67,6 +67,11 @@ def test_agrees_with_the_general_network_code(norm):
         chex.assert_trees_all_close(found, expected, rtol=2e-5)
 
 
+def flow_of(seed=0, **options):
+    """The moments of one network, compiled as a whole."""
+    return jax.jit(lambda key: gradient_flow(key, **options))(jax.random.key(seed))
+
+
 def root_mean_square(x):
     return np.sqrt(np.mean(np.square(np.asarray(x, np.float64))))
 
@@ -111,7 +116,7 @@ def test_zero_initialization_gives_exact_zeros_below_the_last_layer():
     """The inputs have another size than the layers, and are the caller's."""
     inputs = jax.random.normal(jax.random.key(3), (5, 9))
     options = {"initializer": "zeros", "activation": "sigmoid", "depth": 6, "width": 16}
-    moments = gradient_flow(jax.random.key(0), inputs, jnp.arange(5), **options)
+    moments = flow_of(inputs=inputs, labels=jnp.arange(5), **options)
     chex.assert_shape([moments.delta_rms, moments.delta_rms_by_example], [(6,), (6, 5)])
     assert not np.asarray(moments.delta_rms[:-1]).any()
     assert moments.delta_rms[-1] > 0
@@ -120,9 +125,7 @@ def test_zero_initialization_gives_exact_zeros_below_the_last_layer():
 
 
 def test_kernel_gradients_stay_flat_while_delta_dies_under_xavier_and_relu():
-    moments = gradient_flow(
-        jax.random.key(0), initializer="xavier", activation="relu", depth=20, width=512
-    )
+    moments = flow_of(initializer="xavier", activation="relu", depth=20, width=512)
     delta, grads = (np.asarray(x[:-1]) for x in (moments.delta_rms, moments.kernel_grad_rms))
     # Theory: delta shrinks by sqrt(1/2) a layer backward, the activation by as much forward.
     assert delta[0] / delta[-1] == pytest.approx(2 ** (-18 / 2), rel=0.5)
@@ -144,9 +147,7 @@ def test_factor_is_that_of_mean_field_theory(initializer, activation, factor):
     """Deep half of 20 layers of 512 units, 3 seeds: within 3 % of the root of chi_1."""
     logs = []
     for seed in range(3):
-        moments = gradient_flow(
-            jax.random.key(seed), initializer=initializer, activation=activation, depth=20
-        )
+        moments = flow_of(seed, initializer=initializer, activation=activation, depth=20)
         logs.append(np.diff(np.log(np.asarray(moments.delta_rms[8:-1], np.float64))))
     assert np.exp(-np.median(logs)) == pytest.approx(factor, rel=0.03)
 
@@ -162,8 +163,7 @@ def test_rms_reaches_where_squares_leave_float32():
 
 def test_float16_loses_gradients_that_float32_keeps():
     options = {"initializer": "lecun", "activation": "sigmoid", "depth": 20, "width": 64}
-    kept = gradient_flow(jax.random.key(0), **options)
-    lost = gradient_flow(jax.random.key(0), precision="float16", **options)
+    kept, lost = (flow_of(precision=name, **options) for name in ("float32", "float16"))
     assert kept.delta_rms[0] > 0
     assert lost.delta_rms[0] == 0
     # Where float16 holds them, both agree to its 11 bits, summed over a few layers.
