@@ -8,6 +8,9 @@ Every activation is an `Activation`, called on an array like a plain function:
     elu = make_activation("elu", alpha=0.5)
     elu(x), elu.derivative(x), elu.derivative_range
 
+What is made twice is equal, so that programs compiled for it are found again: those with a function
+of their own are cached.
+
 Two of them have a slope that is not a constant: the parametric ReLU trains it, the randomized ReLU
 draws it anew for every unit while training and uses its mean in evaluation.
 """
@@ -15,6 +18,7 @@ draws it anew for every unit while training and uses its mean in evaluation.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -29,6 +33,7 @@ from jaxdnn.names import resolve
 
 Range = tuple[float, float]
 _INF = math.inf
+_HE_GAIN = math.sqrt(2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +70,9 @@ class Activation:
       value_range: infimum and supremum of phi.
       derivative_range: infimum and supremum of phi'.
       slope: how the negative side's slope comes about, or None where it is part of `function`.
+      common_gain: factor on the standard deviation 1/√fan_in in common use with it (PyTorch's
+        `calculate_gain`; He et al., 2015, whose √2 is used for ELU, GELU and SiLU as well), NaN
+        where there is none.
     """
 
     name: str
@@ -72,6 +80,12 @@ class Activation:
     value_range: Range
     derivative_range: Range
     slope: Slope | None = None
+    common_gain: float = math.nan
+
+    @property
+    def max_slope(self) -> float:
+        """The supremum of |phi'|."""
+        return max(map(abs, self.derivative_range))
 
     def __call__(self, x: Array, slope: Array | float | None = None) -> Array:
         """Return phi(x), elementwise; `slope` (default: its mean) only where one is used."""
@@ -86,19 +100,20 @@ class Activation:
 
 def sigmoid() -> Activation:
     """1 / (1 + exp(-x)). Its derivative never exceeds 1/4."""
-    return Activation("sigmoid", jax.nn.sigmoid, (0.0, 1.0), (0.0, 0.25))
+    return Activation("sigmoid", jax.nn.sigmoid, (0.0, 1.0), (0.0, 0.25), common_gain=1.0)
 
 
 def tanh() -> Activation:
     """tanh(x) = 2 sigmoid(2x) - 1."""
-    return Activation("tanh", jnp.tanh, (-1.0, 1.0), (0.0, 1.0))
+    return Activation("tanh", jnp.tanh, (-1.0, 1.0), (0.0, 1.0), common_gain=5 / 3)
 
 
 def relu() -> Activation:
     """max(x, 0). Nair and Hinton, "Rectified Linear Units Improve RBMs", 2010."""
-    return Activation("relu", jax.nn.relu, (0.0, _INF), (0.0, 1.0))
+    return Activation("relu", jax.nn.relu, (0.0, _INF), (0.0, 1.0), common_gain=_HE_GAIN)
 
 
+@functools.cache
 def leaky_relu(negative_slope: float = 0.01) -> Activation:
     """Return x where x > 0, otherwise negative_slope * x.
 
@@ -110,6 +125,7 @@ def leaky_relu(negative_slope: float = 0.01) -> Activation:
         lambda x: jax.nn.leaky_relu(x, negative_slope),
         _leaky_values(negative_slope),
         derivatives,
+        common_gain=_leaky_gain(negative_slope),
     )
 
 
@@ -121,7 +137,12 @@ def parametric_relu(negative_slope: float = 0.25) -> Activation:
     slope = Slope("trained", negative_slope, negative_slope)
     derivatives = (min(negative_slope, 1.0), max(negative_slope, 1.0))
     return Activation(
-        "parametric_relu", jax.nn.leaky_relu, _leaky_values(negative_slope), derivatives, slope
+        "parametric_relu",
+        jax.nn.leaky_relu,
+        _leaky_values(negative_slope),
+        derivatives,
+        slope,
+        _leaky_gain(negative_slope),
     )
 
 
@@ -139,6 +160,7 @@ def randomized_relu(lower: float = 1 / 8, upper: float = 1 / 3) -> Activation:
         _leaky_values(upper),
         (min(lower, 1.0), max(upper, 1.0)),
         Slope("random", lower, upper),
+        _leaky_gain((lower + upper) / 2),
     )
 
 
@@ -146,6 +168,11 @@ def _leaky_values(slope: float) -> Range:
     return (-_INF if slope > 0 else 0.0, _INF)
 
 
+def _leaky_gain(slope: float) -> float:
+    return math.sqrt(2 / (1 + slope**2))
+
+
+@functools.cache
 def elu(alpha: float = 1.0) -> Activation:
     """Return x where x > 0, otherwise alpha (exp(x) - 1).
 
@@ -154,7 +181,13 @@ def elu(alpha: float = 1.0) -> Activation:
     """
     if alpha < 0:
         raise InputError(f"elu: alpha {alpha} is negative; give one of 0 or more")
-    return Activation("elu", lambda x: jax.nn.elu(x, alpha), (-alpha, _INF), (0.0, max(1.0, alpha)))
+    return Activation(
+        "elu",
+        lambda x: jax.nn.elu(x, alpha),
+        (-alpha, _INF),
+        (0.0, max(1.0, alpha)),
+        common_gain=_HE_GAIN,
+    )
 
 
 def selu() -> Activation:
@@ -162,10 +195,11 @@ def selu() -> Activation:
 
     Klambauer, Unterthiner, Mayr and Hochreiter, "Self-Normalizing Neural Networks", 2017.
     """
-    steepest = 1.0507009873554805 * 1.6732632423543772
-    return Activation("selu", jax.nn.selu, (-steepest, _INF), (0.0, steepest))
+    max_slope = 1.0507009873554805 * 1.6732632423543772
+    return Activation("selu", jax.nn.selu, (-max_slope, _INF), (0.0, max_slope), common_gain=0.75)
 
 
+@functools.cache
 def gelu(approximate: bool = False) -> Activation:
     """Return x Phi(x), Phi the normal distribution function; or its tanh approximation.
 
@@ -177,6 +211,7 @@ def gelu(approximate: bool = False) -> Activation:
         lambda x: jax.nn.gelu(x, approximate=approximate),
         (least, _INF),
         (flattest, 1 - flattest),
+        common_gain=_HE_GAIN,
     )
 
 
@@ -186,7 +221,13 @@ def silu() -> Activation:
     Elfwing, Uchibe and Doya, "Sigmoid-Weighted Linear Units for Neural Network Function
     Approximation in Reinforcement Learning", 2017.
     """
-    return Activation("silu", jax.nn.silu, (-0.27846454, _INF), (-0.09983932, 1.09983932))
+    return Activation(
+        "silu",
+        jax.nn.silu,
+        (-0.27846454, _INF),
+        (-0.09983932, 1.09983932),
+        common_gain=_HE_GAIN,
+    )
 
 
 def softplus() -> Activation:

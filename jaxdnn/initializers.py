@@ -197,6 +197,12 @@ ALIASES = {
 }
 
 
+def parameters_of(name: str) -> tuple[str, ...]:
+    """Return which of `scale` and `gain` the initializer called `name` takes."""
+    factory = INITIALIZERS[resolve(name, INITIALIZERS, ALIASES, "initializer")]
+    return tuple(inspect.signature(factory).parameters)
+
+
 def make_initializer(
     name: str, *, scale: float | None = None, gain: float | None = None
 ) -> Initializer:
@@ -213,9 +219,8 @@ def make_initializer(
     canonical = resolve(name, INITIALIZERS, ALIASES, "initializer")
     given = {"scale": scale, "gain": gain}
     parameters = {key: value for key, value in given.items() if value is not None}
-    takes = inspect.signature(INITIALIZERS[canonical]).parameters
     for key, value in parameters.items():
-        if key not in takes:
+        if key not in parameters_of(name):
             raise InputError(f"initializer {name} has no {key}; leave it out")
         if not 0 < value < math.inf:
             raise InputError(f"initializer {name}: {key} is {value}; give a positive number")

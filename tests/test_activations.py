@@ -2,6 +2,7 @@
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,15 +66,20 @@ def test_every_activation_has_a_case():
 
 
 @each_case
+def test_made_twice_is_equal(name, parameters, formula):
+    assert make_activation(name, **parameters) == make_activation(name, **parameters)
+
+
+@each_case
 def test_values_and_derivatives_follow_the_paper(x64, name, parameters, formula):
     activation = make_activation(name, **parameters)
     x = np.linspace(-6, 6, 1201) + 1 / 300  # no point within 1e-3 of the kinks at -1, 0 and 1
     h = 1e-5
     values, derivatives = jax.jit(lambda x: (activation(x), activation.derivative(x)))(x)
-    np.testing.assert_allclose(values, formula(x), rtol=1e-12, atol=1e-14)
+    chex.assert_trees_all_close(values, formula(x), rtol=1e-12, atol=1e-14)
     # Central differences: truncation h² max|phi'''| / 6 < 1e-10, rounding 6 eps / h < 2e-10.
     slopes = (formula(x + h) - formula(x - h)) / (2 * h)
-    np.testing.assert_allclose(derivatives, slopes, rtol=0, atol=1e-9)
+    chex.assert_trees_all_close(derivatives, slopes, rtol=0, atol=1e-9)
 
 
 @each_case
@@ -105,8 +111,8 @@ def test_selu_keeps_mean_0_and_variance_1(x64):
     z = np.linspace(-12, 12, 480001)  # trapezoid: error of order spacing² = 2.5e-9
     density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi) * (z[1] - z[0])
     values = np.asarray(make_activation("selu")(jnp.asarray(z)))
-    np.testing.assert_allclose((values * density).sum(), 0, atol=1e-8)
-    np.testing.assert_allclose((values**2 * density).sum(), 1, atol=1e-8)
+    chex.assert_trees_all_close((values * density).sum(), 0, atol=1e-8)
+    chex.assert_trees_all_close((values**2 * density).sum(), 1, atol=1e-8)
 
 
 def test_randomized_relu_draws_slopes_uniformly():
@@ -126,8 +132,8 @@ def test_randomized_relu_draws_slopes_uniformly():
 def test_randomized_relu_is_evaluated_at_its_mean_slope():
     activation = make_activation("randomized_relu", lower=0.1, upper=0.5)
     x = jnp.array([-2.0, -1.0, 3.0])
-    np.testing.assert_allclose(activation(x), [-0.6, -0.3, 3.0], rtol=1e-6)
-    np.testing.assert_allclose(activation(x, 0.5), [-1.0, -0.5, 3.0], rtol=1e-6)
+    chex.assert_trees_all_close(activation(x), np.array([-0.6, -0.3, 3.0]), rtol=1e-6)
+    chex.assert_trees_all_close(activation(x, 0.5), np.array([-1.0, -0.5, 3.0]), rtol=1e-6)
 
 
 def test_parametric_relu_slope_gets_its_gradient():
@@ -138,7 +144,7 @@ def test_parametric_relu_slope_gets_its_gradient():
         jnp.full((2,), 0.25)
     )
     # d phi / d slope = min(x, 0), summed over the examples of each feature.
-    np.testing.assert_allclose(gradient, (upstream * np.minimum(x, 0)).sum(0), rtol=1e-6)
+    chex.assert_trees_all_close(gradient, (upstream * np.minimum(x, 0)).sum(0), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

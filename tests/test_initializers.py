@@ -2,6 +2,7 @@
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,19 +97,23 @@ def test_normal_schemes_are_cut_at_two_of_their_undisturbed_deviations(name):
 @pytest.mark.parametrize("name", [*SCHEMES, "orthogonal"])
 def test_gain_multiplies_every_weight(name):
     shape = (30, 20)
-    np.testing.assert_allclose(draw(name, shape, gain=3.0), 3 * draw(name, shape), 1e-5, 1e-6)
+    chex.assert_trees_all_close(
+        draw(name, shape, gain=3.0), 3 * draw(name, shape), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", ["normal", "truncated_normal", "uniform"])
 def test_scale_multiplies_every_weight(name):
     shape = (30, 20)
-    np.testing.assert_allclose(draw(name, shape, scale=0.05), 5 * draw(name, shape), 1e-5, 1e-8)
+    chex.assert_trees_all_close(
+        draw(name, shape, scale=0.05), 5 * draw(name, shape), rtol=1e-5, atol=1e-8
+    )
 
 
 @pytest.mark.parametrize("name", [*SCHEMES, "orthogonal"])
 def test_the_key_alone_decides(name):
     shape = (8, 6)
-    np.testing.assert_array_equal(draw(name, shape), draw(name, shape))
+    chex.assert_trees_all_equal(draw(name, shape), draw(name, shape))
     assert (draw(name, shape, seed=1) != draw(name, shape)).all()
 
 
@@ -117,7 +122,7 @@ def test_orthogonal_columns_or_rows_are_orthonormal_times_gain(shape):
     kernel = draw("orthogonal", shape, gain=1.5)
     matrix = kernel.reshape(-1, kernel.shape[-1])
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
-    np.testing.assert_allclose(tall.T @ tall, 1.5**2 * np.eye(tall.shape[1]), atol=1e-5)
+    chex.assert_trees_all_close(tall.T @ tall, 1.5**2 * np.eye(tall.shape[1]), atol=1e-5)
     # Squared lengths are fixed, so that the mean square is exact.
     promised = make_initializer("orthogonal", gain=1.5).variance(SHAPES[shape])
     assert promised == pytest.approx(1.5**2 / tall.shape[0], rel=1e-9)
@@ -176,7 +181,6 @@ def test_wrong_parameters_are_named(name, parameters, expected):
 
 
 def test_dtype_is_the_one_asked_for():
-    assert make_initializer("he_normal")(jax.random.key(0), (4, 3)).dtype == jnp.float32
-    assert (
-        make_initializer("uniform")(jax.random.key(0), (4, 3), jnp.bfloat16).dtype == jnp.bfloat16
-    )
+    key = jax.random.key(0)
+    chex.assert_type(make_initializer("he_normal")(key, (4, 3)), jnp.float32)
+    chex.assert_type(make_initializer("uniform")(key, (4, 3), jnp.bfloat16), jnp.bfloat16)

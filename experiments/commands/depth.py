@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from jaxdnn import command_line, initializers
-from jaxdnn.errors import InputError
 from jaxdnn.layers import Norm
 from jaxdnn.propagation import (
     FORMATS,
@@ -37,6 +36,8 @@ from jaxdnn.propagation import (
     predict,
     theory,
 )
+
+from .option_checks import check_least, check_not_negative, check_positive
 
 PROG = "grad_flow.py depth"
 SOURCE = (
@@ -72,14 +73,10 @@ class Options:
     """Print JSON."""
 
     def __post_init__(self) -> None:
-        if self.width < 1:
-            raise InputError(f"--width is {self.width}; give 1 or more")
-        if not 0 <= self.sigma_b2 < math.inf:
-            raise InputError(f"--sigma-b2 is {self.sigma_b2}; give 0 or more")
-        for name in ("input_moment", "gradient_rms"):
-            if not 0 < getattr(self, name) < math.inf:
-                flag = name.replace("_", "-")
-                raise InputError(f"--{flag} is {getattr(self, name)}; give a number above 0")
+        check_least({"width": self.width}, 1)
+        check_not_negative({"sigma_b2": self.sigma_b2})
+        names = ("input_moment", "gradient_rms")
+        check_positive({name: getattr(self, name) for name in names})
 
 
 def main(argv: Sequence[str]) -> int:

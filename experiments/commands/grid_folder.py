@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,29 +19,37 @@ from jaxdnn.run_folder import write_json
 SETTINGS = {"sweep": "grid.json", "race": "race.json"}
 
 
+def deciding(options: Any) -> dict[str, Any]:
+    """Return what decides the numbers, as JSON holds it: not where they go, nor who computes."""
+    kept = dataclasses.asdict(options)
+    for name in ("out", "progress", "processes"):
+        kept.pop(name, None)
+    return json.loads(json.dumps(kept))
+
+
 def open_grid_folder(out: Path, kind: str, settings: dict[str, Any]) -> Path:
-    """Make the folder, or open it again where it holds part of the same; return that of its cells.
+    """Make the folder, or open it again where it holds part of the same; return that of its chunks.
 
     Args:
-      out: the folder.
+      out: what the user named; made where it is missing.
       kind: a key of `SETTINGS`.
       settings: what decides the numbers.
 
     Raises:
       InputError: it holds another of its kind, or cannot be written.
     """
-    path, cells = out / SETTINGS[kind], cells_of(out)
+    path, chunks = out / SETTINGS[kind], chunks_of(out)
     if path.exists() and json.loads(path.read_text()) != settings:
         raise InputError(f"--out {out} holds another {kind}; choose another folder")
     try:
-        cells.mkdir(parents=True, exist_ok=True)
+        chunks.mkdir(parents=True, exist_ok=True)
         write_json(path, settings)
     except OSError as error:
         raise InputError(f"--out {out} cannot be written ({error.strerror})") from error
-    return cells
+    return chunks
 
 
-def cells_of(out: Path) -> Path:
+def chunks_of(out: Path) -> Path:
     """Return where a folder keeps what is finished."""
     return out / "cells"
 
@@ -65,8 +74,8 @@ def run_until_stopped(
 
     Args:
       run: takes `on_done`, called with a number of finished networks, and `interrupted`.
-      num_networks: of the whole bar.
-      out: the command's folder.
+      num_networks: where the bar ends.
+      out: the folder to name to the user.
       progress: show the bar.
     """
     with (

@@ -1,9 +1,8 @@
-"""What the options of several commands are checked for, and how they are kept."""
+"""What the options of several commands are checked for."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,19 +13,29 @@ def check_least(values: Mapping[str, int | None], least: int) -> None:
     """Raise InputError where a value is below `least`; None is allowed."""
     for name, value in values.items():
         if value is not None and value < least:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; give {least} or more")
+            raise InputError(f"{_flag(name)} is {value}; give {least} or more")
+
+
+def check_positive(values: Mapping[str, float]) -> None:
+    """Raise InputError where a value is not a finite number above 0."""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise InputError(f"{_flag(name)} is {value}; give a number above 0")
+
+
+def check_not_negative(values: Mapping[str, float | None]) -> None:
+    """Raise InputError where a value is not a finite number of 0 or more; None is allowed."""
+    for name, value in values.items():
+        if value is not None and not 0 <= value < math.inf:
+            raise InputError(f"{_flag(name)} is {value}; give 0 or more")
 
 
 def check_named(values: Mapping[str, Sequence[Any]]) -> None:
     """Raise InputError where nothing is listed."""
     for name, value in values.items():
         if not value:
-            raise InputError(f"--{name} is empty; name at least one")
+            raise InputError(f"{_flag(name)} is empty; name at least one")
 
 
-def deciding(options: Any) -> dict[str, Any]:
-    """Return what decides the numbers, as JSON holds it: not where they go, nor who computes."""
-    kept = dataclasses.asdict(options)
-    for name in ("out", "progress", "processes"):
-        kept.pop(name, None)
-    return json.loads(json.dumps(kept))
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

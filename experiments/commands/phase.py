@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +29,8 @@ from jaxdnn.propagation import (
     write_table,
 )
 from jaxdnn.report import draw_activation_table, draw_phase_diagram
+
+from .option_checks import check_least, check_positive
 
 PROG = "grad_flow.py phase"
 # Name on the picture -> scheme whose sigma_w² it stands for.
@@ -54,12 +55,9 @@ class Options:
     """Folder for pictures and tables."""
 
     def __post_init__(self) -> None:
-        for name in ("max_sigma_w2", "max_sigma_b2"):
-            value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise InputError(f"--{name.replace('_', '-')} is {value}; give a number above 0")
-        if self.points < 2:
-            raise InputError(f"--points is {self.points}; give 2 or more")
+        names = ("max_sigma_w2", "max_sigma_b2")
+        check_positive({name: getattr(self, name) for name in names})
+        check_least({"points": self.points}, 2)
 
 
 def main(argv: Sequence[str]) -> int:

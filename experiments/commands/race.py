@@ -31,8 +31,8 @@ from jaxdnn.report import draw_race
 from jaxdnn.run_folder import write_json
 from jaxdnn.training import Setup, make_setup
 
-from .grid_folder import open_grid_folder, refuse, run_until_stopped
-from .option_checks import check_least, check_named, deciding
+from .grid_folder import deciding, open_grid_folder, refuse, run_until_stopped
+from .option_checks import check_least, check_named
 
 PROG = "grad_flow.py race"
 DEFAULT_EPOCHS = 10
@@ -94,12 +94,12 @@ def main(argv: Sequence[str]) -> int:
     options = command_line.parse(
         Options, default=Options(), args=argv, prog=PROG, description=__doc__
     )
-    race, setup = make_race(options)
+    race, setup = _make_race(options)
     refuse(options.out, "sweep")
-    cells = open_grid_folder(options.out, "race", deciding(options))
+    chunks = open_grid_folder(options.out, "race", deciding(options))
     results = run_until_stopped(
         lambda on_done, interrupted: run_race(
-            race, setup, cells, load=_load, on_done=on_done, interrupted=interrupted
+            race, setup, chunks, load=_load, on_done=on_done, interrupted=interrupted
         ),
         num_networks=race.num_networks,
         out=options.out,
@@ -132,7 +132,7 @@ def _report(options: Options, race: Race, results: Results, guess: float, starte
     )
 
 
-def make_race(options: Options) -> tuple[Race, Setup]:
+def _make_race(options: Options) -> tuple[Race, Setup]:
     """Turn options into a race; the setup is that of its first seed."""
     config = Config(
         model=ModelOptions(widths=(options.width,) * (options.depth - 1), norm=options.norm),

@@ -1,6 +1,7 @@
 """Say what gradients must do at any depth, before anything is run.
 
     python experiments/grad_flow.py theory --activation tanh --sigma-w2 1.5 --sigma-b2 0.05
+    python experiments/grad_flow.py theory --activation tanh --sigma-w2 1.5 --depth 50 --width 256
     python experiments/grad_flow.py theory --activation tanh --critical --sigma-b2 0.05
     python experiments/grad_flow.py theory --activation relu --moments
     python experiments/grad_flow.py theory --activation my_module:my_function --moments --json
@@ -28,10 +29,14 @@ from jaxdnn.propagation import (
     critical_points,
     find_activation,
     gains,
+    gradient_band,
+    jacobian_spectrum,
     layer_norm_rate,
     phi_moments,
     theory,
 )
+
+from .option_checks import check_least, check_not_negative, check_positive
 
 PROG = "grad_flow.py theory"
 
@@ -43,6 +48,10 @@ MEANINGS = {
     "xi_q": "depth scale of q, in layers",
     "xi_c": "depth scale of c: trainable to about 6 of it",
     "xi_gradient": "depth scale of the gradient's variance",
+    "spread_normal": "relative variance of the Jacobian's squared singular values, normal weights",
+    "spread_orthogonal": "the same with orthogonal weights",
+    "log10_total_low": "5 % of random networks change the gradient's RMS by less than 10^this",
+    "log10_total_high": "5 % change it by more",
     "m1": "E phi at q = 1",
     "m2": "E phi²",
     "d2": "E phi'²",
@@ -70,6 +79,10 @@ class Options:
     """Variance of the first pre-activations; decides where there are several fixed points."""
     dropout: float = 0.0
     """Share of the units dropped; 0 or more, below 1."""
+    depth: int | None = None
+    """Say also how far the Jacobian's singular values spread over so many layers; 2 or more."""
+    width: int | None = None
+    """With --depth: say also how far single networks of so many units stray; 8 or more."""
     critical: bool = False
     """List all sigma_w² that are critical (chi1 = 1) at --sigma-b2 instead."""
     max_sigma_w2: float = MAX_SIGMA_W2
@@ -80,16 +93,18 @@ class Options:
     """Print JSON."""
 
     def __post_init__(self) -> None:
-        for name in ("sigma_w2", "sigma_b2"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise InputError(f"--{name.replace('_', '-')} is {value}; give 0 or more")
-        for name in ("start", "max_sigma_w2"):
-            value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise InputError(f"--{name.replace('_', '-')} is {value}; give a number above 0")
+        check_not_negative({"sigma_w2": self.sigma_w2, "sigma_b2": self.sigma_b2})
+        check_positive({"start": self.start, "max_sigma_w2": self.max_sigma_w2})
         if not 0 <= self.dropout < 1:
             raise InputError(f"--dropout is {self.dropout}; give 0 or more, below 1")
+        check_least({"depth": self.depth}, 2)
+        check_least({"width": self.width}, 8)
+        if self.width is not None and self.depth is None:
+            raise InputError("--width says how far networks stray over --depth layers; give both")
+        if self.depth is not None and (self.critical or self.moments or self.dropout):
+            raise InputError(
+                "--depth is asked of one --sigma-w2, without dropout; leave the rest out"
+            )
         if self.critical and self.moments:
             raise InputError("--critical and --moments are two questions; ask one at a time")
         if self.critical and (self.sigma_w2 is not None or self.dropout):
@@ -122,6 +137,8 @@ def main(argv: Sequence[str]) -> int:
             dropout=options.dropout,
         )
         content = theory_json(found)
+        if options.depth is not None:
+            content |= _at_depth(phi, found, options.sigma_w2, options.depth, options)
     if options.json:
         print(json.dumps(content, indent=1, allow_nan=False))
     else:
@@ -141,6 +158,36 @@ def theory_json(found: Theory) -> dict[str, Any]:
     ]
     content["note"] = "; ".join(found.notes) or None
     return content
+
+
+def _at_depth(
+    phi: Phi, found: Theory, sigma_w2: float, depth: int, options: Options
+) -> dict[str, Any]:
+    """Return what `depth` layers add: the Jacobian's spread, and how far single networks stray."""
+    q = options.start if found.fixed_points.every else found.q
+    notes = list(found.notes)
+    spreads = {"spread_normal": math.nan, "spread_orthogonal": math.nan}
+    if math.isfinite(q):
+        spreads = {
+            "spread_normal": jacobian_spectrum(phi, sigma_w2, q, depth=depth).spread,
+            "spread_orthogonal": jacobian_spectrum(
+                phi, sigma_w2, q, depth=depth, weights="orthogonal"
+            ).spread,
+        }
+    content = {name: _or_null(value) for name, value in spreads.items()}
+    if options.width is not None:
+        band = math.nan, math.nan
+        if sigma_w2 > 0 and options.start > options.sigma_b2:
+            moment = (options.start - options.sigma_b2) / sigma_w2
+            shape = {"depth": depth, "width": options.width}
+            of_logs = gradient_band(phi, sigma_w2, options.sigma_b2, moment, **shape)
+            band = of_logs.low / math.log(10), of_logs.high / math.log(10)
+        else:
+            notes.append(
+                "there is no band where --sigma-w2 is 0 or --start is not above --sigma-b2"
+            )
+        content |= {"log10_total_low": _or_null(band[0]), "log10_total_high": _or_null(band[1])}
+    return content | {"note": "; ".join(notes) or None}
 
 
 def _moments(phi: Phi) -> dict[str, Any]:

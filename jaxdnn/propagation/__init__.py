@@ -1,49 +1,57 @@
-"""What signals and gradients do inside a network."""
+"""What signals and gradients do inside a network: the theory, and what is measured.
 
+`lecture`, `sweep_theory` and `table` are offered whole.
+"""
+
+from jaxdnn.propagation import lecture, sweep_theory, table
 from jaxdnn.propagation.activation_table import (
     ActivationRow,
     activation_table,
+    gains,
     sigma_w2_of,
     write_table,
 )
-from jaxdnn.propagation.architectures import OUTSIDE, batch_norm_rate, layer_norm_rate
-from jaxdnn.propagation.cells import is_due, load_cell, save_cell
-from jaxdnn.propagation.critical import MAX_SIGMA_W2, critical_points, gains
-from jaxdnn.propagation.depth_scales import Theory, depth_scale, theory
-from jaxdnn.propagation.find_activation import find_activation
-from jaxdnn.propagation.finite_depth import FORMATS, LONGEST, depth_limits, predict
-from jaxdnn.propagation.fixed_points import correlation_fixed_point
-from jaxdnn.propagation.gradient_flow import gradient_flow
-from jaxdnn.propagation.grid import Grid, Program, run_grid
-from jaxdnn.propagation.lecture_chain import Iteration, Params
-from jaxdnn.propagation.lecture_network import train_network
-from jaxdnn.propagation.lecture_walks import TILES_PER_UNIT, Walk, walks
+from jaxdnn.propagation.critical import MAX_SIGMA_W2, CriticalLine, critical_line, critical_points
+from jaxdnn.propagation.finite_depth import (
+    FORMATS,
+    LONGEST,
+    OUTSIDE,
+    batch_norm_rate,
+    depth_limits,
+    layer_norm_rate,
+    predict,
+)
+from jaxdnn.propagation.finite_width import gradient_band
+from jaxdnn.propagation.fixed_points import Theory, correlation_fixed_point, depth_scale, theory
+from jaxdnn.propagation.gradient_flow import (
+    LOSSES,
+    Architecture,
+    Batch,
+    Precision,
+    find_activation,
+    gradient_flow,
+)
 from jaxdnn.propagation.mean_field import correlation_slope, phi_moments
-from jaxdnn.propagation.moments import SATURATED, Kernels, measure, normalise, rms
+from jaxdnn.propagation.moments import (
+    DEAD_FRACTION,
+    HEALTHY_LOG10,
+    SATURATED,
+    Kernels,
+    correlation,
+    dead_fraction,
+    measure,
+    normalise,
+    rms,
+    saturated_fraction,
+)
 from jaxdnn.propagation.nonlinearity import Phi
-from jaxdnn.propagation.phase_diagram import (
-    CriticalLine,
-    PhaseDiagram,
-    critical_line,
-    phase_diagram,
-)
-from jaxdnn.propagation.plain_network import LOSSES, Architecture, Batch, Precision
-from jaxdnn.propagation.sweep import make_sweep
-from jaxdnn.propagation.sweep_theory import Comparison, Expected
-from jaxdnn.propagation.table import (
-    Combination,
-    Layers,
-    Table,
-    header,
-    network_rows,
-    read_csv,
-    read_networks,
-    summary,
-    write_csv,
-)
-from jaxdnn.propagation.verdict import HEALTHY_LOG10, Flow, summarise
+from jaxdnn.propagation.phase_diagram import PhaseDiagram, phase_diagram
+from jaxdnn.propagation.spectrum import jacobian_spectrum
+from jaxdnn.propagation.sweep import CompiledSweep, Grid, cached_chunk, make_sweep, run_grid
+from jaxdnn.propagation.table import Combination, Flow
 
 __all__ = [
+    "DEAD_FRACTION",
     "FORMATS",
     "HEALTHY_LOG10",
     "LONGEST",
@@ -51,60 +59,49 @@ __all__ = [
     "MAX_SIGMA_W2",
     "OUTSIDE",
     "SATURATED",
-    "TILES_PER_UNIT",
     "ActivationRow",
     "Architecture",
     "Batch",
     "Combination",
-    "Comparison",
+    "CompiledSweep",
     "CriticalLine",
-    "Expected",
     "Flow",
     "Grid",
-    "Iteration",
     "Kernels",
-    "Layers",
-    "Params",
     "PhaseDiagram",
     "Phi",
     "Precision",
-    "Program",
-    "Table",
     "Theory",
-    "Walk",
     "activation_table",
     "batch_norm_rate",
+    "cached_chunk",
+    "correlation",
     "correlation_fixed_point",
     "correlation_slope",
     "critical_line",
     "critical_points",
+    "dead_fraction",
     "depth_limits",
     "depth_scale",
     "find_activation",
     "gains",
+    "gradient_band",
     "gradient_flow",
-    "header",
-    "is_due",
+    "jacobian_spectrum",
     "layer_norm_rate",
-    "load_cell",
+    "lecture",
     "make_sweep",
     "measure",
-    "network_rows",
     "normalise",
     "phase_diagram",
     "phi_moments",
     "predict",
-    "read_csv",
-    "read_networks",
     "rms",
     "run_grid",
-    "save_cell",
+    "saturated_fraction",
     "sigma_w2_of",
-    "summarise",
-    "summary",
+    "sweep_theory",
+    "table",
     "theory",
-    "train_network",
-    "walks",
-    "write_csv",
     "write_table",
 ]

@@ -1,4 +1,4 @@
-"""Where gradients neither vanish nor explode: critical initialisations, and gains.
+"""Where gradients neither vanish nor explode: critical initialisations.
 
 At a critical point q = V(q) and chi_1 = 1 hold at once. The second gives sigma_w² = 1 / E phi'²,
 which leaves one equation for q,
@@ -9,9 +9,6 @@ so that all solutions are found by following the changes of sign of R over q. Re
 for sigma_b = 0 every q solves it, otherwise none does. For softplus R is positive everywhere. For
 the sigmoid it is positive up to q = 45.6, which takes sigma_w² = 103 (with such weights, it is a
 step): nothing that anyone would use, hence solutions are asked for up to a greatest sigma_w².
-
-A gain is the factor on the standard deviation 1/√fan_in. At q = 1, 1/√(E phi²) keeps the variance
-of the signal, and 1/√(E phi'²) that of the gradient. They agree for ReLU and its kin alone.
 """
 
 from __future__ import annotations
@@ -25,13 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdnn.activations import Activation
-from jaxdnn.propagation.fixed_points import Q_GRID, SAME
-from jaxdnn.propagation.float64 import in_float64
+from jaxdnn.propagation.fixed_points import MARGINAL, Q_GRID, SAME, find_root
 from jaxdnn.propagation.mean_field import phi_moments, slope, variance_map
-from jaxdnn.propagation.nonlinearity import Phi, make_nonlinearity
+from jaxdnn.propagation.nonlinearity import Phi, in_float64, make_nonlinearity
 from jaxdnn.propagation.quadrature import Number
-from jaxdnn.propagation.roots import find_root
 
 # Five times the standard deviation of He's scheme: beyond it lies nothing that is in use.
 MAX_SIGMA_W2 = 50.0
@@ -69,7 +63,7 @@ def critical_points(phi: Phi, sigma_b2: float, *, max_sigma_w2: float = MAX_SIGM
     Args:
       phi: the activation.
       sigma_b2: variance of a bias, >= 0.
-      max_sigma_w2: solutions beyond are told in the note only.
+      max_sigma_w2: above 0; solutions beyond are named in the note only.
 
     References:
       Hayou, Doucet and Rousseau, "On the Impact of the Activation Function on Deep Neural Networks
@@ -123,12 +117,12 @@ def _note(
     for point in far:
         parts.append(f"one far beyond: sigma_w2 = {point.sigma_w2:.6g}, q = {point.q:.6g}")
     for point, above in zip(near, grows, strict=True):
-        if abs(point.slope) > 1 + 1e-9:
+        if abs(point.slope) > 1 + MARGINAL:
             parts.append(
                 f"the fixed point q = {point.q:.6g} repels (V' = {point.slope:.6g}): networks do "
                 "not stay there"
             )
-        elif abs(point.slope - 1) <= 1e-9:
+        elif abs(point.slope - 1) <= MARGINAL:
             where = "away from it: it repels" if above else "back to it, like a power of the depth"
             parts.append(f"V' is 1 at q = {point.q:.6g}: a larger signal drifts {where}")
     return "; ".join(parts)
@@ -137,78 +131,58 @@ def _note(
 @in_float64
 def _excess(phi: Phi, sigma_b2: Number) -> Array:
     """Return R(q) / q over the grid; infinite where no gradient passes."""
-
-    def one(q: Array) -> Array:
-        moments = phi_moments(phi, q)
-        return (moments.m2 / moments.d2 + sigma_b2) / q - 1
-
-    return jax.lax.map(one, jnp.asarray(Q_GRID))
+    return jax.lax.map(lambda q: _relative_excess(phi, sigma_b2, q), jnp.asarray(Q_GRID))
 
 
 @in_float64
 def _refine(phi: Phi, sigma_b2: Number, low: Number, high: Number) -> Array:
-    def excess(log_q: Array) -> Array:
-        q = jnp.exp(log_q)
-        moments = phi_moments(phi, q)
-        return (moments.m2 / moments.d2 + sigma_b2) / q - 1
-
-    return jnp.exp(find_root(excess, jnp.log(low), jnp.log(high)))
+    ends = jnp.log(low), jnp.log(high)
+    return jnp.exp(find_root(lambda log_q: _relative_excess(phi, sigma_b2, jnp.exp(log_q)), *ends))
 
 
-class Gains(NamedTuple):
-    """Gains of an activation at q = 1.
+def _relative_excess(phi: Phi, sigma_b2: Number, q: Array) -> Array:
+    moments = phi_moments(phi, q)
+    return (moments.m2 / moments.d2 + sigma_b2) / q - 1
+
+
+class CriticalLine(NamedTuple):
+    """chi_1 = 1 at a fixed point, as a curve; (point,) each, by ascending q.
 
     Attributes:
-      forward: keeps the variance of the signal.
-      backward: keeps the variance of the gradient.
-      common: the one in common use, or NaN where there is none.
-      common_forward: factor of the signal's RMS per layer with the common gain.
-      common_backward: factor of the gradient's RMS per layer with the common gain.
+      sigma_w2: fan_in times the variance of a weight.
+      sigma_b2: variance of a bias; NaN, like sigma_w2, where it would be negative.
+      repels: whether V' > 1, so that no network stays there.
     """
 
-    forward: float
-    backward: float
-    common: float
-    common_forward: float
-    common_backward: float
+    sigma_w2: np.ndarray
+    sigma_b2: np.ndarray
+    repels: np.ndarray
 
 
-def gains(phi: Phi) -> Gains:
-    """Return the exact gains, and by how much the common one is off.
+def critical_line(phi: Phi) -> CriticalLine:
+    """Return the critical line.
 
-    References:
-      Kumar, "On Weight Initialization in Deep Neural Networks", 2017. Common gains: PyTorch,
-      `torch.nn.init.calculate_gain`; He, Zhang, Ren and Sun, "Delving Deep into Rectifiers", 2015,
-      whose √2 is used for ELU, GELU and SiLU as well.
+    Each q gives sigma_w² = 1 / E phi'² and sigma_b² = q - sigma_w² E phi².
     """
-    m2, d2 = (float(moment) for moment in phi_moments(phi)[1:])
-    common = _common_gain(phi)
-    return Gains(
-        _inverse_root(m2),
-        _inverse_root(d2),
-        common,
-        common * math.sqrt(m2),
-        common * math.sqrt(d2),
+    q = Q_GRID[(Q_GRID > 1e-8) & (Q_GRID < 1e6)]
+    m2, d2, change = (np.asarray(x) for x in _line(phi, q))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sigma_w2 = 1 / d2
+        sigma_b2 = q - sigma_w2 * m2
+        repels = change / d2 > 1 + MARGINAL
+    sigma_b2 = np.where(np.abs(sigma_b2) < 1e-12 * q, 0.0, sigma_b2)
+    valid = (sigma_b2 >= 0) & np.isfinite(sigma_w2)
+    return CriticalLine(
+        np.where(valid, sigma_w2, np.nan), np.where(valid, sigma_b2, np.nan), repels
     )
 
 
-def _inverse_root(value: float) -> float:
-    return 1 / math.sqrt(value) if value > 0 else math.inf
+@in_float64
+def _line(phi: Phi, q: Array | np.ndarray) -> tuple[Array, Array, Array]:
+    """Return E phi², E phi'² and V' / sigma_w² for each q."""
 
+    def one(q: Array) -> tuple[Array, Array, Array]:
+        moments = phi_moments(phi, q)
+        return moments.m2, moments.d2, slope(phi, 1.0, q)
 
-def _common_gain(phi: Phi) -> float:
-    if not isinstance(phi, Activation):
-        return math.nan
-    common = {
-        "sigmoid": 1.0,
-        "tanh": 5 / 3,
-        "relu": math.sqrt(2),
-        "selu": 0.75,
-        "elu": math.sqrt(2),
-        "gelu": math.sqrt(2),
-        "silu": math.sqrt(2),
-    }
-    if phi.name in ("leaky_relu", "parametric_relu", "randomized_relu"):
-        slope_below = float(phi(jnp.asarray(-1.0))) / -1.0
-        return math.sqrt(2 / (1 + slope_below**2))
-    return common.get(phi.name, math.nan)
+    return jax.lax.map(one, jnp.asarray(q))

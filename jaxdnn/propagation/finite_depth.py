@@ -27,8 +27,21 @@ At the output it is a share of about 1/width, so that it counts for nothing at i
 where its factor is the greater one it takes over after some log(width) layers: softplus under He,
 and residual branches without norm whose phi has a mean, for the signals then grow along it.
 
+**Batch norm** multiplies the gradient's variance by E phi'² / Var phi per layer, above 1 for every
+phi that is not linear. This holds while all inputs of the batch stay alike. Let one input have
+variance q where the others have 1; in the next layer it has
+
+    (E phi(√q z)² - 2 E phi(√q z) E phi(z) + (E phi(z))²) / Var phi,
+
+with a slope `lambda_norm` at q = 1. Where that is above 1 (GELU, SiLU, softplus), long inputs
+become longer, in the end a few dominate the statistics of every unit, and the formula is outside
+its range. ReLU and its kin are marginal: their slope is 1. **Layer norm** makes z ~ N(0, 1) over
+the units of each input: E phi'² / E phi².
+
 With residual branches the gradient of x obeys G^(l-1) = G^l (1 + alpha² sigma_w² fan_ratio
-E phi'(z^l)² / s^l), and E (delta^l)² = alpha² E phi'(z^l)² G^l.
+E phi'(z^l)² / s^l), and E (delta^l)² = alpha² E phi'(z^l)² G^l. Without a norm that is exponential;
+with one, the branch is divided by a scale that grows with depth, and what was exponential becomes
+a power of the depth.
 
 References:
   Schoenholz, Gilmer, Ganguli and Sohl-Dickstein, "Deep Information Propagation", 2017.
@@ -39,6 +52,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -49,11 +63,13 @@ from jax import Array
 from jaxtyping import Float
 
 from jaxdnn.layers import BATCH_NORM_EPSILON, LAYER_NORM_EPSILON, Norm
-from jaxdnn.propagation.float64 import in_float64
-from jaxdnn.propagation.mean_field import covariance, phi_moments
-from jaxdnn.propagation.nonlinearity import Phi
+from jaxdnn.propagation.mean_field import expectation, phi_moments
+from jaxdnn.propagation.nonlinearity import Phi, in_float64
 from jaxdnn.propagation.quadrature import Number
 
+# A slope this far above 1 is more than rounding.
+_UNSTABLE = 1e-9
+OUTSIDE = "outside theory"
 EPSILON = {"none": 0.0, "batch": BATCH_NORM_EPSILON, "layer": LAYER_NORM_EPSILON}
 
 
@@ -154,33 +170,6 @@ def _also_along(step: Callable[..., Any]) -> Callable[..., Any]:
     return layer
 
 
-@in_float64
-def correlations(
-    phi: Phi,
-    sigma_w2: Number,
-    sigma_b2: Number = 0.0,
-    q: Number = 1.0,
-    c: Number = 0.0,
-    *,
-    depth: int,
-) -> Float[Array, " layer"]:
-    """Iterate the correlation of two inputs, from c and variance q > 0 in layer 0, `depth` times.
-
-    Returns depth + 1 correlations, the first being c.
-    """
-
-    def layer(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
-        q, c = state
-        after = sigma_w2 * phi_moments(phi, q).m2 + sigma_b2
-        # Rounding must not carry it past 1.
-        c = jnp.clip((sigma_w2 * covariance(phi, q, c) + sigma_b2) / after, -1.0, 1.0)
-        return (after, c), c
-
-    q, c = jnp.asarray(q), jnp.asarray(c)
-    _, later = jax.lax.scan(layer, (q, c), None, length=depth)
-    return jnp.concatenate([c[None], later])
-
-
 class DepthLimits(NamedTuple):
     """How deep a network can be before its gradient leaves a number format.
 
@@ -214,7 +203,7 @@ def depth_limits(factors: np.ndarray, gradient_rms: float = 1.0) -> DepthLimits:
     Args:
       factors: RMS factor of each layer, the one nearest the input first; of a network so deep that
         the last ones are the same.
-      gradient_rms: RMS of delta in the last hidden layer.
+      gradient_rms: RMS of delta in the last hidden layer, above 0.
     """
     start = np.log10(gradient_rms)
     with np.errstate(divide="ignore"):
@@ -243,3 +232,57 @@ def _extrapolate(steps: np.ndarray, last: float, limit: float) -> float:
         further = depth * np.expm1(min(further / depth, 100.0))
     found = depth + np.ceil(further)
     return float(found) if found <= FARTHEST else float("nan")
+
+
+class NormRate(NamedTuple):
+    """Growth per layer with a norm.
+
+    Attributes:
+      rate: factor of the gradient's variance per layer, at infinite width and batch.
+      lambda_norm: growth per layer of differences in length between inputs.
+      note: `outside theory` with the reason where the rate does not hold, else empty.
+    """
+
+    rate: float
+    lambda_norm: float
+    note: str
+
+
+def batch_norm_rate(phi: Phi) -> NormRate:
+    """Return E phi'² / Var phi, with a note where it is outside theory.
+
+    References:
+      Yang et al., 2019, for the rate.
+    """
+    moments = phi_moments(phi)
+    variance = float(moments.m2) - float(moments.m1) ** 2
+    if variance < 1e-12:
+        return NormRate(
+            math.nan, math.nan, f"{OUTSIDE}: phi is constant, nothing is left to divide by"
+        )
+    m1_slope, m2_slope = (float(x) for x in _slopes(phi))
+    growth = (m2_slope - 2 * float(moments.m1) * m1_slope) / variance
+    note = ""
+    if growth > 1 + _UNSTABLE:
+        note = (
+            f"{OUTSIDE}: inputs longer than the others grow by {growth:.4g} per layer under batch "
+            "norm, so that a few of them dominate its statistics in deep layers"
+        )
+    return NormRate(float(moments.d2) / variance, growth, note)
+
+
+def layer_norm_rate(phi: Phi) -> NormRate:
+    """Return E phi'² / E phi²; every input has its own scale, so it always holds."""
+    moments = phi_moments(phi)
+    m2 = float(moments.m2)
+    if m2 < 1e-12:
+        return NormRate(math.nan, math.nan, f"{OUTSIDE}: phi is zero, nothing is left to divide by")
+    return NormRate(float(moments.d2) / m2, 0.0, "")
+
+
+@in_float64
+def _slopes(phi: Phi) -> tuple[Array, Array]:
+    """Return d E phi / dq and d E phi² / dq at q = 1, the derivative on the density."""
+    first = expectation(phi, 1.0, f=lambda phi, h: phi(h) * (h**2 - 1) / 2)
+    second = expectation(phi, 1.0, f=lambda phi, h: phi(h) ** 2 * (h**2 - 1) / 2)
+    return first, second

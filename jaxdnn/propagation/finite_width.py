@@ -33,9 +33,8 @@ import numpy as np
 from jax import Array
 
 from jaxdnn.propagation.finite_depth import predict
-from jaxdnn.propagation.float64 import in_float64
 from jaxdnn.propagation.mean_field import expectation, phi_moments, slope, variance_map
-from jaxdnn.propagation.nonlinearity import Nonlinearity, Phi, make_nonlinearity
+from jaxdnn.propagation.nonlinearity import Nonlinearity, Phi, in_float64, make_nonlinearity
 from jaxdnn.propagation.quadrature import Number
 
 _EULER = 0.57721566490153286
@@ -102,7 +101,7 @@ class Band(NamedTuple):
     """Where the log of delta's RMS factor over several layers lies, for one random network.
 
     Attributes:
-      mean: of the natural log.
+      mean: expected natural log.
       std: standard deviation of the log.
       low: 5 % of the networks are below.
       high: 5 % of the networks are above.
@@ -119,7 +118,6 @@ def gradient_band(
     sigma_w2: float,
     sigma_b2: float = 0.0,
     input_moment: float = 1.0,
-    fan_ratio: float = 1.0,
     *,
     depth: int,
     width: int,
@@ -131,12 +129,11 @@ def gradient_band(
       sigma_w2: fan_in times the variance of a weight.
       sigma_b2: variance of a bias.
       input_moment: mean square of the input.
-      fan_ratio: fan_out / fan_in of the hidden kernels.
       depth: number of hidden layers, all of `width` units, at least 2; well below `width`.
       width: units of a layer, at least 8.
     """
     phi = make_nonlinearity(phi)
-    found = predict(phi, sigma_w2, sigma_b2, input_moment, fan_ratio, depth=depth)
+    found = predict(phi, sigma_w2, sigma_b2, input_moment, depth=depth)
     q = np.asarray(found.q)[:-1]
     ours = [np.asarray(x) for x in _layers(phi, sigma_w2, sigma_b2, q, float(width))]
     mean_back, var_back, mean_fwd, var_fwd, cov, lam, kappa = ours

@@ -59,14 +59,13 @@ There is then no critical point at all.
 
 **Beyond the basics**, in the modules beside this one:
 
-    fixed_points      all q*, what attracts; c*
-    depth_scales      chi_1 and the depth scales at q*, with what is undefined and why
-    critical          all (sigma_w, sigma_b) with chi_1 = 1; gains
+    fixed_points      all q*, what attracts; c*; the depth scales, with what is undefined and why
+    critical          all (sigma_w, sigma_b) with chi_1 = 1, and the line that they form
+    phase_diagram     order, chaos and xi_c over a grid of (sigma_w², sigma_b²)
+    activation_table  moments, gains and factors of all activations
     finite_depth      from the data's own second moment on, layer by layer, with norms and residuals
     finite_width      how far one random network strays from the mean, and its 90 % band
-    architectures     batch norm, layer norm, residual branches, zero-padded convolutions
     spectrum          the moments of the Jacobian's singular values; dynamical isometry
-    phase_diagram     order, chaos and xi_c over a grid of (sigma_w², sigma_b²)
 
 **Kinks and jumps.** Expectations are exact integrals over the normal density with panels that end
 at the kinks of phi (`quadrature`, `nonlinearity`), relative error below 1e-9. At a jump phi' has a
@@ -98,8 +97,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdnn.propagation.float64 import in_float64
-from jaxdnn.propagation.nonlinearity import Nonlinearity, Phi, make_nonlinearity
+from jaxdnn.propagation.nonlinearity import Nonlinearity, Phi, in_float64, make_nonlinearity
 from jaxdnn.propagation.quadrature import (
     NUM_NODES,
     SMALLEST_VARIANCE,

@@ -30,12 +30,16 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from jaxdnn.layers import BATCH_NORM_EPSILON, LAYER_NORM_EPSILON, Norm
+from jaxdnn.propagation.nonlinearity import Phi
 
 # |phi'| below this share of its maximum counts as saturated.
 SATURATED = 0.01
+# A layer with a greater share of dead units passes next to nothing.
+DEAD_FRACTION = 0.999
+# A gradient that changes by more than this over the whole depth leaves the first layers behind.
+HEALTHY_LOG10 = 2.0
 _SCALE = 2.0**64
 
-Phi = Callable[[Array], Array]
 # (logits, labels) -> mean loss
 Loss = Callable[[Array, Array], Array]
 # A field of `Moments` -> its value in one layer, or in many.
@@ -103,7 +107,7 @@ def measure(
     labels: Array,
     phi: Phi,
     *,
-    steepest: Array | float,
+    max_slope: Array | float,
     loss: Loss,
     norm: Norm = "none",
     residual: bool = False,
@@ -111,13 +115,13 @@ def measure(
     """Pass a batch forward and back, and return the moments of every layer.
 
     Args:
-      kernels: of the network; their dtype is the precision of the whole pass.
+      kernels: at least two; their dtype is the precision of the whole pass.
       inputs: (batch, input), at least two examples.
       labels: what `loss` takes.
       phi: the activation.
-      steepest: the greatest |phi'|.
+      max_slope: the greatest |phi'|.
       loss: `(logits, labels) -> mean loss`.
-      norm: of every hidden pre-activation.
+      norm: applied to every hidden pre-activation.
       residual: add each hidden layer's input to its output, from the second layer on.
 
     Returns:
@@ -135,7 +139,7 @@ def measure(
         slope = jax.jvp(phi, (z,), (jnp.ones_like(z),))[1]
         delta = grad * slope
         (grad_u,) = back(delta)
-        return grad_u, _reduce(z, slope / steepest, delta, h.T @ grad_u)
+        return grad_u, _reduce(z, slope / max_slope, delta, h.T @ grad_u)
 
     def backward(grad: Array, saved: tuple[Array, Array, Array]) -> tuple[Array, Statistics]:
         h, u, kernel = saved
@@ -164,13 +168,32 @@ def _reduce(z: Array, slope: Array, delta: Array, kernel_grad: Array) -> Statist
         pre_activation_mean=jnp.mean(z),
         pre_activation_rms=rms(z),
         pre_activation_second_moment=jnp.mean(z**2),
-        dead_fraction=jnp.mean(jnp.all(slope == 0, axis=0).astype(jnp.float32)),
-        saturated_fraction=jnp.mean((jnp.abs(slope) < SATURATED).astype(jnp.float32)),
-        correlation=_correlation(z),
+        dead_fraction=dead_fraction(slope),
+        saturated_fraction=saturated_fraction(slope, 1.0),
+        correlation=correlation(z),
         delta_rms=rms(delta),
         delta_rms_by_example=rms(delta, axis=1),
         kernel_grad_rms=rms(kernel_grad),
     )
+
+
+def dead_fraction(slope: Array) -> Array:
+    """Return the share of units (last axis) whose slope phi' is 0 for every example and place.
+
+    Like the next two, of an array of jax.numpy, or of numpy on the host.
+    """
+    return (slope == 0).all(axis=tuple(range(slope.ndim - 1))).mean()
+
+
+def saturated_fraction(slope: Array, max_slope: Array | float) -> Array:
+    """Return the share of all slopes with |phi'| below 1 % of the greatest."""
+    return (abs(slope) < SATURATED * max_slope).mean()
+
+
+def correlation(z: Array) -> Array:
+    """Return the mean cosine of neighbouring examples (rows); NaN where one is zero."""
+    lengths = (z**2).sum(axis=1) ** 0.5
+    return ((z[1:] * z[:-1]).sum(axis=1) / (lengths[1:] * lengths[:-1])).mean()
 
 
 def rms(x: Array, axis: int | tuple[int, ...] | None = None) -> Array:
@@ -197,10 +220,3 @@ def kernel_rms(kernels: Kernels) -> Float[Array, " layer"]:
     """Return the root mean square of every kernel."""
     first, last = rms(kernels.first)[None], rms(kernels.last)[None]
     return jnp.concatenate([first, rms(kernels.hidden, axis=(1, 2)), last])
-
-
-def _correlation(z: Array) -> Array:
-    """Mean cosine of neighbouring rows; NaN where a row is zero."""
-    lengths = jnp.sqrt(jnp.sum(z**2, axis=1))
-    products = jnp.sum(z[1:] * z[:-1], axis=1)
-    return jnp.mean(products / (lengths[1:] * lengths[:-1]))

@@ -1,4 +1,4 @@
-"""Any activation, as the quadrature needs it: where it kinks, where it jumps, how fast it varies.
+"""Any activation as the theory takes it: where it kinks and jumps, and in double precision.
 
 An activation is a function alone; its kinks are found by measuring. On each interval phi and phi'
 are interpolated by a polynomial in Chebyshev points. Where its last coefficients are not
@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,8 @@ from jaxdnn.errors import InputError
 from jaxdnn.propagation.quadrature import NUM_NODES, Breakpoints
 
 Phi = Callable[[Array], Array]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Beyond this |x| an activation is taken to vary no faster than a power of x.
 SEARCHED = 32.0
@@ -193,10 +197,44 @@ def _classify(measure: _Measured, ends: np.ndarray) -> tuple[list[float], list[f
             f"activation {measure.name} has no bound near x = {where:.6g}; give one that has"
         )
     jumps = np.abs(values[:, 0] - values[:, 1]) > 1e-4 * (1 + near)
-    steepest = np.abs(slopes[:, :2]).max(axis=1)
-    kinks = (np.abs(slopes[:, 0] - slopes[:, 1]) > 1e-4 * (1 + steepest)) & ~jumps
+    max_slope = np.abs(slopes[:, :2]).max(axis=1)
+    kinks = (np.abs(slopes[:, 0] - slopes[:, 1]) > 1e-4 * (1 + max_slope)) & ~jumps
     return [float(x) for x in ends[jumps]], [float(x) for x in ends[kinks]]
 
 
 def _derivative(phi: Phi, x: Array) -> Array:
     return jax.jvp(phi, (x,), (jnp.ones_like(x),))[1]
+
+
+def in_float64(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile a function of an activation and numbers, and run it in double precision.
+
+    The first argument is an activation, `(phi, *numbers, **options)`; its kinks are found here.
+    Numbers and arrays become float64 arrays, options are part of the program. Works under jit, vmap
+    and jvp (grad only where double precision is on outside). What is returned stays float64:
+    outside, combine it with numpy (`float`, `np.asarray`), since JAX would cut it to its default
+    precision.
+    """
+    options = [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    compiled: Any = jax.jit(function, static_argnums=0, static_argnames=options)
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        phi, *numbers = cast(tuple[Any, ...], args)
+        given = {
+            name: value if name in options else _convert(value) for name, value in kwargs.items()
+        }
+        with jax.enable_x64(True):
+            return compiled(make_nonlinearity(phi), *map(_convert, numbers), **given)
+
+    return wrapped
+
+
+def _convert(value: object) -> object:
+    if isinstance(value, jax.Array):
+        return value.astype(jnp.float64)
+    return jnp.asarray(np.asarray(value, np.float64))

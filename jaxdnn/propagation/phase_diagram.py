@@ -22,9 +22,8 @@ from jaxtyping import Float
 from numpy.polynomial import chebyshev
 
 from jaxdnn.propagation.fixed_points import MARGINAL, Q_GRID, fixed_point
-from jaxdnn.propagation.float64 import in_float64
-from jaxdnn.propagation.mean_field import chi, decorrelation, phi_moments, slope
-from jaxdnn.propagation.nonlinearity import Phi, make_nonlinearity
+from jaxdnn.propagation.mean_field import chi, decorrelation
+from jaxdnn.propagation.nonlinearity import Phi, in_float64, make_nonlinearity
 
 _DEGREE = 23
 _NUM_NODES = 8
@@ -130,46 +129,3 @@ def _to_unit(x: np.ndarray, limits: np.ndarray) -> np.ndarray:
 
 def _from_unit(x: np.ndarray, limits: np.ndarray) -> np.ndarray:
     return (x * (limits[1] - limits[0]) + limits[1] + limits[0]) / 2
-
-
-class CriticalLine(NamedTuple):
-    """chi_1 = 1 at a fixed point, as a curve; (point,) each, by ascending q.
-
-    Attributes:
-      sigma_w2: of the point.
-      sigma_b2: likewise.
-      repels: whether V' > 1, so that no network stays there.
-    """
-
-    sigma_w2: np.ndarray
-    sigma_b2: np.ndarray
-    repels: np.ndarray
-
-
-def critical_line(phi: Phi) -> CriticalLine:
-    """Return the critical line: each q gives sigma_w² = 1/E phi'², sigma_b² = q - sigma_w² E phi².
-
-    Points at which sigma_b² would be negative are NaN.
-    """
-    q = Q_GRID[(Q_GRID > 1e-8) & (Q_GRID < 1e6)]
-    m2, d2, change = (np.asarray(x) for x in _line(phi, q))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        sigma_w2 = 1 / d2
-        sigma_b2 = q - sigma_w2 * m2
-        repels = change / d2 > 1 + MARGINAL
-    sigma_b2 = np.where(np.abs(sigma_b2) < 1e-12 * q, 0.0, sigma_b2)
-    valid = (sigma_b2 >= 0) & np.isfinite(sigma_w2)
-    return CriticalLine(
-        np.where(valid, sigma_w2, np.nan), np.where(valid, sigma_b2, np.nan), repels
-    )
-
-
-@in_float64
-def _line(phi: Phi, q: Array | np.ndarray) -> tuple[Array, Array, Array]:
-    """Return E phi², E phi'² and V' / sigma_w² for each q."""
-
-    def one(q: Array) -> tuple[Array, Array, Array]:
-        moments = phi_moments(phi, q)
-        return moments.m2, moments.d2, slope(phi, 1.0, q)
-
-    return jax.lax.map(one, jnp.asarray(q))

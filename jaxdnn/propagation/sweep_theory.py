@@ -25,16 +25,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import stats
 
 from jaxdnn import run_folder
 from jaxdnn.activations import Activation
 from jaxdnn.initializers import Initializer
-from jaxdnn.propagation.architectures import OUTSIDE, batch_norm_rate
-from jaxdnn.propagation.finite_depth import predict
-from jaxdnn.propagation.grid import Grid
-from jaxdnn.propagation.plain_network import Architecture
-from jaxdnn.propagation.table import Combination
+from jaxdnn.propagation.finite_depth import OUTSIDE, batch_norm_rate, predict
+from jaxdnn.propagation.gradient_flow import Architecture
+from jaxdnn.propagation.sweep import Grid
+from jaxdnn.propagation.table import Combination, Table, combination_of
 
 # Chance that a network that obeys theory is flagged.
 _FALSE_ALARM = 1e-4
@@ -42,7 +40,6 @@ _FALSE_ALARM = 1e-4
 _LEAST = 1e-32
 # Greatest share of delta's mean square along the signal that goes unnoticed.
 _ALONG = 0.01
-COLUMNS = (*Combination._fields, "layer", "pre_activation_rms", "factor", "along")
 
 
 class Expected(NamedTuple):
@@ -67,8 +64,8 @@ class Comparison(NamedTuple):
         there are fewer than two hidden layers.
       log10_total_theory: expected log10 of delta's RMS in the first hidden layer over the last's.
       agrees: whether the seeds' mean log factor is as expected, up to what the seeds and the
-        finite width allow; None where that cannot be told.
-      note: why it cannot be told, by how much it differs, which layers are outside theory; else
+        finite width allow; None where that is unknown.
+      note: why it is unknown, by how much it differs, which layers are outside theory; else
         empty.
     """
 
@@ -91,7 +88,7 @@ def expect(grid: Grid) -> dict[Combination, Expected]:
 
 
 def _expect(grid: Grid, architecture: Architecture, activation: Activation) -> Iterator[Expected]:
-    """Yield what is expected with every initializer."""
+    """Yield what is expected with each initializer, in order."""
     hidden = architecture.depth - 1
     num_inputs, moment = architecture.width, 1.0
     if grid.batch is not None:
@@ -126,6 +123,25 @@ def _variances(initializer: Initializer, num_inputs: int, width: int) -> tuple[f
     return first, later
 
 
+def compare_all(
+    grid: Grid, table: Table, expected: Mapping[Combination, Expected]
+) -> dict[Combination, Comparison]:
+    """Compare every combination of a sweep with what theory expects of it."""
+    phis = {activation.name: activation for activation in grid.activations}
+    return {
+        key: compare(
+            expected[key],
+            layers["delta_rms"],
+            layers["pre_activation_rms"],
+            activation=phis[key.activation],
+            norm=key.norm,
+            width=key.width,
+            batch_size=grid.num_examples,
+        )
+        for key, layers in table.items()
+    }
+
+
 def compare(
     expected: Expected,
     delta_rms: Float[np.ndarray, "seed layer"],
@@ -139,13 +155,13 @@ def compare(
     """Compare one combination with what theory expects of it.
 
     Args:
-      expected: of the hidden layers.
-      delta_rms: measured, of all layers, the output last.
-      pre_activation_rms: likewise.
-      activation: of the hidden layers.
-      norm: of the hidden layers.
-      width: of the hidden layers.
-      batch_size: what the measurement averaged over; batch norm's theory is of a large one.
+      expected: what infinite width says of the hidden layers.
+      delta_rms: measured root mean square of dL/dz in all layers, the output last.
+      pre_activation_rms: measured root mean square of z in all layers, the output last.
+      activation: function between the layers; decides whether batch norm is outside theory.
+      norm: `none`, `batch` or `layer`.
+      width: units of each hidden layer.
+      batch_size: examples that were passed through; batch norm's theory is of many.
     """
     factors = expected.factor[:-1]
     if len(factors) == 0:
@@ -189,6 +205,9 @@ def _agreement(
     allowed: float,
 ) -> tuple[bool | None, str]:
     """Return whether the logs of neighbouring layers' ratios agree, and why not."""
+    # Here, because it takes longer to import than all the rest.
+    from scipy import stats
+
     usable = known[:-1] & known[1:] & np.isfinite(expected)
     if not usable.any():
         return None, "no two neighbouring layers have a signal and a delta that float32 holds"
@@ -213,7 +232,7 @@ def write_csv(expected: Mapping[Combination, Expected], path: Path) -> None:
         for combination, both in expected.items()
         for layer, values in enumerate(np.stack(both, axis=-1).tolist(), start=1)
     )
-    run_folder.write_csv(path, COLUMNS, rows)
+    run_folder.write_csv(path, (*Combination._fields, "layer", *Expected._fields), rows)
 
 
 def read_csv(path: Path) -> dict[Combination, Expected]:
@@ -221,8 +240,6 @@ def read_csv(path: Path) -> dict[Combination, Expected]:
     gathered: dict[Combination, list[tuple[float, ...]]] = {}
     with path.open(newline="") as file:
         for line in csv.DictReader(file):
-            kind = (line["initializer"], line["activation"], line["norm"])
-            key = Combination(*kind, int(line["depth"]), int(line["width"]))
             values = tuple(float(line[name]) for name in Expected._fields)
-            gathered.setdefault(key, []).append(values)
+            gathered.setdefault(combination_of(line), []).append(values)
     return {key: Expected(*np.array(values).T) for key, values in gathered.items()}

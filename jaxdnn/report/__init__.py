@@ -1,25 +1,42 @@
-"""Charts from results on disk."""
+"""Charts from results on disk, and the look that all charts have in common."""
 
-from jaxdnn.report.activation_table import draw_activation_table
-from jaxdnn.report.augmentations import draw_augmentations
 from jaxdnn.report.diagnosis import fragment, page
-from jaxdnn.report.gradient_flow import draw_gradient_flow
-from jaxdnn.report.lecture import draw_lecture
-from jaxdnn.report.lecture_words import lanes, spans
-from jaxdnn.report.phase_diagram import draw_phase_diagram
-from jaxdnn.report.race import draw_race
-from jaxdnn.report.training import draw_training
+from jaxdnn.report.flow_charts import draw_gradient_flow, draw_race
+from jaxdnn.report.lecture_charts import draw_lecture
+from jaxdnn.report.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    YELLOW,
+    new_figure,
+    tidy,
+)
+from jaxdnn.report.theory_charts import draw_activation_table, draw_phase_diagram
+from jaxdnn.report.training_charts import draw_augmentations, draw_gradients, draw_training
 
 __all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "ORANGE",
+    "PURPLE",
+    "SKY",
+    "VERMILION",
+    "YELLOW",
     "draw_activation_table",
     "draw_augmentations",
     "draw_gradient_flow",
+    "draw_gradients",
     "draw_lecture",
     "draw_phase_diagram",
     "draw_race",
     "draw_training",
     "fragment",
-    "lanes",
+    "new_figure",
     "page",
-    "spans",
+    "tidy",
 ]

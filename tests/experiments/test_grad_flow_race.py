@@ -88,6 +88,7 @@ def test_interrupted_race_goes_on_to_the_same_table(finished, call, tmp_path, mo
     assert (out / "race.csv").read_bytes() == (finished / "race.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_diverged_networks_are_named(call, tmp_path):
     args = ["--initializers", "he", "--activations", "relu", "--depth", 3, "--width", 4]
     length = ["--steps", 3, "--seeds", 1, "--learning-rate", 1e25, "--no-progress"]

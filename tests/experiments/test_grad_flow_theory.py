@@ -6,9 +6,10 @@ import math
 
 import pytest
 
-from jaxdnn.activations import ACTIVATIONS
+from jaxdnn.activations import ACTIVATIONS, make_activation
 from jaxdnn.errors import InputError
 from jaxdnn.initializers import INITIALIZERS
+from jaxdnn.propagation import gradient_band
 
 from .conftest import load_program
 
@@ -54,6 +55,24 @@ def test_critical_prints_an_empty_list_and_says_why(capsys):
     said = capsys.readouterr()
     assert json.loads(said.out) == []
     assert "no critical initialisation" in said.err
+
+
+def test_depth_prints_the_spread_of_the_singular_values_and_the_band(read):
+    """ReLU under He: L (2 - 1 + 1) with normal weights, L (2 - 1) with orthogonal ones."""
+    found = read(
+        theory, "--activation", "relu", "--sigma-w2", "2", "--depth", "10", "--width", "64"
+    )
+    assert found["spread_normal"] == pytest.approx(20)
+    assert found["spread_orthogonal"] == pytest.approx(10)
+    band = gradient_band(make_activation("relu"), 2.0, 0.0, 0.5, depth=10, width=64)
+    ends = found["log10_total_low"], found["log10_total_high"]
+    assert ends == pytest.approx((band.low / math.log(10), band.high / math.log(10)))
+
+
+def test_spread_of_signals_that_grow_without_bound_is_undefined(read):
+    found = read(theory, "--activation", "relu", "--sigma-w2", "3", "--depth", "10")
+    assert found["spread_normal"] is found["spread_orthogonal"] is None
+    assert "log10_total_low" not in found
 
 
 def test_moments_print_gains_and_rates(read):
@@ -108,7 +127,7 @@ def test_zeros_train_the_last_layer_alone(read):
 
 
 def test_phase_writes_pictures_and_tables(tmp_path, monkeypatch, module):
-    few = {name: ACTIVATIONS[name] for name in ("relu", "gelu")}
+    few = {"relu": ACTIVATIONS["relu"]}
     monkeypatch.setattr("jaxdnn.activations.ACTIVATIONS", few)
     out = tmp_path / "out"
     args = ["--activation", f"{module}:bent", "--points", "9", "--out", str(out)]
@@ -122,10 +141,10 @@ def test_phase_writes_pictures_and_tables(tmp_path, monkeypatch, module):
     assert all(float(p["chi1"]) > 0 for p in points)
     with (out / "activations.csv").open() as file:
         rows = {row["activation"]: row for row in csv.DictReader(file)}
-    assert list(rows) == ["relu", "gelu", "bent"]
+    assert list(rows) == ["relu", "bent"]
     assert float(rows["relu"]["factor_glorot_normal"]) == pytest.approx(math.sqrt(0.5))
     assert float(rows["relu"]["factor_he_normal"]) == pytest.approx(1)
-    assert rows["gelu"]["batch_norm_rate"] == ""
+    assert rows["bent"]["gain_common"] == ""
     assert {f"factor_{name}" for name in INITIALIZERS} <= set(rows["relu"])
 
 
@@ -139,6 +158,9 @@ BAD = [
     (theory, ["--activation", "tanh", *SIGMAS, "--start", "0"], "above 0"),
     (theory, ["--activation", "tanh", "--critical", "--moments"], "one at a time"),
     (theory, ["--activation", "tanh", "--critical", *SIGMAS], "leave --sigma-w2"),
+    (theory, ["--activation", "tanh", "--moments", "--depth", "3"], "--depth is asked of one"),
+    (theory, ["--activation", "tanh", *SIGMAS, "--width", "64"], "give both"),
+    (theory, ["--activation", "tanh", *SIGMAS, "--depth", "1"], "2 or more"),
     (theory, [*SIGMAS], "activation"),
     (depth, ["--activation", "tanh", "--initializer", "hee"], "he_normal"),
     (depth, ["--activation", "tanh", "--initializer", "he", "--scale", "2"], "no scale"),

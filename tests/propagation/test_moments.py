@@ -1,5 +1,6 @@
 """Moments of every layer: against the general network code, closed forms and theory."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +11,10 @@ from jaxdnn.activations import make_activation
 from jaxdnn.initializers import make_initializer
 from jaxdnn.layers import BlockOptions, Norm
 from jaxdnn.models import make_mlp
-from jaxdnn.propagation.moments import rms
-from jaxdnn.propagation.plain_network import (
+from jaxdnn.propagation import correlation, dead_fraction, rms, saturated_fraction
+from jaxdnn.propagation.gradient_flow import (
     LOSSES,
     Architecture,
-    Batch,
     draw_kernels,
     flow,
     gaussian_batch,
@@ -29,8 +29,10 @@ def small(norm: Norm = "none", activation="tanh", **options):
     kernels = draw_kernels(make_initializer("he_normal"), jax.random.key(1), 4, architecture)
     batch = gaussian_batch(jax.random.key(2), BATCH, 4, 3)
     phi = make_activation(activation)
-    steepest = max(map(abs, phi.derivative_range))
-    return kernels, batch, flow(kernels, batch, phi, steepest, architecture)
+    measured = jax.jit(
+        lambda kernels, batch: flow(kernels, batch, phi, phi.max_slope, architecture)
+    )
+    return kernels, batch, measured(kernels, batch)
 
 
 @pytest.mark.parametrize("norm", ["none", "batch", "layer"])
@@ -53,19 +55,21 @@ def test_agrees_with_the_general_network_code(norm):
     (grads, deltas), z = jax.grad(loss, (0, 1), has_aux=True)(params, probes)
     for layer, path in enumerate(paths):
         grad = grads["head"] if path == "head" else grads["layers"][layer]["linear"]
-        np.testing.assert_allclose(
-            moments.delta_rms[layer], root_mean_square(deltas[path]), rtol=2e-5
-        )
-        np.testing.assert_allclose(
-            moments.pre_activation_rms[layer], root_mean_square(z[path]), rtol=2e-5
-        )
-        np.testing.assert_allclose(
-            moments.kernel_grad_rms[layer], root_mean_square(grad["kernel"]), rtol=2e-5
-        )
-        by_example = np.sqrt(np.mean(np.square(deltas[path]), axis=1))
-        np.testing.assert_allclose(moments.delta_rms_by_example[layer], by_example, rtol=2e-5)
-        ratio = root_mean_square(grad["kernel"]) / root_mean_square(all_kernels[layer])
-        np.testing.assert_allclose(moments.kernel_grad_ratio[layer], ratio, rtol=2e-5)
+        kernel_grad = root_mean_square(grad["kernel"])
+        expected = {
+            "delta_rms": root_mean_square(deltas[path]),
+            "pre_activation_rms": root_mean_square(z[path]),
+            "kernel_grad_rms": kernel_grad,
+            "delta_rms_by_example": np.sqrt(np.mean(np.square(deltas[path]), axis=1)),
+            "kernel_grad_ratio": kernel_grad / root_mean_square(all_kernels[layer]),
+        }
+        found = {name: getattr(moments, name)[layer] for name in expected}
+        chex.assert_trees_all_close(found, expected, rtol=2e-5)
+
+
+def flow_of(seed=0, **options):
+    """The moments of one network, compiled as a whole."""
+    return jax.jit(lambda key: gradient_flow(key, **options))(jax.random.key(seed))
 
 
 def root_mean_square(x):
@@ -82,8 +86,8 @@ def test_residual_gradient_is_that_of_autodiff():
         return LOSSES["cross_entropy"](h @ kernels.last, batch.labels)
 
     deltas = jax.grad(loss)([jnp.zeros((BATCH, WIDTH))] * (DEPTH - 1))
-    np.testing.assert_allclose(
-        moments.delta_rms[:-1], [root_mean_square(d) for d in deltas], rtol=2e-5
+    chex.assert_trees_all_close(
+        moments.delta_rms[:-1], np.array([root_mean_square(d) for d in deltas]), rtol=2e-5
     )
 
 
@@ -96,20 +100,24 @@ def test_forward_statistics_are_those_of_the_arrays():
         dead = np.mean((z <= 0).all(axis=0))
         unit = z / np.linalg.norm(z, axis=1, keepdims=True)
         cosines = np.sum(unit[1:] * unit[:-1], axis=1)
-        np.testing.assert_allclose(moments.pre_activation_mean[layer], z.mean(), atol=1e-5)
-        np.testing.assert_allclose(
-            moments.pre_activation_second_moment[layer], np.mean(z**2), rtol=1e-5
-        )
-        np.testing.assert_allclose(moments.dead_fraction[layer], dead, atol=1e-6)
-        # ReLU's slope is 0 or its maximum: saturated means not active.
-        np.testing.assert_allclose(moments.saturated_fraction[layer], np.mean(z <= 0), atol=1e-6)
-        np.testing.assert_allclose(moments.correlation[layer], np.mean(cosines), atol=1e-5)
+        expected = {
+            "pre_activation_mean": z.mean(),
+            "pre_activation_second_moment": np.mean(z**2),
+            "dead_fraction": dead,
+            # ReLU's slope is 0 or its maximum: saturated means not active.
+            "saturated_fraction": np.mean(z <= 0),
+            "correlation": np.mean(cosines),
+        }
+        found = {name: getattr(moments, name)[layer] for name in expected}
+        chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_zero_initialization_gives_exact_zeros_below_the_last_layer():
-    moments = gradient_flow(
-        jax.random.key(0), initializer="zeros", activation="sigmoid", depth=6, width=16
-    )
+    """The inputs have another size than the layers, and are the caller's."""
+    inputs = jax.random.normal(jax.random.key(3), (5, 9))
+    options = {"initializer": "zeros", "activation": "sigmoid", "depth": 6, "width": 16}
+    moments = flow_of(inputs=inputs, labels=jnp.arange(5), **options)
+    chex.assert_shape([moments.delta_rms, moments.delta_rms_by_example], [(6,), (6, 5)])
     assert not np.asarray(moments.delta_rms[:-1]).any()
     assert moments.delta_rms[-1] > 0
     # The last kernel does get a gradient: sigmoid(0) is not zero.
@@ -117,15 +125,14 @@ def test_zero_initialization_gives_exact_zeros_below_the_last_layer():
 
 
 def test_kernel_gradients_stay_flat_while_delta_dies_under_xavier_and_relu():
-    moments = gradient_flow(
-        jax.random.key(0), initializer="xavier", activation="relu", depth=20, width=512
-    )
+    moments = flow_of(initializer="xavier", activation="relu", depth=20, width=512)
     delta, grads = (np.asarray(x[:-1]) for x in (moments.delta_rms, moments.kernel_grad_rms))
     # Theory: delta shrinks by sqrt(1/2) a layer backward, the activation by as much forward.
     assert delta[0] / delta[-1] == pytest.approx(2 ** (-18 / 2), rel=0.5)
     assert grads[0] / grads[-1] == pytest.approx(1, rel=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("initializer", "activation", "factor"),
     [
@@ -140,9 +147,7 @@ def test_factor_is_that_of_mean_field_theory(initializer, activation, factor):
     """Deep half of 20 layers of 512 units, 3 seeds: within 3 % of the root of chi_1."""
     logs = []
     for seed in range(3):
-        moments = gradient_flow(
-            jax.random.key(seed), initializer=initializer, activation=activation, depth=20
-        )
+        moments = flow_of(seed, initializer=initializer, activation=activation, depth=20)
         logs.append(np.diff(np.log(np.asarray(moments.delta_rms[8:-1], np.float64))))
     assert np.exp(-np.median(logs)) == pytest.approx(factor, rel=0.03)
 
@@ -158,17 +163,19 @@ def test_rms_reaches_where_squares_leave_float32():
 
 def test_float16_loses_gradients_that_float32_keeps():
     options = {"initializer": "lecun", "activation": "sigmoid", "depth": 20, "width": 64}
-    kept = gradient_flow(jax.random.key(0), **options)
-    lost = gradient_flow(jax.random.key(0), precision="float16", **options)
+    kept, lost = (flow_of(precision=name, **options) for name in ("float32", "float16"))
     assert kept.delta_rms[0] > 0
     assert lost.delta_rms[0] == 0
     # Where float16 holds them, both agree to its 11 bits, summed over a few layers.
-    np.testing.assert_allclose(lost.delta_rms[-3:], kept.delta_rms[-3:], rtol=0.01)
+    chex.assert_trees_all_close(lost.delta_rms[-3:], kept.delta_rms[-3:], rtol=0.01)
 
 
-def test_inputs_may_have_another_size():
-    inputs = jax.random.normal(jax.random.key(3), (5, 9))
-    moments = gradient_flow(jax.random.key(0), inputs, jnp.arange(5), depth=3, width=8)
-    assert moments.delta_rms.shape == (3,)
-    assert moments.delta_rms_by_example.shape == (3, 5)
-    assert isinstance(Batch(inputs, jnp.arange(5)), tuple)
+def test_reductions_are_those_of_numpy_on_the_host():
+    z, slope = np.random.default_rng(0).standard_normal((2, 6, 4))
+    slope[:, 1] = 0
+    slope[0, 0] = 1e-3
+    for reduce in (dead_fraction, lambda x: saturated_fraction(x, 1.0)):
+        chex.assert_trees_all_close(reduce(jnp.asarray(slope)), reduce(slope))
+    assert dead_fraction(slope) == 1 / 4
+    assert saturated_fraction(slope, 1.0) >= 7 / 24
+    chex.assert_trees_all_close(correlation(jnp.asarray(z)), correlation(z), rtol=1e-5)

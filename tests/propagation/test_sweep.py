@@ -1,5 +1,6 @@
 """The compiled grid: the same numbers as single runs, chunks, verdicts, table."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +10,10 @@ from jaxdnn import gradient_flow
 from jaxdnn.activations import make_activation
 from jaxdnn.errors import InputError, Interrupted
 from jaxdnn.initializers import make_initializer
-from jaxdnn.propagation.grid import Grid, run_grid
-from jaxdnn.propagation.plain_network import Architecture
-from jaxdnn.propagation.sweep import chunks, make_sweep
-from jaxdnn.propagation.table import STATISTICS, Combination, read_csv, write_csv
-from jaxdnn.propagation.verdict import summarise
+from jaxdnn.propagation import Architecture, Combination, Grid, make_sweep, run_grid
+from jaxdnn.propagation.sweep import pair_chunks
+from jaxdnn.propagation.table import STATISTICS, read_csv, summarise, write_csv
+from tests.propagation.cases import slow_but
 
 INITIALIZERS = [make_initializer(name) for name in ("lecun", "he", "orthogonal")]
 ACTIVATIONS = [make_activation(name) for name in ("tanh", "relu")]
@@ -35,43 +35,42 @@ def table(tmp_path_factory):
     return table
 
 
-def single(initializer, activation, seed):
-    return gradient_flow(
-        jax.random.key(seed),
-        initializer=initializer,
-        activation=activation,
-        depth=4,
-        width=8,
-        batch_size=6,
-        num_outputs=3,
+@pytest.mark.parametrize("row", slow_but(range(3), 0))
+def test_grid_gives_the_numbers_of_single_runs(table, row):
+    initializer, seed, activation = INITIALIZERS[row], SEEDS[row], ACTIVATIONS[row % 2]
+    layers = table[Combination(initializer.name, activation.name, "none", 4, 8)]
+    options = {"initializer": initializer, "activation": activation, "depth": 4, "width": 8}
+    single = jax.jit(lambda key: gradient_flow(key, **options, batch_size=6, num_outputs=3))
+    alone = single(jax.random.key(seed))._asdict()
+    chex.assert_trees_all_close(
+        {name: layers[name][row] for name in STATISTICS},
+        {name: alone[name] for name in STATISTICS},
+        rtol=1e-5,
+        atol=1e-7,
     )
 
 
-def test_grid_gives_the_numbers_of_single_runs(table):
-    for row, (initializer, seed) in enumerate(zip(INITIALIZERS, SEEDS, strict=True)):
-        for activation in ACTIVATIONS:
-            layers = table[Combination(initializer.name, activation.name, "none", 4, 8)]
-            alone = single(initializer, activation, seed)._asdict()
-            for name in STATISTICS:
-                np.testing.assert_allclose(
-                    layers[name][row], alone[name], rtol=1e-5, atol=1e-7, err_msg=name
-                )
+def test_side_by_side_gives_the_same_numbers(table):
+    pairs = [(index, seed) for index in range(len(INITIALIZERS)) for seed in SEEDS]
+    num = jax.device_count() * -(-len(pairs) // jax.device_count())
+    indices, seeds = np.array((pairs * num)[:num], np.int32).T
+    sweep = make_sweep(INITIALIZERS, ACTIVATIONS, ARCHITECTURE, batch_size=6, side_by_side=True)
+    together = sweep(jnp.asarray(indices), jnp.asarray(seeds))._asdict()
+    for pair, (index, seed) in enumerate(pairs):
+        for a, activation in enumerate(ACTIVATIONS):
+            key = Combination(INITIALIZERS[index].name, activation.name, "none", 4, 8)
+            row = SEEDS.index(seed)
+            chex.assert_trees_all_close(
+                {name: together[name][pair, a] for name in STATISTICS},
+                {name: table[key][name][row] for name in STATISTICS},
+                rtol=1e-4,
+                atol=1e-6,
+            )
 
 
-def test_side_by_side_gives_the_same_numbers():
-    num = jax.device_count()
-    indices = jnp.arange(num) % len(INITIALIZERS)
-    seeds = jnp.arange(num)
-    in_order, together = (
-        make_sweep(INITIALIZERS, ACTIVATIONS, ARCHITECTURE, batch_size=6, side_by_side=flag)
-        for flag in (False, True)
-    )
-    for a, b in zip(in_order(indices, seeds), together(indices, seeds), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-
-
+@pytest.mark.slow  # The command's test tells the same in short.
 def test_interrupted_grid_goes_on_without_what_is_finished(table, tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxdnn.propagation.grid.OPERATIONS_PER_CALL", 0)
+    monkeypatch.setattr("jaxdnn.propagation.sweep.OPERATIONS_PER_CALL", 0)
     asked = []
 
     def stop_at_second():
@@ -79,21 +78,20 @@ def test_interrupted_grid_goes_on_without_what_is_finished(table, tmp_path, monk
         return len(asked) == 2
 
     with pytest.raises(Interrupted):
-        run_grid(grid(), tmp_path, on_done=len_of, interrupted=stop_at_second)
+        run_grid(grid(), tmp_path, on_done=ignore, interrupted=stop_at_second)
     kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert len(kept) == 1
-    again, _ = run_grid(grid(), tmp_path, on_done=len_of, interrupted=lambda: False)
+    again, _ = run_grid(grid(), tmp_path, on_done=ignore, interrupted=lambda: False)
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in kept} == kept
-    for key, layers in table.items():
-        np.testing.assert_array_equal(again[key]["delta_rms"], layers["delta_rms"])
+    chex.assert_trees_all_equal(again, table)
 
 
-def len_of(_):
+def ignore(_):
     """Take what is reported, and do nothing."""
 
 
 def test_chunks_hold_every_pair_once_and_fill_up_the_last():
-    portions = chunks(2, range(5, 8), 4)
+    portions = pair_chunks(2, range(5, 8), 4)
     pairs = [tuple(pair) for portion in portions for pair in portion.T.tolist()]
     assert pairs[:6] == [(i, s) for i in (0, 1) for s in (5, 6, 7)]
     assert pairs[6:] == [(1, 7)] * 2
@@ -107,10 +105,7 @@ def test_table_survives_the_file(table, tmp_path):
         "pre_activation_rms,delta_rms,kernel_grad_rms,dead_fraction,saturated_fraction,correlation"
     )
     again = read_csv(tmp_path / "grad_flow.csv")
-    assert again.keys() == table.keys()
-    for key, layers in table.items():
-        for name in STATISTICS:
-            np.testing.assert_array_equal(again[key][name], layers[name])
+    chex.assert_trees_all_equal(again, table)
 
 
 def test_verdict_of_made_up_gradients():

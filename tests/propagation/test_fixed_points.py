@@ -1,20 +1,42 @@
-"""Fixed points, critical initialisations, depth scales and the phase diagram."""
+"""Where signals settle, and the depth scales there."""
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdnn.activations import ACTIVATIONS, make_activation
-from jaxdnn.propagation import mean_field
-from jaxdnn.propagation.critical import critical_points, gains
-from jaxdnn.propagation.depth_scales import theory
+from jaxdnn.activations import make_activation
+from jaxdnn.propagation import mean_field, theory
 from jaxdnn.propagation.fixed_points import fixed_point, fixed_points
-from jaxdnn.propagation.phase_diagram import critical_line, phase_diagram
+from tests.propagation.cases import slow_but
 
 TANH, RELU, GELU = (make_activation(name) for name in ("tanh", "relu", "gelu"))
+
+
+@pytest.mark.slow
+@pytest.mark.shared_data
+def test_chi(reference):
+    for row in reference["chi"]:
+        phi = make_activation(row["activation"])
+        found = theory(phi, row["sigma_w2"], row["sigma_b2"])
+        assert found.chi1 == pytest.approx(row["chi1"], rel=1e-7)
+        if "q" in row:
+            assert found.q == pytest.approx(row["q"], rel=1e-7)
+
+
+@pytest.mark.slow  # The command's test tells one row of it.
+@pytest.mark.shared_data
+def test_depth_scales(reference):
+    scales = reference["depth_scales"]
+    phi = make_activation(scales["activation"])
+    for row in scales["rows"]:
+        found = theory(phi, row["sigma_w2"], scales["sigma_b2"])
+        assert found.xi_q == pytest.approx(row["xi_q"], rel=1e-6)
+        assert found.xi_c == pytest.approx(row["xi_c"], rel=1e-6)
+        assert found.c == pytest.approx(row["c"], abs=1e-8)
 
 
 def test_relu_below_he_settles_where_the_line_crosses():
@@ -66,7 +88,7 @@ def test_gelu_repels_and_depends_on_the_start():
     assert any("repels" in note for note in at_it.notes)
 
 
-@pytest.mark.parametrize("name", ["sigmoid", "selu", "hard_tanh"])
+@pytest.mark.parametrize("name", slow_but(("sigmoid", "selu", "hard_tanh"), "selu"))
 def test_iterating_the_map_reaches_the_fixed_point(name):
     phi = make_activation(name)
     q = 1.0
@@ -75,7 +97,14 @@ def test_iterating_the_map_reaches_the_fixed_point(name):
     assert float(fixed_point(phi, 1.4, 0.1)) == pytest.approx(q, rel=1e-10)
 
 
-@pytest.mark.parametrize(("phi", "sigma_w2"), [(TANH, 2.0), (jnp.sin, 3.0), (GELU, 1.9)])
+@pytest.mark.parametrize(
+    ("phi", "sigma_w2"),
+    [
+        (TANH, 2.0),
+        pytest.param(jnp.sin, 3.0, marks=pytest.mark.slow),
+        pytest.param(GELU, 1.9, marks=pytest.mark.slow),
+    ],
+)
 def test_iterating_the_correlation_reaches_c_at_the_rate_xi(phi, sigma_w2):
     found = theory(phi, sigma_w2, 0.3)
     c, apart = found.c - 1e-3, []
@@ -94,7 +123,7 @@ def test_fixed_point_jits_and_vmaps():
     alone = [
         float(fixed_point(TANH, *args)) for args in zip(sigma_w2, sigma_b2, start, strict=True)
     ]
-    np.testing.assert_allclose(np.asarray(found), alone, rtol=1e-13)
+    chex.assert_trees_all_close(np.asarray(found), np.array(alone), rtol=1e-13)
     assert alone[2] == 0
 
 
@@ -112,74 +141,3 @@ def test_a_jump_makes_every_network_chaotic():
     assert found.q == pytest.approx(1.2)
     assert found.c < 1
     assert any("jumps" in note for note in found.notes)
-
-
-@pytest.mark.parametrize("name", ["tanh", "elu", "gelu", "soft_sign"])
-def test_critical_points_are_critical_fixed_points(name):
-    phi = make_activation(name)
-    for point in critical_points(phi, 0.1).points:
-        assert float(mean_field.chi(phi, point.sigma_w2, point.q)) == pytest.approx(1, rel=1e-11)
-        after = mean_field.variance_map(phi, point.sigma_w2, 0.1, point.q)
-        assert float(after) == pytest.approx(point.q, rel=1e-11)
-
-
-def test_gelu_is_critical_with_a_marginal_signal_at_one_bias_variance():
-    """Roberts, Yaida and Hanin, 2022: chi_1 = V' = 1 at (0.17292239, 1.98305826)."""
-    (point,) = critical_points(GELU, 0.17292239).points
-    assert point.sigma_w2 == pytest.approx(1.98305826, rel=1e-8)
-    assert point.slope == pytest.approx(1, abs=1e-7)
-
-
-@pytest.mark.parametrize("name", ["sigmoid", "softplus"])
-def test_no_critical_initialisation_is_said(name):
-    found = critical_points(make_activation(name), 0.0)
-    assert found.points == ()
-    assert found.note.startswith("no critical initialisation")
-
-
-def test_the_sigmoid_is_critical_with_enormous_weights():
-    (point,) = critical_points(make_activation("sigmoid"), 0.0, max_sigma_w2=200).points
-    assert 100 < point.sigma_w2 < 110
-    found = theory(make_activation("sigmoid"), point.sigma_w2, 0.0)
-    assert found.chi1 == pytest.approx(1, abs=1e-9)
-
-
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_gains_keep_what_they_promise(name):
-    phi = make_activation(name)
-    gain = gains(phi)
-    assert float(mean_field.variance_map(phi, gain.forward**2, 0.0, 1.0)) == pytest.approx(1)
-    assert float(mean_field.chi(phi, gain.backward**2, 1.0)) == pytest.approx(1)
-
-
-def test_common_gains_are_off_for_tanh_and_right_for_leaky_relu():
-    tanh = gains(TANH)
-    assert tanh.common == pytest.approx(5 / 3)
-    assert tanh.common_forward == pytest.approx(tanh.common / tanh.forward)
-    leaky = gains(make_activation("leaky_relu", negative_slope=0.2))
-    # The slope is read off in float32.
-    assert leaky.common_backward == pytest.approx(1, abs=1e-7)
-
-
-@pytest.mark.parametrize("name", ["selu"])
-def test_phase_diagram_agrees_with_the_theory_of_each_point(name):
-    phi = make_activation(name)
-    sigma_w2, sigma_b2 = np.array([0.5, 1.2, 1.75, 2.5, 4.0]), np.array([0.0, 0.05, 0.4])
-    found = phase_diagram(phi, sigma_w2, sigma_b2)
-    for (i, j), q in np.ndenumerate(found.q):
-        alone = theory(phi, sigma_w2[j], sigma_b2[i])
-        assert q == pytest.approx(alone.q, rel=1e-10)
-        assert found.chi1[i, j] == pytest.approx(alone.chi1, rel=1e-9)
-        if math.isfinite(alone.q):
-            # c and xi_c are interpolated where the phase is chaotic.
-            assert found.c[i, j] == pytest.approx(alone.c, abs=1e-4)
-            assert found.xi_c[i, j] == pytest.approx(alone.xi_c, rel=2e-3)
-
-
-def test_critical_line_goes_through_the_critical_points():
-    line = critical_line(TANH)
-    inside = np.isfinite(line.sigma_b2) & (line.sigma_b2 > 0)
-    for sigma_b2 in (0.05, 0.3):
-        (point,) = critical_points(TANH, sigma_b2).points
-        found = np.interp(sigma_b2, line.sigma_b2[inside], line.sigma_w2[inside])
-        assert found == pytest.approx(point.sigma_w2, rel=1e-3)

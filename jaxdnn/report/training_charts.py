@@ -1,24 +1,26 @@
-"""Charts of a training run, from its folder: curves, confusion, mistakes."""
+"""Charts of a training run, from its folder, and what augmentation does to its images."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from jaxdnn.report.gradients import draw_gradients
 from jaxdnn.report.style import BLUE, GREY, ORANGE, VERMILION, new_figure, save, tidy
 from jaxdnn.run_folder import RunFolder, read_evaluations, read_looks
 
 MISTAKES_PER_ROW = 6
+# Names of what a watched run logs of a layer: gradients/layers/0/delta_rms.
+_PREFIX, _SUFFIX = "gradients/", "/delta_rms"
 
 
 def draw_training(folder: RunFolder) -> list[Path]:
     """Draw every chart of a finished run; return their paths."""
-    draws = {"curves": draw_curves, "confusion": draw_confusion, "mistakes": draw_mistakes}
+    draws = {"curves": _draw_curves, "confusion": _draw_confusion, "mistakes": _draw_mistakes}
     if read_looks(folder.metrics):
         draws["gradients"] = draw_gradients
     paths = []
@@ -28,7 +30,7 @@ def draw_training(folder: RunFolder) -> list[Path]:
     return paths
 
 
-def draw_curves(folder: RunFolder, path: Path) -> None:
+def _draw_curves(folder: RunFolder, path: Path) -> None:
     """Draw loss, accuracy and learning rate over the epochs, with the best epoch marked."""
     lines = read_evaluations(folder.metrics)
     best_step = json.loads(folder.summary.read_text())["best_step"]
@@ -61,7 +63,7 @@ def _plot(axes: Axes, lines: list[dict], name: str, colour: str, label: str) -> 
     axes.plot(epochs, values, color=colour, linewidth=2, marker=marker, markersize=4, label=label)
 
 
-def draw_confusion(folder: RunFolder, path: Path) -> None:
+def _draw_confusion(folder: RunFolder, path: Path) -> None:
     """Draw the confusion matrix of the test images: shares of each row, with the counts."""
     summary = json.loads(folder.summary.read_text())
     counts, names = np.array(summary["confusion"]), summary["class_names"]
@@ -92,7 +94,7 @@ def _write_cells(axes: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
 
 
-def draw_mistakes(folder: RunFolder, path: Path) -> None:
+def _draw_mistakes(folder: RunFolder, path: Path) -> None:
     """Draw the test images that the network got wrong with the greatest confidence."""
     names = json.loads(folder.dataset.read_text())["class_names"]
     with np.load(folder.predictions, allow_pickle=False) as kept:
@@ -106,13 +108,65 @@ def draw_mistakes(folder: RunFolder, path: Path) -> None:
         axes.axis("off")
         if index < len(images):
             says = scores[index].argmax()
-            show_image(axes, images[index])
+            _show_image(axes, images[index])
             caption = f"{names[says]}: {scores[index, says]:.1%}\nis {names[labels[index]]}"
             axes.set_title(caption, fontsize=10)
     save(figure, path)
 
 
-def show_image(axes: Axes, image: np.ndarray) -> None:
+def draw_gradients(folder: RunFolder, path: Path) -> None:
+    """Draw log10 of delta's RMS by layer and step; grey where it is zero or not finite."""
+    looks = read_looks(folder.metrics)
+    layers = [name[len(_PREFIX) : -len(_SUFFIX)] for name in looks[0] if name.endswith(_SUFFIX)]
+    values = np.array(
+        [[look[f"{_PREFIX}{layer}{_SUFFIX}"] or np.nan for look in looks] for layer in layers]
+    )
+    logs = np.ma.masked_invalid(np.log10(values))
+    figure = new_figure(max(6.5, min(13, 3 + 0.12 * len(looks))), 2.2 + 0.32 * min(len(layers), 30))
+    axes = figure.subplots()
+    axes.set_facecolor(GREY)
+    # No step comes before the first.
+    steps = np.maximum(_edges([look["step"] for look in looks]), 0)
+    # cividis: the same to people with and without red-green blindness.
+    mesh = axes.pcolormesh(steps, _edges(range(len(layers))), logs, cmap="cividis")
+    figure.colorbar(mesh, ax=axes, label="log10 of delta's RMS")
+    every = -(-len(layers) // 30)
+    axes.set_yticks(range(0, len(layers), every), layers[::every])
+    axes.set_xlabel("step", fontsize=12)
+    axes.set_ylabel("layer, from the input up", fontsize=12)
+    axes.set_title("Gradients: delta = dL/dz of every layer", fontsize=13, loc="left")
+    save(figure, path)
+
+
+def _edges(steps: Sequence[float]) -> np.ndarray:
+    """Return the edges of cells around increasing centres; a single cell has width 1."""
+    centres = np.asarray(steps, float)
+    if len(centres) == 1:
+        return centres[0] + np.array([-0.5, 0.5])
+    middles = (centres[1:] + centres[:-1]) / 2
+    return np.concatenate([[2 * centres[0] - middles[0]], middles, [2 * centres[-1] - middles[-1]]])
+
+
+def draw_augmentations(originals: np.ndarray, augmented: np.ndarray, path: Path) -> None:
+    """Draw each image beside its augmented versions.
+
+    Args:
+      originals: uint8 (image, height, width, channel).
+      augmented: floats in [0, 1], (image, version, height, width, channel).
+      path: a PNG.
+    """
+    num_images, num_versions = augmented.shape[:2]
+    figure = new_figure(1.3 * (num_versions + 1), 1.35 * num_images + 0.5)
+    grid = figure.subplots(num_images, num_versions + 1, squeeze=False)
+    figure.suptitle("Training images (left), augmented (right)", fontsize=13, x=0.01, ha="left")
+    for row, original, versions in zip(grid, originals, augmented, strict=True):
+        _show_image(row[0], original)
+        for axes, version in zip(row[1:], versions, strict=True):
+            _show_image(axes, version)
+    save(figure, path)
+
+
+def _show_image(axes: Axes, image: np.ndarray) -> None:
     """Show one uint8 image, or a float one in [0, 1], grey or colour."""
     greatest = 255 if image.dtype == np.uint8 else 1
     grey = image.shape[-1] == 1

@@ -4,21 +4,24 @@ import csv
 import functools
 from decimal import Decimal
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxdnn.activations import ACTIVATIONS, make_activation
-from jaxdnn.propagation.lecture_chain import (
+from jaxdnn.propagation.lecture import (
     LECTURE_X,
     autodiff_gradients,
+    rows,
     slide_gradients,
+    spans,
     start,
     train,
+    train_network,
+    unmoved_in_float32,
 )
-from jaxdnn.propagation.lecture_network import train_network
-from jaxdnn.propagation.lecture_table import rows, unmoved_in_float32
 
 SIGMOID = make_activation("sigmoid")
 X = np.random.default_rng(0).normal(size=(6, 3))
@@ -31,8 +34,7 @@ def lecture(depth=5, x=LECTURE_X, phi=SIGMOID, bias=1.0):
 
 
 def agree(found, expected):
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+    chex.assert_trees_all_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def half_of_last_digit(text):
@@ -87,7 +89,7 @@ def test_slides_agree_with_autodiff(name):
     with jax.enable_x64(True):
         slides, autodiff = both(start(3, 4, weight=-0.7, bias=0.3), X, Y)
     assert np.abs(slides.first).max() > 1e-6
-    assert slides.first.dtype == np.float64
+    chex.assert_type(jax.tree.leaves(slides), np.float64)
     agree(slides, autodiff)
 
 
@@ -111,9 +113,8 @@ def test_slides_agree_with_the_network(name, depth):
 
 
 def test_float64_inside_and_the_default_outside():
-    assert {leaf.dtype for leaf in jax.tree.leaves(lecture())} == {np.dtype("float64")}
-    assert jnp.ones(1).dtype == jnp.float32
-    assert jax.jit(jnp.sin)(1.0).dtype == jnp.float32
+    chex.assert_type(jax.tree.leaves(lecture()), np.float64)
+    chex.assert_type([jnp.ones(1), jax.jit(jnp.sin)(1.0)], jnp.float32)
 
 
 def test_delta_is_a_product_over_the_neurons():
@@ -121,28 +122,28 @@ def test_delta_is_a_product_over_the_neurons():
     steps = lecture(depth)
     factors = steps.params.weights * steps.a[:, :-1] * (1 - steps.a[:, :-1])
     products = np.cumprod(factors[:, ::-1], axis=1)[:, ::-1] * (steps.a[:, -1:] - 1)
-    np.testing.assert_allclose(steps.delta[:, :-1], products, rtol=1e-13)
+    chex.assert_trees_all_close(steps.delta[:, :-1], products, rtol=1e-13)
     assert (np.abs(factors) < 1 / 4 * np.abs(steps.params.weights)).all()
 
 
 def test_biases_start_at_one_and_are_trained():
     biases = lecture().params.biases
     assert (biases[0] == 1).all()
-    np.testing.assert_allclose(biases[1], 1 - lecture().delta[0], rtol=1e-15)
+    chex.assert_trees_all_close(biases[1], 1 - lecture().delta[0], rtol=1e-15)
 
 
 def test_each_step_is_the_learning_rate_times_the_gradient():
     params = start(3, 4, weight=0.9, bias=0.1)
     steps = train(params, X, Y, phi=SIGMOID, learning_rate=0.25)
     for values, gradients in zip(steps.params, steps.gradients, strict=True):
-        np.testing.assert_allclose(np.diff(values, axis=0), -0.25 * gradients[:-1], atol=1e-15)
+        chex.assert_trees_all_close(np.diff(values, axis=0), -0.25 * gradients[:-1], atol=1e-15)
 
 
 def test_one_neuron_is_logistic_regression():
     step = lecture(depth=1, x=LECTURE_X[:1])
     a = 1 / (1 + np.exp(-LECTURE_X[0].sum() - 1))
-    assert step.gradients.weights.shape == (1, 0)
-    np.testing.assert_allclose(step.gradients.first[0], LECTURE_X[0] * (a - 1), rtol=1e-14)
+    chex.assert_shape(step.gradients.weights, (1, 0))
+    chex.assert_trees_all_close(step.gradients.first[0], LECTURE_X[0] * (a - 1), rtol=1e-14)
 
 
 def test_a_thousand_neurons():
@@ -172,7 +173,11 @@ def test_float32_loses_what_a_float32_network_loses():
         params, LECTURE_X, np.ones(5), phi=SIGMOID, learning_rate=1.0, dtype=np.float32
     )
     weights = np.concatenate([found.first[:, 1:], found.weights], axis=1)
-    assert weights.dtype == np.float32
+    chex.assert_type(weights, np.float32)
     still = (weights[-1] == weights[0]).nonzero()[0] + 1
     assert still.tolist() == unmoved
     assert unmoved_in_float32(lecture(), 1.0) == []
+
+
+def test_spans():
+    assert spans([1, 2, 3, 7, 9, 10]) == "w1 to w3, w7, w9 to w10"
