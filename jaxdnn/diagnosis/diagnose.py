@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import jax
 import numpy as np
 import optax
 from jax import Array
 from jaxtyping import Float
 
-from jaxdnn.diagnosis import prescribe, verdict
-from jaxdnn.diagnosis.bands import redrawn_deltas
-from jaxdnn.diagnosis.causes import ranked
-from jaxdnn.diagnosis.counterfactual import confirm
-from jaxdnn.diagnosis.examine import Examination, examine
-from jaxdnn.diagnosis.first_step import take_first_step
-from jaxdnn.diagnosis.optimizers import make_optimizer
-from jaxdnn.diagnosis.probe import Edit, run
-from jaxdnn.diagnosis.profile import make_layers
-from jaxdnn.diagnosis.rehearsal import Forward, Rehearsal, Scales, make_rehearsal
-from jaxdnn.diagnosis.remedies import Change
-from jaxdnn.diagnosis.result import Diagnosis
-from jaxdnn.diagnosis.training_causes import find_training_causes
+from jaxdnn.diagnosis.causes import find_causes, find_training_causes, ranked
+from jaxdnn.diagnosis.fixes import Tried
+from jaxdnn.diagnosis.measure import Exam, examine
+from jaxdnn.diagnosis.profile import layer_profiles, redrawn_deltas
+from jaxdnn.diagnosis.result import Diagnosis, Prescription
+from jaxdnn.diagnosis.search import confirm, try_fixes
+from jaxdnn.diagnosis.trial import HORIZON, TRAINS, Scales, Trials, parse_optimizer, verdict_of
+
+# A network that learns all within the trial comes to 0.94: nothing is tried from here on.
+_WELL = 0.9
+_MOST_SHOWN = 5
 
 
 def diagnose(
@@ -36,7 +33,7 @@ def diagnose(
     loss: Callable[[Any, Any], Array] | None = None,
     optimizer: str | optax.GradientTransformation = "sgd:0.1",
     seed: int = 0,
-    horizon: int = verdict.HORIZON,
+    horizon: int = HORIZON,
     try_changes: bool = True,
     progress: bool = False,
 ) -> Diagnosis:
@@ -56,109 +53,59 @@ def diagnose(
       seed: of dropout.
       horizon: steps that the training may take.
       try_changes: look for prescriptions, and confirm the first cause, unless all goes well.
-      progress: show a bar on stderr while changes are tried.
+      progress: show a bar on stderr while fixes are tried.
 
     Raises:
       InputError: the model, the inputs or the loss cannot be examined; it says what to give.
     """
-    transformation = make_optimizer(optimizer)
-    seen = examine(model, inputs, targets, loss=loss, seed=seed)
-    rehearse = make_rehearse(seen, transformation, inputs, targets)
-
-    def attempt(change: Change) -> float:
-        rehearsed = rehearse(change.params, change.edits, change.scales)
-        return verdict.score(rehearsed, horizon=horizon)
-
-    rehearsed = rehearse(seen.params, {}, Scales())
-    value = verdict.score(rehearsed, horizon=horizon) if seen.measured.finite else 0.0
-    causes, tried = seen.causes, []
-    if try_changes and value < prescribe.WELL and (value < verdict.TRAINS or causes):
-        first = take_first_step(seen, transformation)
+    transformation = parse_optimizer(optimizer)
+    exam = examine(model, inputs, targets, loss=loss, seed=seed)
+    causes = find_causes(exam)
+    trials = Trials(exam, transformation, horizon=horizon)
+    trial = trials.program({})(exam.params, Scales())
+    score = trials.score(trial) if exam.measured.finite else 0.0
+    prescriptions: tuple[Prescription, ...] = ()
+    if try_changes and score < _WELL and (score < TRAINS or causes):
         with ThreadPoolExecutor(1) as beside:
-            confirmed = beside.submit(confirm, seen, inputs, targets)
-            tried = prescribe.try_changes(seen, first, value, attempt, progress=progress)
+            confirmed = beside.submit(confirm, exam, causes)
+            attempt = try_fixes(trials, causes, score, progress=progress)
             causes = confirmed.result()
-        if value < verdict.TRAINS:
-            causes = ranked([*causes, *find_training_causes(seen, first, tried)])
-    deltas = redrawn_deltas(seen, inputs, targets)
+        if score < TRAINS:
+            causes = ranked([*causes, *find_training_causes(attempt)])
+        prescriptions = tuple(_prescription(each, score) for each in attempt.tried[:_MOST_SHOWN])
+    deltas = redrawn_deltas(exam)
     return Diagnosis(
-        verdict=verdict.word(value),
-        score=value,
-        reason=_reason(seen, deltas, np.asarray(rehearsed.loss)),
-        layers=make_layers(seen, deltas),
+        verdict=verdict_of(score),
+        score=score,
+        reason=_reason(exam, deltas, np.asarray(trial.loss)),
+        layers=layer_profiles(exam, deltas),
         causes=causes,
-        prescriptions=prescribe.prescriptions(tried, value),
-        loss=seen.measured.loss,
+        prescriptions=prescriptions,
+        loss=exam.measured.loss,
         optimizer=optimizer if isinstance(optimizer, str) else "the given optimizer",
     )
 
 
-def make_rehearse(
-    seen: Examination, optimizer: optax.GradientTransformation, inputs: Any, targets: Any
-) -> Callable[[Any, Mapping[int, Edit], Scales], Rehearsal]:
-    """Return `(params, edits, scales) -> Rehearsal` of changed parameters in an edited network."""
-
-    def make(edits: Mapping[int, Edit]) -> Callable[..., Rehearsal]:
-        forward = edited(seen, edits) if edits else seen.network.apply
-        return make_rehearsal(
-            _narrowed(forward, seen.params), seen.loss, optimizer, num_steps=verdict.NUM_STEPS
-        )
-
-    plain = make({})
-    # Changes that share their edits share a program. Kept with it, an id stays theirs.
-    made: dict[int, tuple[Mapping[int, Edit], Callable[..., Rehearsal]]] = {}
-
-    def rehearse(params: Any, edits: Mapping[int, Edit], scales: Scales) -> Rehearsal:
-        if edits and id(edits) not in made:
-            made[id(edits)] = edits, make(edits)
-        run_it = made[id(edits)][1] if edits else plain
-        return run_it(params, inputs, targets, seen.key, scales)
-
-    return rehearse
-
-
-def _narrowed(forward: Forward, like: Any) -> Forward:
-    """Return a network that takes wider parameters than its own, and calculates as before."""
-
-    def narrowed(params: Any, inputs: Any, key: Array | None) -> Array:
-        params = jax.tree.map(lambda wide, own: wide.astype(own.dtype), params, like)
-        return forward(params, inputs, key)
-
-    return narrowed
-
-
-def edited(seen: Examination, edits: Mapping[int, Edit]) -> Forward:
-    """Return the network with edits, as `(params, inputs, key) -> logits`."""
-    program = seen.graph.program
-
-    def forward(params: Any, inputs: Any, key: Array | None) -> Array:
-        return run(program, (params, inputs, key), edits)[program.output]
-
-    return forward
+def _prescription(tried: Tried, before: float) -> Prescription:
+    return Prescription(tried.fix.words, tried.fix.code, before, tried.score)
 
 
 def assert_trainable(model: Any, inputs: Any, targets: Any, **options: Any) -> None:
     """Raise AssertionError with the diagnosis unless the verdict is `trains`.
 
-    Args:
-      model: as in `diagnose`.
-      inputs: likewise.
-      targets: likewise.
-      **options: likewise.
+    Arguments as those of `diagnose`.
     """
     diagnosis = diagnose(model, inputs, targets, **options)
     if diagnosis.verdict != "trains":
         raise AssertionError(str(diagnosis))
 
 
-def _reason(
-    seen: Examination, deltas: Float[np.ndarray, "seed layer+1"], losses: np.ndarray
-) -> str:
+def _reason(exam: Exam, deltas: Float[np.ndarray, "seed layer+1"], losses: np.ndarray) -> str:
     """Say in numbers what stands behind the verdict."""
-    measured = seen.measured
+    measured = exam.measured
     if not measured.finite:
         return "the loss or its gradient is not finite at the start"
-    first, last = (measured.delta[seen.graph.layers[i].z] for i in (0, -1))
+    first, last = (measured.delta[exam.graph.layers[i].z] for i in (0, -1))
     spread = measured.logits_spread / measured.logits_rms if measured.logits_rms else 0.0
     ratio = first / last if last else math.nan
     with np.errstate(divide="ignore", invalid="ignore"):

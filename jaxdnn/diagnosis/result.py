@@ -5,101 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from typing import Any, Literal
+from typing import Any
 
+from jaxdnn.diagnosis.causes import Cause
+from jaxdnn.diagnosis.profile import LayerProfile
+from jaxdnn.diagnosis.trial import Verdict
 from jaxdnn.run_folder import without_nan
 
-Verdict = Literal["trains", "at risk", "will not train"]
-CauseName = Literal[
-    "weights too small",
-    "weights too large",
-    "zero weights",
-    "fan-out for fan-in",
-    "saturating activation",
-    "dead units",
-    "bias too large",
-    "softmax twice",
-    "missing norm",
-    "dropout",
-    "padding",
-    "gain too small everywhere",
-    "gain too large everywhere",
-    "not finite",
-    "underflow",
-    "inputs look alike",
-    "signal too large",
-    "gradient below epsilon",
-    "step rounded away",
-    "learning rate too small",
-    "learning rate too large",
-]
 # Rows of the printed table beyond which its middle is left out.
 _MOST_ROWS = 24
-
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """One layer, the first nearest the input.
-
-    Attributes:
-      path: in the user's own model.
-      kind: `dense`, `conv` or `embedding`.
-      fan_in: summands of a pre-activation.
-      fan_out: pre-activations that an input reaches.
-      pre_activation_mean: over batch and units.
-      pre_activation_rms: root mean square.
-      correlation: mean cosine between the pre-activations of two examples.
-      delta_rms: root mean square of dL/dz.
-      delta_rms_by_example: the same for each example.
-      delta_band: the least and the greatest delta_rms with weights of the same scale drawn anew.
-      factor: delta_rms over that of the layer above (of the logits for the last).
-      factor_band: as delta_band.
-      terms: log of the factor as a sum; see `jaxdnn.diagnosis.terms`.
-      dead: share of units with slope 0 in the whole batch; 0 without an activation.
-      saturated: share with less than 1 % of the greatest slope.
-      kernel_rms: root mean square of the weights.
-      kernel_grad_rms: of their gradient.
-      kernel_grad_ratio: that over kernel_rms.
-    """
-
-    path: str
-    kind: str
-    fan_in: float
-    fan_out: float
-    pre_activation_mean: float
-    pre_activation_rms: float
-    correlation: float
-    delta_rms: float
-    delta_rms_by_example: tuple[float, ...]
-    delta_band: tuple[float, float]
-    factor: float
-    factor_band: tuple[float, float]
-    terms: dict[str, float]
-    dead: float
-    saturated: float
-    kernel_rms: float
-    kernel_grad_rms: float
-    kernel_grad_ratio: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Cause:
-    """Something wrong with a layer.
-
-    Attributes:
-      path: of the layer.
-      cause: what it is.
-      evidence: the numbers that say so.
-      strength: deviation over the spread of healthy networks.
-      recovery: log10 of the factor by which the first layer's delta changes once the Jacobian of
-        this layer is the identity; NaN where that was not tried.
-    """
-
-    path: str
-    cause: CauseName
-    evidence: str
-    strength: float
-    recovery: float = math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +39,7 @@ class Diagnosis:
 
     Attributes:
       verdict: `trains`, `at risk` or `will not train`.
-      score: in [0, 1]; see `jaxdnn.diagnosis.verdict`.
+      score: in [0, 1]; see `jaxdnn.diagnosis.trial`.
       reason: the numbers behind the verdict, in a line.
       layers: in the order in which they run.
       causes: worst first.
@@ -137,7 +51,7 @@ class Diagnosis:
     verdict: Verdict
     score: float
     reason: str
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerProfile, ...]
     causes: tuple[Cause, ...]
     prescriptions: tuple[Prescription, ...]
     loss: float
@@ -178,13 +92,13 @@ class Diagnosis:
 
     def _repr_html_(self) -> str:
         # Only here: matplotlib takes a second to load.
-        from jaxdnn.report import fragment
+        from jaxdnn.diagnosis.page import fragment
 
         return fragment(self.to_dict())
 
     def to_html(self) -> str:
         """Return a page in one piece: pictures, formulas and words for every finding."""
-        from jaxdnn.report import page
+        from jaxdnn.diagnosis.page import page
 
         return page(self.to_dict())
 
