@@ -11,10 +11,8 @@ import pytest
 from flax import nnx
 
 from jaxdnn import assert_trainable, check, diagnose
-from jaxdnn.diagnosis.counterfactual import bridged_change
-from jaxdnn.diagnosis.examine import examine
-from jaxdnn.diagnosis.rehearsal import Rehearsal
-from jaxdnn.diagnosis.verdict import score
+from jaxdnn.diagnosis import Trial, examine, score_trial
+from jaxdnn.diagnosis.search import bridged_change
 from jaxdnn.errors import InputError
 from tests.diagnosis import zoo
 
@@ -63,8 +61,8 @@ def test_vanishing_network_does_not_and_critical_weights_help():
 def test_bridge_takes_delta_past_a_small_layer():
     (apply, kernels), inputs, targets = deep(2.0)
     kernels[4] = 0.01 * kernels[4]
-    seen = examine((apply, kernels), inputs, targets)
-    at, beside = (bridged_change(seen, inputs, targets, cut) for cut in (4, 7))
+    exam = examine((apply, kernels), inputs, targets)
+    at, beside = (bridged_change(exam, cut) for cut in (4, 7))
     assert at == pytest.approx(2, abs=0.5)
     assert abs(beside) < 0.5
 
@@ -72,27 +70,27 @@ def test_bridge_takes_delta_past_a_small_layer():
 def test_score_follows_what_is_learnt_and_not_the_constant():
     steps = np.arange(31.0)
 
-    def rehearsed(loss, constant):
-        return Rehearsal(loss, loss, constant, np.ones(()))
+    def tried(loss, constant):
+        return Trial(loss, loss, constant, np.ones(()))
 
     flat = np.ones(31)
-    assert score(rehearsed(1 - 0.01 * steps, 1 - 0.01 * steps)) == 0
-    assert score(rehearsed(flat * math.nan, flat)) == 0
-    assert score(rehearsed(flat + steps, flat)) == 0
-    slow, fast = (score(rehearsed(1 - rate * steps, flat)) for rate in (1e-4, 1e-2))
+    assert score_trial(tried(1 - 0.01 * steps, 1 - 0.01 * steps)) == 0
+    assert score_trial(tried(flat * math.nan, flat)) == 0
+    assert score_trial(tried(flat + steps, flat)) == 0
+    slow, fast = (score_trial(tried(1 - rate * steps, flat)) for rate in (1e-4, 1e-2))
     assert 0 < slow < 0.5 < fast < 1
 
 
 def test_what_is_learnt_counts_beneath_random_logits_and_what_was_there_by_chance_does_not():
     steps, flat = np.arange(31.0), np.ones(31)
-    learnt = score(Rehearsal(1 - 0.01 * steps, 1 - 0.01 * steps, flat, np.ones(())))
+    learnt = score_trial(Trial(1 - 0.01 * steps, 1 - 0.01 * steps, flat, np.ones(())))
     # The same beneath random logits that cost 0.2, and with a chance gain of 0.1 from the start.
-    assert score(Rehearsal(1.2 - 0.01 * steps, 1 - 0.01 * steps, flat, np.ones(()))) < learnt
-    hidden = Rehearsal(1.2 - 0.01 * steps, 0.9 - 0.01 * steps, flat, np.ones(()))
-    assert score(hidden) == pytest.approx(
-        score(Rehearsal(1.2 - 0.01 * steps, 1 - 0.01 * steps, flat, np.ones(())))
+    assert score_trial(Trial(1.2 - 0.01 * steps, 1 - 0.01 * steps, flat, np.ones(()))) < learnt
+    hidden = Trial(1.2 - 0.01 * steps, 0.9 - 0.01 * steps, flat, np.ones(()))
+    assert score_trial(hidden) == pytest.approx(
+        score_trial(Trial(1.2 - 0.01 * steps, 1 - 0.01 * steps, flat, np.ones(())))
     )
-    assert score(Rehearsal(1.2 * flat, 0.9 * flat, flat, np.ones(()))) == 0
+    assert score_trial(Trial(1.2 * flat, 0.9 * flat, flat, np.ones(()))) == 0
 
 
 def not_scalar(logits, targets):

@@ -2,18 +2,18 @@
 
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
-from typing import get_args
 
 import pytest
 
-from jaxdnn.diagnosis.result import Cause, CauseName, Diagnosis, Layer, Prescription
-from jaxdnn.report.explanations import EXPLANATIONS, QUANTITIES
+from jaxdnn.diagnosis import CAUSES, Cause, Diagnosis, Prescription
+from jaxdnn.diagnosis.causes import QUANTITIES
+from jaxdnn.diagnosis.profile import LayerProfile
 
 VOID = {"meta"}
 
 
 def layer(path, delta):
-    return Layer(
+    return LayerProfile(
         path=path,
         kind="dense",
         fan_in=4.0,
@@ -35,7 +35,7 @@ def layer(path, delta):
     )
 
 
-def diagnosis(cause: CauseName = "dead units", path="a<b>"):
+def diagnosis(cause="dead units", path="a<b>"):
     return Diagnosis(
         verdict="will not train",
         score=0.01,
@@ -73,9 +73,9 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-@pytest.mark.parametrize("cause", get_args(CauseName))
+@pytest.mark.parametrize("cause", CAUSES)
 def test_every_cause_has_its_words_formula_and_picture(cause):
-    assert EXPLANATIONS[cause].quantity in QUANTITIES
+    assert CAUSES[cause].quantity in QUANTITIES
     html = diagnosis(cause).to_html()
     assert html.count("<svg") == 2
     assert cause in html

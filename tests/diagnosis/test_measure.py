@@ -1,7 +1,10 @@
 """What is measured is the user's own network: same logits, same gradients, nothing changed."""
 
+import functools
 import itertools
+from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +13,9 @@ import pytest
 from flax import nnx
 
 from jaxdnn.activations import make_activation
-from jaxdnn.diagnosis.adapters import leaf_names, make_network
-from jaxdnn.diagnosis.examine import examine
-from jaxdnn.diagnosis.graph import make_graph
-from jaxdnn.diagnosis.measure import make_pass
-from jaxdnn.diagnosis.terms import layer_terms, log_factor
-from jaxdnn.diagnosis.trace import trace
+from jaxdnn.diagnosis import examine
+from jaxdnn.diagnosis.measure import Exam
+from jaxdnn.diagnosis.profile import layer_terms, log_factor
 from jaxdnn.layers import BlockOptions
 from jaxdnn.models import make_mlp
 from tests.diagnosis import zoo
@@ -81,51 +81,78 @@ WAYS = {
 }
 
 
+# One network of every kind that a law is about; the others are of the same kinds.
+SLOW = {"mlp", "linen_mlp", "linen_resnet", "linen_transformer"}
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in zoo.ZOO]
+
+
 def cross_entropy(logits, labels):
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-@pytest.mark.parametrize("name", zoo.ZOO)
-def test_logits_and_gradients_are_those_of_the_untouched_model(name):
+def state_of(model):
+    """All arrays of an NNX module, keys as numbers; nothing of other models."""
+    if not isinstance(model, nnx.Module):
+        return {}
+
+    def copied(x):
+        is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return np.array(jax.random.key_data(x) if is_key else x)
+
+    return jax.tree.map(copied, nnx.to_pure_dict(nnx.state(model)))
+
+
+class Examined(NamedTuple):
+    model: Any
+    graphdef: Any
+    state: Any
+    exam: Exam
+
+
+@functools.cache
+def examined(name):
+    """A network of the zoo, set to evaluation, how it was before, and its examination."""
     make, inputs = zoo.ZOO[name]
-    network, key = make_network(make()), jax.random.key(5)
-    graph = make_graph(
-        trace(network.apply, network.params, inputs, key), leaf_names(network.params)
-    )
-    raw = make_pass(graph, cross_entropy)(network.params, inputs, zoo.TARGETS, key)
-    assert [site.path for site in graph.layers] == PATHS[name]
+    model, graphdef = make(), None
+    if isinstance(model, nnx.Module):
+        model.eval()
+        graphdef = nnx.graphdef(model)
+    state = state_of(model)
+    return Examined(model, graphdef, state, examine(model, inputs, zoo.TARGETS, seed=5))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_and_gradients_are_those_of_the_untouched_model(name):
+    exam = examined(name).exam
+    arrays = exam.run_pass(exam.params, exam.inputs, exam.targets, exam.key)
 
     def loss(params):
-        logits = network.apply(params, inputs, key)
+        logits = exam.network.apply(params, exam.inputs, exam.key)
         return cross_entropy(logits, zoo.TARGETS), logits
 
-    grads, logits = jax.grad(loss, has_aux=True)(network.params)
-    np.testing.assert_allclose(raw.logits, logits, rtol=2e-5, atol=1e-6)
-    for ours, theirs in zip(jax.tree.leaves(raw.grads), jax.tree.leaves(grads), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+    grads, logits = jax.jit(jax.grad(loss, has_aux=True))(exam.params)
+    chex.assert_trees_all_close(arrays.logits, logits, rtol=2e-5, atol=1e-6)
+    chex.assert_trees_all_close(arrays.grads, grads, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layers_are_found_and_what_lies_between_them(name):
+    graph = examined(name).exam.graph
+    assert [layer.path for layer in graph.layers] == PATHS[name]
     for (model, path), kinds in WAYS.items():
         if model == name:
-            link = graph.links[PATHS[name].index(path)]
-            assert [station.kind for station in link.stations] == kinds
+            edge = graph.edges[PATHS[name].index(path)]
+            assert edge.kinds == kinds
+            assert all(each.above == edge.above for each in edge.segments)
+            assert all(each.below == edge.below for each in edge.segments)
 
 
 def test_nnx_module_is_left_as_it_was_and_seen_in_training_mode():
-    model = zoo.CNN(nnx.Rngs(0))
-    model.eval()
-    before = jax.tree.map(lambda x: np.array(jax.random.key_data(x)) if is_key(x) else np.array(x),
-                          nnx.to_pure_dict(nnx.state(model)))  # fmt: skip
-    graphdef = nnx.graphdef(model)
-    statistics = examine(model, zoo.IMAGES, zoo.TARGETS).measured
-    assert statistics.kept
-    assert min(statistics.kept.values()) < 1
-    after = jax.tree.map(lambda x: np.array(jax.random.key_data(x)) if is_key(x) else np.array(x),
-                         nnx.to_pure_dict(nnx.state(model)))  # fmt: skip
+    model, graphdef, state, exam = examined("cnn")
+    (kept,) = exam.measured.kept.values()
+    assert kept < 1
     assert nnx.graphdef(model) == graphdef
-    jax.tree.map(np.testing.assert_array_equal, before, after)
-
-
-def is_key(x):
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    chex.assert_trees_all_equal(state_of(model), state)
 
 
 def test_delta_and_pre_activations_are_those_of_the_probes_in_models():
@@ -140,29 +167,26 @@ def test_delta_and_pre_activations_are_those_of_the_probes_in_models():
         return cross_entropy(output.logits, zoo.TARGETS), output.pre_activations
 
     deltas, z = jax.grad(loss, has_aux=True)(zeros)
-    seen = examine((lambda p, x: model.apply(p, stats, x).logits, params), zoo.VECTORS, zoo.TARGETS)
-    assert [site.path for site in seen.graph.layers] == [
+    exam = examine((lambda p, x: model.apply(p, stats, x).logits, params), zoo.VECTORS, zoo.TARGETS)
+    assert [layer.path for layer in exam.graph.layers] == [
         "layers/0/linear",
         "layers/1/linear",
         "head",
     ]
     for index, path in enumerate(zeros):
-        site = seen.graph.layers[index]
+        layer = exam.graph.layers[index]
         expected = np.sqrt(np.mean(np.square(deltas[path], dtype=np.float64)))
-        assert seen.measured.delta[site.z] == pytest.approx(expected, rel=1e-5)
+        assert exam.measured.delta[layer.z] == pytest.approx(expected, rel=1e-5)
         expected = np.sqrt(np.mean(np.square(z[path], dtype=np.float64)))
-        assert seen.measured.forward[index].rms == pytest.approx(expected, rel=1e-5)
+        assert exam.measured.signals[index].rms == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "name", ["cnn", "resnet", "transformer", "linen_resnet", "linen_transformer"]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_terms_sum_to_the_log_of_the_factor(name):
-    make, inputs = zoo.ZOO[name]
-    seen = examine(make(), inputs, zoo.TARGETS)
-    for index in range(len(seen.graph.layers)):
-        terms = layer_terms(seen.graph, seen.measured, index)
-        factor = log_factor(seen.graph, seen.measured, index)
+    exam = examined(name).exam
+    for index in range(len(exam.graph.layers)):
+        terms = layer_terms(exam, index)
+        factor = log_factor(exam, index)
         assert sum(terms.values()) == pytest.approx(factor, abs=1e-9)
 
 
@@ -178,10 +202,10 @@ def test_terms_of_a_wide_network_are_those_of_theory():
             x = jax.nn.relu(x @ kernel)
         return x @ params[-1]
 
-    seen = examine((apply, params), zoo.normal(9, 64, 400), jnp.arange(64))
+    exam = examine((apply, params), zoo.normal(9, 64, 400), jnp.arange(64))
     for layer in (0, 1, 2):
         fan_in, fan_out = widths[layer + 1 : layer + 3]
-        terms = layer_terms(seen.graph, seen.measured, layer)
+        terms = layer_terms(exam, layer)
         assert terms["weights"] == pytest.approx(np.log(2 * fan_out / fan_in) / 2, abs=0.02)
         assert terms["activation"] == pytest.approx(-np.log(2) / 2, abs=0.05)
         assert terms["remainder"] == pytest.approx(0, abs=0.08)
@@ -200,6 +224,6 @@ def test_share_of_taps_inside_the_map(side, stride, padding, expected):
         return y.mean((1, 2))
 
     model = (apply, {"conv": zoo.normal(0, 3, 3, 2, 3)})
-    seen = examine(model, zoo.normal(1, 6, side, side, 2), zoo.TARGETS)
-    assert seen.graph.layers[0].inside == pytest.approx(expected)
-    assert seen.graph.layers[0].fan_in == 18
+    exam = examine(model, zoo.normal(1, 6, side, side, 2), zoo.TARGETS)
+    assert exam.graph.layers[0].inside == pytest.approx(expected)
+    assert exam.graph.layers[0].fan_in == 18

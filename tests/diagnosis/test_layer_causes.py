@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdnn.diagnosis.examine import examine
+from jaxdnn.diagnosis import examine, find_causes
 from tests.diagnosis.zoo import normal
 
 DEPTH, WIDTH, BATCH = 8, 48, 24
@@ -40,8 +40,7 @@ def make(fault=None, layer=3):
         return jax.nn.softmax(logits) if fault == "softmax" else logits
 
     params = list(zip(kernels, biases, strict=True))
-    seen = examine((apply, params), normal(99, BATCH, WIDTH), jnp.arange(BATCH) % 10)
-    return seen.causes
+    return find_causes(examine((apply, params), normal(99, BATCH, WIDTH), jnp.arange(BATCH) % 10))
 
 
 @pytest.mark.parametrize(
@@ -78,5 +77,5 @@ def test_block_opened_by_a_norm_misses_none_at_its_end():
             x = x + jax.nn.gelu(h @ kernel)
         return x @ params[-1]
 
-    seen = examine((apply, kernels), normal(99, BATCH, WIDTH), jnp.arange(BATCH) % 10)
-    assert "missing norm" not in {cause.cause for cause in seen.causes}
+    exam = examine((apply, kernels), normal(99, BATCH, WIDTH), jnp.arange(BATCH) % 10)
+    assert "missing norm" not in {cause.cause for cause in find_causes(exam)}

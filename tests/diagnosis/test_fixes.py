@@ -6,14 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdnn.diagnosis.critical import critical
-from jaxdnn.diagnosis.diagnose import edited
-from jaxdnn.diagnosis.examine import examine
-from jaxdnn.diagnosis.rectify import rectifiers
-from jaxdnn.diagnosis.rehearsal import Rehearsal, Scales, make_rehearsal
-from jaxdnn.diagnosis.remedies import batch_norms, shortcuts
-from jaxdnn.diagnosis.terms import log_factor
-from jaxdnn.diagnosis.verdict import score
+from jaxdnn.diagnosis import Scales, Trial, examine, make_trial, score_trial
+from jaxdnn.diagnosis.edit_fixes import batch_norms, rectifiers, shortcuts
+from jaxdnn.diagnosis.fixes import critical_weights
+from jaxdnn.diagnosis.profile import log_factor
 from tests.diagnosis import zoo
 
 WIDTH, HIDDEN = 6, 4
@@ -34,17 +30,17 @@ def network(skip, scale):
     return apply
 
 
-def logits_of(seen, change):
-    return edited(seen, change.edits)(change.params, INPUTS, seen.key)
+def logits_of(exam, group):
+    return exam.edited(group.edits)(group.fixes[0].params, INPUTS, exam.key)
 
 
 @pytest.mark.parametrize(("skip", "words"), [(0, "shortcuts past 4"), (1, "residual branches")])
 def test_every_block_then_adds_over_the_root_of_their_number(skip, words):
-    seen = examine((network(skip, 1.0), KERNELS), INPUTS, TARGETS)
-    (change,) = shortcuts(seen.graph, seen.params, seen.gains)
-    assert change.words.startswith(words)
+    exam = examine((network(skip, 1.0), KERNELS), INPUTS, TARGETS)
+    (group,) = shortcuts(exam, critical_weights(exam))
+    assert group.fixes[0].words.startswith(words)
     expected = network(1, 1 / np.sqrt(HIDDEN))(KERNELS, INPUTS)
-    np.testing.assert_allclose(logits_of(seen, change), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(logits_of(exam, group), expected, rtol=1e-5, atol=1e-5)
 
 
 def plain(phi, norm=lambda z: z):
@@ -59,23 +55,23 @@ def plain(phi, norm=lambda z: z):
 
 
 def test_what_has_a_mean_is_added_over_the_number_of_blocks():
-    seen = examine((plain(jax.nn.relu), KERNELS), INPUTS, TARGETS)
-    (change,) = shortcuts(seen.graph, seen.params, seen.gains)
+    exam = examine((plain(jax.nn.relu), KERNELS), INPUTS, TARGETS)
+    (group,) = shortcuts(exam, critical_weights(exam))
     h = jax.nn.relu(INPUTS @ KERNELS[0])
     for kernel in KERNELS[1:-1]:
         h = h + jax.nn.relu(h @ kernel) / HIDDEN
-    np.testing.assert_allclose(logits_of(seen, change), h @ KERNELS[-1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(logits_of(exam, group), h @ KERNELS[-1], rtol=1e-5, atol=1e-5)
 
 
 def test_relu_replaces_the_activations_with_hes_weights():
-    seen = examine((plain(jax.nn.sigmoid), KERNELS), INPUTS, TARGETS)
-    change = next(rectifiers(seen.graph, seen.measured, seen.params, seen.gains))
-    sigmas = [np.sqrt(np.mean(k**2) * len(k)) for k in change.params]
+    exam = examine((plain(jax.nn.sigmoid), KERNELS), INPUTS, TARGETS)
+    group = next(rectifiers(exam))
+    sigmas = [np.sqrt(np.mean(k**2) * len(k)) for k in group.fixes[0].params]
     np.testing.assert_allclose(sigmas, [1.0, *[np.sqrt(2)] * (HIDDEN + 1)], rtol=1e-5)
-    expected = plain(jax.nn.relu)(change.params, INPUTS)
-    np.testing.assert_allclose(logits_of(seen, change), expected, rtol=1e-5, atol=1e-5)
+    expected = plain(jax.nn.relu)(group.fixes[0].params, INPUTS)
+    np.testing.assert_allclose(logits_of(exam, group), expected, rtol=1e-5, atol=1e-5)
     rectified = examine((plain(jax.nn.relu), KERNELS), INPUTS, TARGETS)
-    assert not list(rectifiers(rectified.graph, rectified.measured, KERNELS, rectified.gains))
+    assert not list(rectifiers(rectified))
 
 
 def normalised(axis):
@@ -87,12 +83,12 @@ def normalised(axis):
 
 
 def test_batch_norm_stands_in_for_layer_norm():
-    seen = examine((plain(jnp.tanh, normalised(-1)), KERNELS), INPUTS, TARGETS)
-    (change,) = batch_norms(seen.graph, seen.params)
+    exam = examine((plain(jnp.tanh, normalised(-1)), KERNELS), INPUTS, TARGETS)
+    (group,) = batch_norms(exam)
     expected = plain(jnp.tanh, normalised(0))(KERNELS, INPUTS)
-    np.testing.assert_allclose(logits_of(seen, change), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(logits_of(exam, group), expected, rtol=1e-4, atol=1e-4)
     over_batch = examine((plain(jnp.tanh, normalised(0)), KERNELS), INPUTS, TARGETS)
-    assert not list(batch_norms(over_batch.graph, KERNELS))
+    assert not list(batch_norms(over_batch))
 
 
 def test_critical_weights_and_biases_keep_a_wide_network_at_one():
@@ -106,28 +102,28 @@ def test_critical_weights_and_biases_keep_a_wide_network_at_one():
         return x @ params[-1]["kernel"]
 
     inputs = zoo.normal(9, 32, width)
-    seen = examine((apply, params), inputs, jnp.arange(32))
-    change = critical(seen.graph, seen.measured, params, seen.gains)
-    after = examine((apply, change.params), inputs, jnp.arange(32))
+    exam = examine((apply, params), inputs, jnp.arange(32))
+    fix = critical_weights(exam)
+    after = examine((apply, fix.params), inputs, jnp.arange(32))
     for layer in range(1, 5):
-        assert after.measured.forward[layer].rms == pytest.approx(1, rel=0.05)
-        factor = log_factor(after.graph, after.measured, layer - 1)
+        assert after.measured.signals[layer].rms == pytest.approx(1, rel=0.05)
+        factor = log_factor(after, layer - 1)
         assert factor == pytest.approx(0, abs=0.05)
-    assert "sigma_b" in change.words
+    assert "sigma_b" in fix.words
 
 
 def test_rate_of_a_rehearsal_is_a_factor_on_the_learning_rate():
     def loss(logits, targets):
         return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
 
-    def rehearsed(learning_rate, rate=1.0):
-        rehearse = make_rehearsal(
+    def tried(learning_rate, rate=1.0):
+        rehearse = make_trial(
             lambda params, x, _: x @ params, loss, optax.sgd(learning_rate), num_steps=5
         )
         return rehearse(jnp.zeros((5, 3)), INPUTS, TARGETS, jax.random.key(0), Scales(rate)).loss
 
-    np.testing.assert_allclose(rehearsed(1.0, 0.1), rehearsed(0.1), rtol=1e-6)
-    assert rehearsed(1.0)[-1] < rehearsed(0.1)[-1]
+    np.testing.assert_allclose(tried(1.0, 0.1), tried(0.1), rtol=1e-6)
+    assert tried(1.0)[-1] < tried(0.1)[-1]
 
 
 def test_loss_that_comes_down_from_far_scores_by_when_it_is_down():
@@ -135,7 +131,7 @@ def test_loss_that_comes_down_from_far_scores_by_when_it_is_down():
 
     def down(pace):
         loss = np.exp(20 - pace * steps)
-        return score(Rehearsal(loss, loss, constant, np.ones(())), horizon=300)
+        return score_trial(Trial(loss, loss, constant, np.ones(())), horizon=300)
 
     assert down(0.0) == 0
     assert down(-0.1) == 0
@@ -145,4 +141,4 @@ def test_loss_that_comes_down_from_far_scores_by_when_it_is_down():
     assert down(0.1) < down(0.2)
     # Down there for long, and nothing learnt: it is dead.
     stuck = np.maximum(np.exp(20 - 2 * steps), 1.0)
-    assert score(Rehearsal(stuck, stuck, constant, np.ones(())), horizon=300) == 0
+    assert score_trial(Trial(stuck, stuck, constant, np.ones(())), horizon=300) == 0
