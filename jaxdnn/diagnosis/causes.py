@@ -9,6 +9,7 @@ import dataclasses
 import enum
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from jaxdnn.diagnosis import edit_fixes, fixes, layer_causes, training_causes
@@ -145,8 +146,8 @@ _TABLE = (
         "fan-out for fan-in",
         Place.LAYER,
         "Var W = g² / fan_out  instead of  g² / fan_in",
-        "The weights have the variance that fits the layer's outputs, not its inputs, "
-        "so the signal changes by √(fan_in / fan_out).",
+        "The weights have the variance that fits the layer's outputs, not its inputs, so the "
+        "signal changes by √(fan_in / fan_out).",
         "weights",
         find=layer_causes.fan_out_weights,
         fixes=(fixes.usual_weights,),
@@ -155,20 +156,20 @@ _TABLE = (
         "weights too small",
         Place.LAYER,
         _SCALE,
-        "Every signal and every gradient that passes this layer is multiplied by the "
-        "scale of its weights, which is far below that of the other layers.",
+        "Every signal and every gradient that passes this layer is multiplied by the scale of "
+        "its weights, which is far below that of the other layers.",
         "weights",
-        find=layer_causes.small_weights,
+        find=partial(layer_causes.deviating_weights, large=False),
         fixes=(fixes.usual_weights,),
     ),
     CauseKind(
         "weights too large",
         Place.LAYER,
         _SCALE,
-        "Every signal and every gradient that passes this layer is multiplied by the "
-        "scale of its weights, which is far above that of the other layers.",
+        "Every signal and every gradient that passes this layer is multiplied by the scale of "
+        "its weights, which is far above that of the other layers.",
         "weights",
-        find=layer_causes.large_weights,
+        find=partial(layer_causes.deviating_weights, large=True),
         fixes=(fixes.usual_weights,),
     ),
     CauseKind(
@@ -177,7 +178,7 @@ _TABLE = (
         "z < 0 for every input ⇒ φ'(z) = 0 ⇒ δ = 0",
         "A unit that is on its flat side for every input has no gradient and never comes back.",
         "dead",
-        find=layer_causes.dead_units,
+        find=partial(layer_causes.heavy_bias, dead=True),
         fixes=(fixes.zero_bias,),
     ),
     CauseKind(
@@ -186,7 +187,7 @@ _TABLE = (
         "z = W x + b,   |b| ≫ RMS(W x)",
         "The bias outweighs the signal, so the unit says the same to every input.",
         "saturated",
-        find=layer_causes.large_bias,
+        find=partial(layer_causes.heavy_bias, dead=False),
         fixes=(fixes.zero_bias,),
     ),
     CauseKind(
@@ -202,8 +203,8 @@ _TABLE = (
         "missing norm",
         Place.ABOVE,
         "z = (h − mean h) / std h",
-        "The other layers bring their pre-activations to unit variance; this one passes "
-        "on whatever scale it receives.",
+        "The other layers bring their pre-activations to unit variance; this one passes on "
+        "whatever scale it receives.",
         "factor",
         find=layer_causes.missing_norm,
     ),
@@ -211,8 +212,8 @@ _TABLE = (
         "dropout",
         Place.ABOVE,
         "x → x · mask / p,   Var → Var / p",
-        "So few units are kept that noise outweighs the signal: two passes of one input "
-        "hardly resemble each other.",
+        "So few units are kept that noise outweighs the signal: two passes of one input hardly "
+        "resemble each other.",
         "factor",
         find=layer_causes.strong_dropout,
         fixes=(edit_fixes.no_dropout,),
@@ -221,8 +222,8 @@ _TABLE = (
         "padding",
         Place.LAYER,
         "factor ≤ ((1 + 2 cos(π / (n + 1))) / 3)²  per 3×3 layer on an n×n map",
-        "Windows at the border multiply zeros. On a small map that is most of them, and "
-        "every layer loses part of the signal.",
+        "Windows at the border multiply zeros. On a small map that is most of them, and every "
+        "layer loses part of the signal.",
         "factor",
         find=layer_causes.padding,
     ),
@@ -230,8 +231,8 @@ _TABLE = (
         "softmax twice",
         Place.LAYER,
         "∂L/∂z = p − y,   p = softmax(softmax(z)) ≈ 1/n",
-        "The loss takes logits. After a softmax of the network's own they lie between 0 "
-        "and 1, and the loss can neither fall far nor send much back.",
+        "The loss takes logits. After a softmax of the network's own they lie between 0 and 1, "
+        "and the loss can neither fall far nor send much back.",
         "factor",
         find=layer_causes.softmax_on_logits,
         fixes=(edit_fixes.no_softmax,),
@@ -242,7 +243,7 @@ _TABLE = (
         _GAIN,
         "Every layer makes the gradient a little smaller, and the depth is the exponent.",
         "factor",
-        find=layer_causes.small_gain,
+        find=partial(layer_causes.shared_gain, small=True),
     ),
     CauseKind(
         "gain too large everywhere",
@@ -250,14 +251,14 @@ _TABLE = (
         _GAIN,
         "Every layer makes the gradient a little larger, and the depth is the exponent.",
         "factor",
-        find=layer_causes.large_gain,
+        find=partial(layer_causes.shared_gain, small=False),
     ),
     CauseKind(
         "not finite",
         Place.FORMAT,
         "|z| > z_max ⇒ z = ∞,   ∞ − ∞ = NaN",
-        "A number beyond the end of its format is infinite, and what is made of "
-        "infinities is not a number: no step can be taken.",
+        "A number beyond the end of its format is infinite, and what is made of infinities is "
+        "not a number: no step can be taken.",
         "signal",
         find=layer_causes.not_finite,
     ),
@@ -265,8 +266,8 @@ _TABLE = (
         "underflow",
         Place.FORMAT,
         "|δ| < δ_min ⇒ δ loses its digits, then δ = 0",
-        "Below the smallest normal number a format has ever fewer digits, and then only "
-        "zero: the gradient is there, but it cannot be written down.",
+        "Below the smallest normal number a format has ever fewer digits, and then only zero: "
+        "the gradient is there, but it cannot be written down.",
         "delta",
         find=layer_causes.underflow,
     ),
@@ -274,8 +275,8 @@ _TABLE = (
         "inputs look alike",
         Place.LAYER,
         "cos(z_a, z_b) → 1  with depth",
-        "Every layer makes two inputs a little more alike, or one mixes so many values "
-        "that only their mean is left. What comes out hardly depends on what goes in.",
+        "Every layer makes two inputs a little more alike, or one mixes so many values that only "
+        "their mean is left. What comes out hardly depends on what goes in.",
         "apart",
         find_in_training=training_causes.inputs_alike,
     ),
@@ -283,8 +284,8 @@ _TABLE = (
         "signal too large",
         Place.LAYER,
         "RMS z_(l+1) / RMS z_l > 1,   L ∝ |z|",
-        "Every layer makes the signal a little larger. The outputs start far from "
-        "anything asked of them, and all they learn at first is to come down.",
+        "Every layer makes the signal a little larger. The outputs start far from anything asked "
+        "of them, and all they learn at first is to come down.",
         "signal",
         find_in_training=training_causes.signal_grows,
     ),
@@ -292,8 +293,8 @@ _TABLE = (
         "gradient below epsilon",
         Place.STEP,
         "step = η m / (√v + ε),   √v ≪ ε ⇒ step ≈ η m / ε",
-        "Adam and its like divide by the gradient's own size, which makes its scale "
-        "irrelevant, until it is smaller than ε: then the steps shrink with it.",
+        "Adam and its like divide by the gradient's own size, which makes its scale irrelevant, "
+        "until it is smaller than ε: then the steps shrink with it.",
         "gradient",
         find_in_training=training_causes.gradient_below_epsilon,
     ),
@@ -301,8 +302,8 @@ _TABLE = (
         "step rounded away",
         Place.STEP,
         "|ΔW| < |W| 2^(−p−1) ⇒ W + ΔW = W",
-        "A number of p binary digits does not change when less than half of its last "
-        "digit is added to it. The parameters need a finer format than the calculation.",
+        "A number of p binary digits does not change when less than half of its last digit is "
+        "added to it. The parameters need a finer format than the calculation.",
         "step",
         find_in_training=training_causes.step_rounded_away,
     ),
@@ -310,19 +311,19 @@ _TABLE = (
         "learning rate too small",
         Place.STEP,
         "ΔW = −η ∂L/∂W,   |ΔW| ≪ |W|",
-        "The gradient arrives, but the steps are so small that nothing is learnt in the "
-        "time there is. For plain SGD a factor on the loss is a factor on the rate.",
+        "The gradient arrives, but the steps are so small that nothing is learnt in the time "
+        "there is. For plain SGD a factor on the loss is a factor on the rate.",
         "step",
-        find_in_training=training_causes.small_rate,
+        find_in_training=partial(training_causes.wrong_rate, small=True),
     ),
     CauseKind(
         "learning rate too large",
         Place.STEP,
         "L(W + ΔW) ≈ L + ∂L/∂W · ΔW  only for small ΔW",
-        "A step goes further than the slope holds, and the loss rises. For plain SGD a "
-        "factor on the loss is a factor on the rate.",
+        "A step goes further than the slope holds, and the loss rises. For plain SGD a factor on "
+        "the loss is a factor on the rate.",
         "step",
-        find_in_training=training_causes.large_rate,
+        find_in_training=partial(training_causes.wrong_rate, small=False),
     ),
 )
 CAUSES = {kind.name: kind for kind in _TABLE}

@@ -55,13 +55,11 @@ class Layer:
       kind: `dense`, `conv` or `embedding`.
       step: index of the product.
       x: number of what the layer sees; None for a look-up by indices.
-      kernel: number of the kernel as used.
       leaf: the largest parameter that it is made of.
-      y: number of the product.
       z: number of the pre-activation.
       bias: number of what is added in between; None if nothing.
-      fan_in: summands of one entry of y.
-      fan_out: entries of y that one entry of x reaches, were there no border.
+      fan_in: summands of one entry of the product.
+      fan_out: entries of the product that one of x reaches, were there no border.
       inside: share of a convolution's taps that fall on the map rather than on its padding.
     """
 
@@ -69,9 +67,7 @@ class Layer:
     kind: str
     step: int
     x: int | None
-    kernel: int
     leaf: Leaf
-    y: int
     z: int
     bias: int | None
     fan_in: float
@@ -87,24 +83,22 @@ def _find_layers(program: Program, names: Sequence[str]) -> tuple[Layer, ...]:
         if (operands := _operands(program, step)) is not None
     ]
     leaves = [_main_leaf(program, kernel, names) for _, _, (_, kernel) in found]
-    used = {leaf for leaf, _ in leaves}
-    crowded = Counter(names[leaf].rpartition("/")[0] for leaf in used)
+    crowded = Counter(names[index].rpartition("/")[0] for index in {leaf.index for leaf in leaves})
     uses: dict[str, int] = defaultdict(int)
     consumers = _find_consumers(program)
     layers = []
-    for (index, step, (x, kernel)), (leaf, part) in zip(found, leaves, strict=True):
-        parent = names[leaf].rpartition("/")[0]
-        path = parent if parent and crowded[parent] == 1 else names[leaf]
-        path = path if part is None else f"{path}[{part}]"
+    for (index, step, (x, kernel)), leaf in zip(found, leaves, strict=True):
+        parent = names[leaf.index].rpartition("/")[0]
+        path = parent if parent and crowded[parent] == 1 else names[leaf.index]
+        path = path if leaf.part is None else f"{path}[{leaf.part}]"
         uses[path] += 1
         if uses[path] > 1:
             path = f"{path}#{uses[path]}"
-        y = step.outputs[0]
-        z, bias = _after_bias(program, consumers, y)
+        z, bias = _after_bias(program, consumers, step.outputs[0])
         fans = _fans(step.linear, program.values[kernel].shape)
         kind = "embedding" if step.linear is None else _KINDS[step.linear.primitive.name]
         shown = None if kind == "embedding" else x
-        layers.append(Layer(path, kind, index, shown, kernel, Leaf(leaf, part), y, z, bias, *fans))
+        layers.append(Layer(path, kind, index, shown, leaf, z, bias, *fans))
     return tuple(layers)
 
 

@@ -49,18 +49,12 @@ def fan_out_weights(exam: Exam) -> Iterator[Finding]:
             yield scale.finding(text)
 
 
-def small_weights(exam: Exam) -> Iterator[Finding]:
-    """Find kernels far smaller than the others, for their fan."""
+def deviating_weights(exam: Exam, *, large: bool) -> Iterator[Finding]:
+    """Find kernels far larger, or smaller, than the others, for their fan."""
     for scale in _weight_scales(exam):
-        if not scale.is_fan_out and scale.deviation <= 0:
-            yield scale.finding(scale.beside_others)
-
-
-def large_weights(exam: Exam) -> Iterator[Finding]:
-    """Find kernels far larger than the others, for their fan."""
-    for scale in _weight_scales(exam):
-        if not scale.is_fan_out and scale.deviation > 0:
-            yield scale.finding(scale.beside_others)
+        if not scale.is_fan_out and (scale.deviation > 0) == large:
+            text = f"weights {math.exp(scale.deviation):.3g} x those of the other layers"
+            yield scale.finding(text)
 
 
 class _WeightScale(NamedTuple):
@@ -77,10 +71,6 @@ class _WeightScale(NamedTuple):
     sigma: float
     deviation: float
     is_fan_out: bool
-
-    @property
-    def beside_others(self) -> str:
-        return f"weights {math.exp(self.deviation):.3g} x those of the other layers"
 
     def finding(self, text: str) -> Finding:
         evidence = f"{text} (sigma_w = {self.sigma:.3g})"
@@ -123,17 +113,8 @@ def _fan_mode(deviations: np.ndarray) -> int:
     return best if outliers[best] + 1 < outliers[0] else 0
 
 
-def dead_units(exam: Exam) -> Iterator[Finding]:
-    """Find biases that outweigh the signal and leave most units without a slope."""
-    yield from _heavy_biases(exam, dead=True)
-
-
-def large_bias(exam: Exam) -> Iterator[Finding]:
-    """Find biases that outweigh the signal, though most units have a slope."""
-    yield from _heavy_biases(exam, dead=False)
-
-
-def _heavy_biases(exam: Exam, *, dead: bool) -> Iterator[Finding]:
+def heavy_bias(exam: Exam, *, dead: bool) -> Iterator[Finding]:
+    """Find biases that outweigh the signal, and leave most units without a slope or do not."""
     for index in range(len(exam.graph.layers)):
         bias, total = exam.measured.bias_rms[index], exam.measured.signals[index].rms
         signal = math.sqrt(max(total**2 - bias**2, (1e-3 * bias) ** 2))
@@ -214,18 +195,8 @@ def softmax_on_logits(exam: Exam) -> Iterator[Finding]:
         yield Finding(edge.below, text, CERTAIN / 2)
 
 
-def small_gain(exam: Exam) -> Iterator[Finding]:
-    """Find a factor below 1 that most layers share."""
-    yield from _shared_gain(exam, small=True)
-
-
-def large_gain(exam: Exam) -> Iterator[Finding]:
-    """Find a factor above 1 that most layers share."""
-    yield from _shared_gain(exam, small=False)
-
-
-def _shared_gain(exam: Exam, *, small: bool) -> Iterator[Finding]:
-    """A factor that most layers share, and that adds up from the last layer to the first."""
+def shared_gain(exam: Exam, *, small: bool) -> Iterator[Finding]:
+    """Find a factor below 1, or above, that most layers share and that adds up to the first."""
     layers = exam.graph.layers
     factors = [log_factor(exam, i) for i in range(len(layers)) if exam.graph.above(i) is not None]
     if len(factors) < 3 or not np.isfinite(factors).all():

@@ -90,12 +90,10 @@ class SlopeStats(NamedTuple):
     Attributes:
       dead: share of units (last axis) with slope 0 in the whole batch.
       saturated: share of units and examples with less than 1 % of the greatest slope.
-      rms: root mean square of the slope.
     """
 
     dead: float
     saturated: float
-    rms: float
 
 
 class Measurement(NamedTuple):
@@ -361,7 +359,6 @@ def _slope_stats(slope: np.ndarray) -> SlopeStats:
     return SlopeStats(
         float(np.mean(np.all(slope == 0, axis=axes))),
         float(np.mean(slope < SATURATED * slope.max())),
-        host_rms(slope),
     )
 
 

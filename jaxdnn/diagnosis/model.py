@@ -37,12 +37,10 @@ class Network(NamedTuple):
     Attributes:
       params: a tree of floating-point arrays, named as in the user's model.
       apply: `(params, inputs, key) -> logits`; `key` None leaves random streams as they are.
-      kind: `nnx`, `linen` or `function`.
     """
 
     params: Any
     apply: Callable[[Any, Any, Array | None], Any]
-    kind: str
 
 
 def make_network(model: Any) -> Network:
@@ -97,9 +95,8 @@ def _from_nnx(model: nnx.Module) -> Network:
         module.train()
         return module(inputs, **flags)
 
-    return Network(
-        nnx.to_pure_dict(params), lambda p, x, key: apply(_like(params, p), x, key), "nnx"
-    )
+    plain = nnx.to_pure_dict(params)
+    return Network(plain, lambda p, x, key: apply(_like(params, p), x, key))
 
 
 def _like(state: nnx.State, params: Any) -> nnx.State:
@@ -141,7 +138,7 @@ def _from_linen(module: linen.Module, variables: Any) -> Network:
         )
         return logits
 
-    return Network(variables["params"], apply, "linen")
+    return Network(variables["params"], apply)
 
 
 def _from_function(function: Callable[..., Any], params: Any) -> Network:
@@ -152,7 +149,7 @@ def _from_function(function: Callable[..., Any], params: Any) -> Network:
             return function(params, inputs)
         return function(params, inputs, jax.random.key(0) if key is None else key)
 
-    return Network(params, apply, "function")
+    return Network(params, apply)
 
 
 def leaf_names(params: Any) -> list[str]:

@@ -95,18 +95,11 @@ def step_rounded_away(attempt: Attempt) -> Iterator[Finding]:
         yield Finding(worst, text, NAMED * (1 + lost[worst]))
 
 
-def small_rate(attempt: Attempt) -> Iterator[Finding]:
-    """Blame the learning rate where a greater one alone makes the network train."""
-    yield from _wrong_rate(attempt, small=True)
+def wrong_rate(attempt: Attempt, *, small: bool) -> Iterator[Finding]:
+    """Blame the learning rate where a greater one, or a smaller, alone makes the network train.
 
-
-def large_rate(attempt: Attempt) -> Iterator[Finding]:
-    """Blame the learning rate where a smaller one alone makes the network train."""
-    yield from _wrong_rate(attempt, small=False)
-
-
-def _wrong_rate(attempt: Attempt, *, small: bool) -> Iterator[Finding]:
-    """It ranks first where no change of the network does it, and last where one does it better."""
+    It ranks first where no change of the network does it, and last where one does it better.
+    """
     if any(finding.strength >= NAMED for finding in gradient_below_epsilon(attempt)):
         return
     rates = [

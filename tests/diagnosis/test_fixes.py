@@ -1,16 +1,22 @@
-"""Remedies: what they make of the forward pass and of the learning rate."""
+"""Fixes: what they make of the forward pass, of the parameters and of the step."""
 
+import dataclasses
+import math
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from jaxdnn.diagnosis import Scales, Trial, examine, make_trial, score_trial
+from jaxdnn.diagnosis import examine
 from jaxdnn.diagnosis.edit_fixes import batch_norms, rectifiers, shortcuts
-from jaxdnn.diagnosis.fixes import critical_weights
+from jaxdnn.diagnosis.fixes import FixKind, critical_weights, step_fixes
 from jaxdnn.diagnosis.profile import log_factor
-from tests.diagnosis import zoo
+from jaxdnn.diagnosis.trial import take_first_step
+
+from . import zoo
 
 WIDTH, HIDDEN = 6, 4
 INPUTS, TARGETS = zoo.normal(9, 8, 5), jnp.arange(8) % 3
@@ -40,7 +46,7 @@ def test_every_block_then_adds_over_the_root_of_their_number(skip, words):
     (group,) = shortcuts(exam, critical_weights(exam))
     assert group.fixes[0].words.startswith(words)
     expected = network(1, 1 / np.sqrt(HIDDEN))(KERNELS, INPUTS)
-    np.testing.assert_allclose(logits_of(exam, group), expected, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(logits_of(exam, group), expected, rtol=1e-5, atol=1e-5)
 
 
 def plain(phi, norm=lambda z: z):
@@ -60,16 +66,16 @@ def test_what_has_a_mean_is_added_over_the_number_of_blocks():
     h = jax.nn.relu(INPUTS @ KERNELS[0])
     for kernel in KERNELS[1:-1]:
         h = h + jax.nn.relu(h @ kernel) / HIDDEN
-    np.testing.assert_allclose(logits_of(exam, group), h @ KERNELS[-1], rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(logits_of(exam, group), h @ KERNELS[-1], rtol=1e-5, atol=1e-5)
 
 
 def test_relu_replaces_the_activations_with_hes_weights():
     exam = examine((plain(jax.nn.sigmoid), KERNELS), INPUTS, TARGETS)
     group = next(rectifiers(exam))
     sigmas = [np.sqrt(np.mean(k**2) * len(k)) for k in group.fixes[0].params]
-    np.testing.assert_allclose(sigmas, [1.0, *[np.sqrt(2)] * (HIDDEN + 1)], rtol=1e-5)
+    chex.assert_trees_all_close(sigmas, [1.0, *[np.sqrt(2)] * (HIDDEN + 1)], rtol=1e-5)
     expected = plain(jax.nn.relu)(group.fixes[0].params, INPUTS)
-    np.testing.assert_allclose(logits_of(exam, group), expected, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(logits_of(exam, group), expected, rtol=1e-5, atol=1e-5)
     rectified = examine((plain(jax.nn.relu), KERNELS), INPUTS, TARGETS)
     assert not list(rectifiers(rectified))
 
@@ -86,7 +92,7 @@ def test_batch_norm_stands_in_for_layer_norm():
     exam = examine((plain(jnp.tanh, normalised(-1)), KERNELS), INPUTS, TARGETS)
     (group,) = batch_norms(exam)
     expected = plain(jnp.tanh, normalised(0))(KERNELS, INPUTS)
-    np.testing.assert_allclose(logits_of(exam, group), expected, rtol=1e-4, atol=1e-4)
+    chex.assert_trees_all_close(logits_of(exam, group), expected, rtol=1e-4, atol=1e-4)
     over_batch = examine((plain(jnp.tanh, normalised(0)), KERNELS), INPUTS, TARGETS)
     assert not list(batch_norms(over_batch))
 
@@ -106,39 +112,18 @@ def test_critical_weights_and_biases_keep_a_wide_network_at_one():
     fix = critical_weights(exam)
     after = examine((apply, fix.params), inputs, jnp.arange(32))
     for layer in range(1, 5):
-        assert after.measured.signals[layer].rms == pytest.approx(1, rel=0.05)
+        chex.assert_trees_all_close(after.measured.signals[layer].rms, 1, rtol=0.05)
         factor = log_factor(after, layer - 1)
-        assert factor == pytest.approx(0, abs=0.05)
+        chex.assert_trees_all_close(factor, 0, atol=0.05, rtol=0)
     assert "sigma_b" in fix.words
 
 
-def test_rate_of_a_rehearsal_is_a_factor_on_the_learning_rate():
-    def loss(logits, targets):
-        return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
-
-    def tried(learning_rate, rate=1.0):
-        rehearse = make_trial(
-            lambda params, x, _: x @ params, loss, optax.sgd(learning_rate), num_steps=5
-        )
-        return rehearse(jnp.zeros((5, 3)), INPUTS, TARGETS, jax.random.key(0), Scales(rate)).loss
-
-    np.testing.assert_allclose(tried(1.0, 0.1), tried(0.1), rtol=1e-6)
-    assert tried(1.0)[-1] < tried(0.1)[-1]
-
-
-def test_loss_that_comes_down_from_far_scores_by_when_it_is_down():
-    steps, constant = np.arange(61.0), np.ones(61)
-
-    def down(pace):
-        loss = np.exp(20 - pace * steps)
-        return score_trial(Trial(loss, loss, constant, np.ones(())), horizon=300)
-
-    assert down(0.0) == 0
-    assert down(-0.1) == 0
-    # From the middle of the last quarter, at step 53, e^(20 - 53 pace) is still to go.
-    late = (60 + 20 / 0.1 - 53) * (1 + 20 / 4)
-    assert down(0.1) == pytest.approx(300 / (300 + late), rel=1e-6)
-    assert down(0.1) < down(0.2)
-    # Down there for long, and nothing learnt: it is dead.
-    stuck = np.maximum(np.exp(20 - 2 * steps), 1.0)
-    assert score_trial(Trial(stuck, stuck, constant, np.ones(())), horizon=300) == 0
+def test_a_loss_scale_is_found_beside_a_delta_that_overflows():
+    exam = examine(zoo.deep(), zoo.DEEP_INPUTS, zoo.DEEP_TARGETS)
+    first = take_first_step(exam, optax.sgd(0.1))
+    numbers = [layer.z for layer in exam.graph.layers]
+    deltas = [math.inf, 2.0**-10, 1e-40, *[math.nan] * (zoo.DEPTH - 3)]
+    mixed = exam.measured._replace(delta=dict(zip(numbers, deltas, strict=True)))
+    fixes = step_fixes(dataclasses.replace(exam, measured=mixed), first)
+    (scale,) = [each.scales.loss for each in fixes if each.kind is FixKind.LOSS_SCALE]
+    assert scale == 2.0**10

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxdnn.diagnosis import examine, find_causes
-from tests.diagnosis.zoo import normal
+
+from .zoo import normal
 
 DEPTH, WIDTH, BATCH = 8, 48, 24
 

@@ -2,23 +2,24 @@
 
 import functools
 import itertools
+import math
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 
 from jaxdnn.activations import make_activation
 from jaxdnn.diagnosis import examine
 from jaxdnn.diagnosis.measure import Exam
-from jaxdnn.diagnosis.profile import layer_terms, log_factor
+from jaxdnn.diagnosis.profile import NUM_SEEDS, bands, layer_terms, log_factor, redrawn_deltas
 from jaxdnn.layers import BlockOptions
 from jaxdnn.models import make_mlp
-from tests.diagnosis import zoo
+
+from . import zoo
 
 PATHS = {
     "mlp": ["first", "layers/0", "layers/1", "layers/2", "head"],
@@ -86,10 +87,6 @@ SLOW = {"mlp", "linen_mlp", "linen_resnet", "linen_transformer"}
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in zoo.ZOO]
 
 
-def cross_entropy(logits, labels):
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-
 def state_of(model):
     """All arrays of an NNX module, keys as numbers; nothing of other models."""
     if not isinstance(model, nnx.Module):
@@ -128,7 +125,7 @@ def test_logits_and_gradients_are_those_of_the_untouched_model(name):
 
     def loss(params):
         logits = exam.network.apply(params, exam.inputs, exam.key)
-        return cross_entropy(logits, zoo.TARGETS), logits
+        return zoo.cross_entropy(logits, zoo.TARGETS), logits
 
     grads, logits = jax.jit(jax.grad(loss, has_aux=True))(exam.params)
     chex.assert_trees_all_close(arrays.logits, logits, rtol=2e-5, atol=1e-6)
@@ -164,7 +161,7 @@ def test_delta_and_pre_activations_are_those_of_the_probes_in_models():
 
     def loss(probes):
         output = model.apply(params, stats, zoo.VECTORS, probes=probes)
-        return cross_entropy(output.logits, zoo.TARGETS), output.pre_activations
+        return zoo.cross_entropy(output.logits, zoo.TARGETS), output.pre_activations
 
     deltas, z = jax.grad(loss, has_aux=True)(zeros)
     exam = examine((lambda p, x: model.apply(p, stats, x).logits, params), zoo.VECTORS, zoo.TARGETS)
@@ -176,9 +173,9 @@ def test_delta_and_pre_activations_are_those_of_the_probes_in_models():
     for index, path in enumerate(zeros):
         layer = exam.graph.layers[index]
         expected = np.sqrt(np.mean(np.square(deltas[path], dtype=np.float64)))
-        assert exam.measured.delta[layer.z] == pytest.approx(expected, rel=1e-5)
+        chex.assert_trees_all_close(exam.measured.delta[layer.z], expected, rtol=1e-5)
         expected = np.sqrt(np.mean(np.square(z[path], dtype=np.float64)))
-        assert exam.measured.signals[index].rms == pytest.approx(expected, rel=1e-5)
+        chex.assert_trees_all_close(exam.measured.signals[index].rms, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -187,7 +184,7 @@ def test_terms_sum_to_the_log_of_the_factor(name):
     for index in range(len(exam.graph.layers)):
         terms = layer_terms(exam, index)
         factor = log_factor(exam, index)
-        assert sum(terms.values()) == pytest.approx(factor, abs=1e-9)
+        chex.assert_trees_all_close(sum(terms.values()), factor, atol=1e-9, rtol=0)
 
 
 def test_terms_of_a_wide_network_are_those_of_theory():
@@ -206,9 +203,11 @@ def test_terms_of_a_wide_network_are_those_of_theory():
     for layer in (0, 1, 2):
         fan_in, fan_out = widths[layer + 1 : layer + 3]
         terms = layer_terms(exam, layer)
-        assert terms["weights"] == pytest.approx(np.log(2 * fan_out / fan_in) / 2, abs=0.02)
-        assert terms["activation"] == pytest.approx(-np.log(2) / 2, abs=0.05)
-        assert terms["remainder"] == pytest.approx(0, abs=0.08)
+        chex.assert_trees_all_close(
+            terms["weights"], np.log(2 * fan_out / fan_in) / 2, atol=0.02, rtol=0
+        )
+        chex.assert_trees_all_close(terms["activation"], -np.log(2) / 2, atol=0.05, rtol=0)
+        chex.assert_trees_all_close(terms["remainder"], 0, atol=0.08, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -225,5 +224,25 @@ def test_share_of_taps_inside_the_map(side, stride, padding, expected):
 
     model = (apply, {"conv": zoo.normal(0, 3, 3, 2, 3)})
     exam = examine(model, zoo.normal(1, 6, side, side, 2), zoo.TARGETS)
-    assert exam.graph.layers[0].inside == pytest.approx(expected)
+    chex.assert_trees_all_close(exam.graph.layers[0].inside, expected, rtol=1e-6)
     assert exam.graph.layers[0].fan_in == 18
+
+
+def test_a_band_has_the_scale_of_the_weights_and_shows_what_is_not_chance():
+    def examined(change):
+        apply, kernels = zoo.deep(phi=lambda z: z)
+        kernels[-1] = change(kernels[-1])
+        exam = examine((apply, kernels), zoo.DEEP_INPUTS, zoo.DEEP_TARGETS)
+        return exam, bands(exam.graph, redrawn_deltas(exam))
+
+    exam, found = examined(lambda kernel: kernel)
+    assert len(found) == zoo.DEPTH
+    assert NUM_SEEDS > 1
+    # A factor of variance 1 / zoo.WIDTH around sqrt(2), and 5 standard deviations to either side.
+    spread = 5 * math.sqrt(2) / math.sqrt(zoo.WIDTH)
+    for band in found[:-1]:
+        assert math.sqrt(2) - spread < band.factor[0] < band.factor[1] < math.sqrt(2) + spread
+    # The gradient of cross-entropy sums to zero over the classes: equal columns let none through.
+    exam, found = examined(lambda kernel: jnp.full_like(kernel, kernel.std()))
+    deltas = [exam.measured.delta[layer.z] for layer in exam.graph.layers]
+    assert deltas[-2] / deltas[-1] < 1e-3 * found[-2].factor[0]
