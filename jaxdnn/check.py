@@ -1,6 +1,7 @@
 """Examine a network from a shell.
 
-    python -m jaxdnn.check my_module:make_model --input 64,32,32,3 --target int:10
+    jaxdnn-check my_module:make_model --input 64,32,32,3 --target int:10
+    python -m jaxdnn.check my_module:make_model --data batch.npz      the same, not installed
 
 `make_model` is called without arguments and returns what `jaxdnn.diagnose` takes. Exit code: 0 it
 trains, 1 at risk, 2 it will not train, 3 it could not be examined.
@@ -157,5 +158,10 @@ def _read(path: Path) -> tuple[Any, Any]:
         ) from None
 
 
-if __name__ == "__main__":
+def script() -> None:
+    """Run the command as `jaxdnn-check`."""
     command_line.run(main)
+
+
+if __name__ == "__main__":
+    script()

@@ -1,10 +1,9 @@
 """Will a network train, which layer stops it, why, and what to change."""
 
 from jaxdnn.diagnosis.causes import CAUSES, Cause, find_causes
-from jaxdnn.diagnosis.diagnose import assert_trainable, diagnose
+from jaxdnn.diagnosis.diagnose import Diagnosis, Prescription, assert_trainable, diagnose
 from jaxdnn.diagnosis.fixes import Tried
 from jaxdnn.diagnosis.measure import examine
-from jaxdnn.diagnosis.result import Diagnosis, Prescription
 from jaxdnn.diagnosis.search import try_fixes
 from jaxdnn.diagnosis.trial import (
     HORIZON,

@@ -1,7 +1,5 @@
 """A finding, and the thresholds by which findings of all kinds are ranked."""
 
-# Small, and apart: every file of finders makes findings, and the table of causes collects them.
-
 from __future__ import annotations
 
 from typing import NamedTuple

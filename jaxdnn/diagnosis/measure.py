@@ -18,6 +18,7 @@ from jax import Array
 
 from jaxdnn.diagnosis.graph import Graph, Segment, make_graph
 from jaxdnn.diagnosis.model import (
+    Forward,
     Loss,
     Network,
     check_inputs,
@@ -39,9 +40,6 @@ from jaxdnn.diagnosis.program import (
 )
 from jaxdnn.errors import InputError
 from jaxdnn.propagation import SATURATED
-
-# (params, inputs, key) -> logits
-Forward = Callable[[Any, Any, Array | None], Any]
 
 
 class PassArrays(NamedTuple):

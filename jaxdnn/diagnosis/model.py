@@ -21,6 +21,8 @@ from jaxdnn.errors import InputError
 
 # (logits, targets) -> scalar or (batch,)
 Loss = Callable[[Any, Any], Array]
+# (params, inputs, key) -> logits
+Forward = Callable[[Any, Any, Array | None], Any]
 # How public code spells "this is a training step", and what to say then.
 _FLAGS = {
     "train": True,
@@ -40,7 +42,7 @@ class Network(NamedTuple):
     """
 
     params: Any
-    apply: Callable[[Any, Any, Array | None], Any]
+    apply: Forward
 
 
 def make_network(model: Any) -> Network:

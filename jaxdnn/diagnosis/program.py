@@ -131,7 +131,7 @@ def trace(function: Callable[..., Array], params: Any, inputs: Any, key: Array) 
     Args:
       function: pure; traced once.
       params: a tree of arrays.
-      inputs: an array or a tree of arrays.
+      inputs: a tree of arrays.
       key: a typed key.
     """
     closed = jax.make_jaxpr(function)(params, inputs, key)
@@ -144,21 +144,18 @@ def trace(function: Callable[..., Array], params: Any, inputs: Any, key: Array) 
             leaves = {Leaf(len(arguments), None)} if kind is Dependence.PARAMS else ()
             arguments.append(writer.new(var.aval, kind, frozenset(leaves)))
     (output,) = writer.write(closed.jaxpr, closed.consts, arguments, "")
-    return _prune(
-        Program(
-            tuple(writer.steps), tuple(writer.values), writer.constants, tuple(arguments), output
-        )
-    )
+    steps = _needed(writer.steps, output)
+    return Program(steps, tuple(writer.values), writer.constants, tuple(arguments), output)
 
 
-def _prune(program: Program) -> Program:
+def _needed(steps: Sequence[Step], output: int) -> tuple[Step, ...]:
     """Leave out what the logits do not need."""
-    needed, kept = {program.output}, []
-    for step in reversed(program.steps):
+    needed, kept = {output}, []
+    for step in reversed(steps):
         if needed.intersection(step.outputs):
             needed.update(step.inputs)
             kept.append(step)
-    return dataclasses.replace(program, steps=tuple(reversed(kept)))
+    return tuple(reversed(kept))
 
 
 class _Writer:
@@ -169,12 +166,7 @@ class _Writer:
         self.values: list[Value] = []
         self.constants: dict[int, Array] = {}
 
-    def new(
-        self,
-        aval: Any,
-        depends: Dependence,
-        leaves: frozenset[Leaf] = frozenset(),
-    ) -> int:
+    def new(self, aval: Any, depends: Dependence, leaves: frozenset[Leaf] = frozenset()) -> int:
         self.values.append(Value(tuple(aval.shape), aval.dtype, depends, leaves))
         return len(self.values) - 1
 
@@ -211,15 +203,13 @@ class _Writer:
         variables = list(dict.fromkeys(v for v in eqn.invars if isinstance(v, core.Var)))
         inputs = [numbers[var] for var in variables]
         outvars = list(eqn.outvars)
-        about = core.DebugInfo(
-            "step", eqn.primitive.name, ("",) * len(variables), ("",) * len(outvars)
-        )
+        name, unnamed = eqn.primitive.name, [("",) * len(each) for each in (variables, outvars)]
+        about = core.DebugInfo("step", name, *unnamed)
         body = core.Jaxpr([], variables, outvars, [eqn], eqn.effects, about)
         named = (str(inner.params.get("name", "")) for inner in _equations(eqn))
         called = next(filter(None, named), label)
         run = core.jaxpr_as_fun(core.ClosedJaxpr(body, ()))
-        signature = str(body)
-        return self.add(eqn.primitive.name, run, inputs, eqn.outvars, eqn, called, signature)
+        return self.add(name, run, inputs, outvars, called, eqn, str(body))
 
     def add(
         self,
@@ -227,8 +217,8 @@ class _Writer:
         run: Callable[..., Sequence[Array]],
         inputs: Sequence[int],
         outvars: Sequence[Any],
-        eqn: core.JaxprEqn | None,
         label: str,
+        eqn: core.JaxprEqn | None = None,
         signature: str = "",
         scan_index: int | None = None,
     ) -> list[int]:
@@ -263,15 +253,13 @@ class _Writer:
         length = eqn.params["length"]
         num_carry = _num_same(eqn.outvars, body.outvars)
         num_before = _num_same(eqn.invars, body.invars)
-        shared, carry = (
-            inputs[: num_before - num_carry],
-            inputs[num_before - num_carry : num_before],
-        )
+        num_shared = num_before - num_carry
+        shared, carry = inputs[:num_shared], inputs[num_shared:num_before]
         stacked: list[list[int]] = [[] for _ in body.outvars[num_carry:]]
         order = range(length)
         for index in reversed(order) if eqn.params["reverse"] else order:
             slices = [
-                self.add("slice_of_scan", _take(index), [x], [var], None, label, "", index)[0]
+                self.add("slice_of_scan", _take(index), [x], [var], label, scan_index=index)[0]
                 for x, var in zip(inputs[num_before:], body.invars[num_before:], strict=True)
             ]
             outputs = self.write(body, consts, [*shared, *carry, *slices], label)
@@ -280,7 +268,7 @@ class _Writer:
                 column.append(number)
         ordered = [column[::-1] if eqn.params["reverse"] else column for column in stacked]
         joined = [
-            self.add("stack_of_scan", _stack, column, [var], None, label)[0]
+            self.add("stack_of_scan", _stack, column, [var], label)[0]
             for column, var in zip(ordered, eqn.outvars[num_carry:], strict=True)
         ]
         return [*carry, *joined]

@@ -46,8 +46,8 @@ import optax
 from jax import Array, lax
 from jaxtyping import Float
 
-from jaxdnn.diagnosis.measure import Exam, Forward, host_rms
-from jaxdnn.diagnosis.model import Loss
+from jaxdnn.diagnosis.measure import Exam, host_rms
+from jaxdnn.diagnosis.model import Forward, Loss
 from jaxdnn.diagnosis.program import Edit
 from jaxdnn.errors import InputError
 

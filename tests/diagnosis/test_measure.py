@@ -238,7 +238,7 @@ def test_a_band_has_the_scale_of_the_weights_and_shows_what_is_not_chance():
     exam, found = examined(lambda kernel: kernel)
     assert len(found) == zoo.DEPTH
     assert NUM_SEEDS > 1
-    # A factor of variance 1 / zoo.WIDTH around sqrt(2), and 5 standard deviations to either side.
+    # A factor of variance 1 / WIDTH around sqrt(2), and 5 standard deviations to either side.
     spread = 5 * math.sqrt(2) / math.sqrt(zoo.WIDTH)
     for band in found[:-1]:
         assert math.sqrt(2) - spread < band.factor[0] < band.factor[1] < math.sqrt(2) + spread
