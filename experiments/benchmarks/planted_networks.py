@@ -150,7 +150,7 @@ class Case(NamedTuple):
       inputs: (batch, ...).
       targets: (batch,), class indices.
       layer: that has to be named; None for any.
-      plan: of the network.
+      plan: what was drawn.
     """
 
     model: Any

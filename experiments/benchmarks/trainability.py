@@ -249,7 +249,7 @@ def make_judge(style: str, num_steps: int) -> Callable[..., Judgement]:
     """Return `(params, choice, inputs, labels) -> Judgement`.
 
     Args:
-      style: of the network.
+      style: one of `STYLES`.
       num_steps: of the trial.
     """
     forward = make_forward(style)

@@ -93,7 +93,7 @@ def shortcuts(exam: Exam, weights: Fix) -> Iterator[FixGroup]:
     ends in an activation with a mean, such as ReLU, adds up in one direction: 1 / number.
 
     Args:
-      exam: of the network that gets them.
+      exam: where the blocks are found, and the gains of their activations.
       weights: other parameters, tried together with the same shortcuts.
 
     References:

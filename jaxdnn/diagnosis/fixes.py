@@ -160,7 +160,7 @@ def with_sigma(exam: Exam, sigmas: Mapping[int, float]) -> Any:
     """Return parameters with some kernels scaled; those that are zero are drawn.
 
     Args:
-      exam: of the network whose parameters are changed.
+      exam: gives parameters, and the root mean square of each kernel.
       sigmas: by index of a layer; the kernel's standard deviation becomes sigma / sqrt(fan_in).
     """
     leaves, structure = jax.tree.flatten(exam.params)
@@ -198,7 +198,7 @@ def step_fixes(exam: Exam, first: FirstStep) -> Iterator[Fix]:
     """Fixes that leave the network as it is: rate, scale of gradient or loss, parameters' format.
 
     Args:
-      exam: of the network, for its gradients and formats.
+      exam: gives parameters, their formats, and delta.
       first: what the optimizer makes of the first gradient.
     """
     params = exam.params

@@ -51,7 +51,7 @@ class PassArrays(NamedTuple):
       pre_activations: of each layer.
       biases: by index of a layer that has one.
       slopes: |phi'| of each activation, in the order of `Graph.segments`.
-      kept: share that each dropout keeps, likewise.
+      kept: share of entries in [0, 1] that each dropout keeps, in the same order.
       deltas: gradient of the loss, by number of the value.
       through: gradient of each layer's operand through that layer alone.
       grads: a tree like the parameters.
@@ -156,7 +156,7 @@ class Exam:
       key: of dropout.
       run_pass: compiled `(params, inputs, targets, key) -> PassArrays`.
       measured: with the parameters as they came.
-      grads: a tree like the parameters, likewise.
+      grads: of the loss with the parameters as they came, a tree like these.
       gains: of each activation that takes nothing but its input and parameters.
     """
 

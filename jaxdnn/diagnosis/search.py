@@ -39,7 +39,7 @@ def candidates(exam: Exam, causes: Sequence[Cause], first: FirstStep) -> Iterato
     """Yield what answers the causes first, then what helps many networks.
 
     Args:
-      exam: of the network that is to be fixed.
+      exam: with parameters that stay as they are: a fix holds changed copies.
       causes: worst first.
       first: what the optimizer makes of the first gradient.
     """

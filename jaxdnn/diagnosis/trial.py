@@ -232,7 +232,7 @@ class Trials:
         """Close over a network with its batch.
 
         Args:
-          exam: of the network; its parameters are not changed.
+          exam: gives network, batch, loss and key; nothing of it is changed.
           optimizer: that will train it.
           horizon: steps that the training may take.
         """
