@@ -178,17 +178,8 @@ def _conv_fans(
     out_axis, in_axis, *spatial = numbers.rhs_spec
     sizes = [x[axis] for axis in numbers.lhs_spec[2:]]
     taps = [kernel[axis] for axis in spatial]
-    counts = [
-        _pairs(size, tap, stride, pads, dilation)
-        for size, tap, stride, pads, dilation in zip(
-            sizes,
-            taps,
-            params["window_strides"],
-            params["padding"],
-            params["rhs_dilation"],
-            strict=True,
-        )
-    ]
+    windows = (params[name] for name in ("window_strides", "padding", "rhs_dilation"))
+    counts = [_pairs(*each) for each in zip(sizes, taps, *windows, strict=True)]
     if any(step != 1 for step in params["lhs_dilation"]):
         counts = [(size * tap, size) for size, tap in zip(sizes, taps, strict=True)]
     pairs = math.prod(pair for pair, _ in counts)
@@ -261,7 +252,8 @@ def _kind(program: Program, region: Sequence[Step], start: int, end: int) -> Seg
     if names & {"slice_of_scan", "stack_of_scan"} or names <= _SHAPES:
         return "shape"
     if len(region) == 1 and region[0].name in _AFFINE and _is_affine(program, region[0], start):
-        return "gain" if _has_params(program, region[0]) else "scale"
+        depends = [program.values[number].depends for number in region[0].inputs]
+        return "gain" if Dependence.PARAMS in depends else "scale"
     return "activation"
 
 
@@ -287,13 +279,8 @@ def _has_mask(program: Program, region: Sequence[Step]) -> bool:
 def _is_affine(program: Program, step: Step, start: int) -> bool:
     """Tell whether the signal is one operand only, and not the divisor."""
     others = [number for number in step.inputs if number != start]
-    return step.inputs.count(start) == 1 and (
-        not others or not any(program.values[n].depends & Dependence.INPUTS for n in others)
-    )
-
-
-def _has_params(program: Program, step: Step) -> bool:
-    return any(program.values[number].depends is Dependence.PARAMS for number in step.inputs)
+    from_inputs = any(program.values[n].depends & Dependence.INPUTS for n in others)
+    return step.inputs.count(start) == 1 and not from_inputs
 
 
 # What two neighbours are together: first a norm's gain and dropout's division, then the rest.
@@ -368,7 +355,7 @@ class Graph:
     """A network as layers and the ways between them.
 
     Attributes:
-      program: what runs.
+      program: a network written out.
       layers: in the order in which they run.
       edges: one to each layer, and one to the logits last.
     """
@@ -416,7 +403,7 @@ def make_graph(program: Program, names: Sequence[str]) -> Graph:
     """Find the layers of a program and the segments between them.
 
     Args:
-      program: what runs, its parameters first among the arguments.
+      program: a network written out, its parameters first among the arguments.
       names: path of every parameter leaf.
     """
     layers = _find_layers(program, names)
