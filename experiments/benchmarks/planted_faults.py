@@ -119,7 +119,8 @@ def name_fault(draws: Sequence[Draw]) -> Iterator[dict[str, Any]]:
             "network": str(case.plan),
             "layer": case.layer,
             "named": None if first is None else [first.path, first.cause, first.evidence],
-            "right_layer": first is not None and case.layer in (None, int(first.path)),
+            "right_layer": first is not None
+            and (case.layer is None or first.path == str(case.layer)),
             "right_cause": first is not None and first.kind is FAULTS[str(draw.fault)],
         }
 

@@ -70,7 +70,7 @@ class Cause:
     """Something wrong with a layer.
 
     Attributes:
-      path: of the layer; empty for what is not about a layer.
+      path: of the layer; None for what is not about a layer.
       cause: name of its kind, a key of `CAUSES`.
       evidence: the numbers that say so.
       strength: deviation over the spread of healthy networks.
@@ -78,7 +78,7 @@ class Cause:
         this layer is the identity; NaN where that was not tried.
     """
 
-    path: str
+    path: str | None
     cause: str
     evidence: str
     strength: float
@@ -109,7 +109,7 @@ def find_training_causes(attempt: Attempt) -> tuple[Cause, ...]:
 def _causes(exam: Exam, kind: CauseKind, findings: Iterable[Finding]) -> Iterator[Cause]:
     for layer, evidence, strength in findings:
         if strength >= NAMED:
-            path = "" if layer is None else exam.graph.layers[layer].path
+            path = None if layer is None else exam.graph.layers[layer].path
             yield Cause(path, kind.name, evidence, strength)
 
 

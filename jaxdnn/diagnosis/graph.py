@@ -372,7 +372,7 @@ class Graph:
         """Return the segments of a kind on the ways that start at a layer."""
         return [segment for segment in self.segments(kind) if segment.below == index]
 
-    def index_of(self, path: str) -> int | None:
+    def index_of(self, path: str | None) -> int | None:
         """Return the index of the layer of this path; None where there is none."""
         return next((i for i, layer in enumerate(self.layers) if layer.path == path), None)
 
