@@ -245,6 +245,6 @@ def _reason(exam: Exam, deltas: Float[np.ndarray, "seed layer+1"], losses: np.nd
         ratios = deltas[:, 0] / deltas[:, -2]
     return (
         f"loss {losses[0]:.4g} -> {losses[-1]:.4g} in {len(losses) - 1} steps; delta of the first"
-        f" layer over the last {ratio:.2g} ({ratios.min():.2g} to {ratios.max():.2g} with such"
-        f" weights drawn anew); {spread:.2g} of the logits tell inputs apart"
+        f" layer over the last {ratio:.2g} ({ratios.min():.2g} to {ratios.max():.2g} with random"
+        f" weights of the same scale); {spread:.2g} of the logits tell inputs apart"
     )

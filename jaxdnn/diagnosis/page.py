@@ -154,7 +154,7 @@ def _draw_delta(axes: Any, layers: Sequence[Content]) -> None:
     delta = np.array([_finite(layer["delta_rms"]) for layer in layers])
     bands = np.array([[_finite(end) for end in layer["delta_band"]] for layer in layers])
     low, high = (np.ma.masked_less(ends, _LEAST) for ends in bands.T)
-    label = "such weights drawn anew"
+    label = "random weights of the same scale"
     axes.fill_between(
         places, np.ma.log10(low), np.ma.log10(high), color=GREY, alpha=0.3, label=label, linewidth=0
     )

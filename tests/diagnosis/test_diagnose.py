@@ -23,7 +23,7 @@ def test_healthy_network_trains():
     assert diagnosis.verdict == "trains"
     assert diagnosis.causes == ()
     assert diagnosis.prescriptions == ()
-    assert_trainable(zoo.deep(), *BATCH, optimizer="adam:0.001", try_changes=False)
+    assert_trainable(zoo.deep(depth=2), *BATCH, optimizer="adam:0.01", try_changes=False)
 
 
 def test_vanishing_network_does_not_and_critical_weights_help():

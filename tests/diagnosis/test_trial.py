@@ -79,6 +79,17 @@ def test_rate_of_a_trial_is_a_factor_on_the_learning_rate():
     assert losses(1.0)[-1] < losses(0.1)[-1]
 
 
+def test_one_program_serves_all_parameters_and_scales():
+    @chex.assert_max_traces(n=1)
+    def forward(params, x, _):
+        return x @ params
+
+    trial = make_trial(forward, zoo.cross_entropy, optax.sgd(0.1), num_steps=3)
+    for seed, scales in enumerate((Scales(), Scales(rate=10.0), Scales(gradient=0.1, loss=8.0))):
+        start = zoo.normal(seed, zoo.WIDTH, 4)
+        chex.assert_tree_all_finite(trial(start, INPUTS, TARGETS, jax.random.key(0), scales))
+
+
 def test_trials_by_call_and_in_one_program_agree():
     options = {"loss": zoo.cross_entropy, "optimizer": optax.adam(0.01), "num_steps": 5}
     (apply, kernels), key = zoo.deep(), jax.random.key(0)
