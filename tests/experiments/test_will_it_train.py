@@ -21,6 +21,7 @@ INPUTS = np.asarray(jax.random.normal(jax.random.key(0), (32, 20)))
 LABELS = np.arange(32) % 4
 
 
+@pytest.mark.slow
 def test_score_of_a_row_is_that_of_diagnose():
     params = family.draw_params(MEMBER, 20, 4)
     said = family.make_judge(MEMBER.style, NUM_STEPS)(
@@ -56,8 +57,8 @@ def test_networks_side_by_side_are_those_one_by_one():
     task = family.Task(jnp.asarray(INPUTS), jnp.asarray(LABELS), 4, bound=1.0)
     group = next(g for g in family.draw_groups(960, 0) if g[0].program == (5, "batch"))
     together = list(family.make_trial(task, 3)(group))
+    train = family.make_train(family.make_forward(group[0].style), 3)
     for member, row in zip(group, together, strict=True):
-        train = family.make_train(family.make_forward(member.style), 3)
         key = jax.random.key(member.seed)
         choice = family.choice_of(member)
         loss = float(train(family.start(member, task), choice, task.images, task.labels, key))
