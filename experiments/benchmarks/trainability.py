@@ -322,7 +322,7 @@ def start(member: Member, task: Task) -> dict[str, jax.Array]:
     return draw_params(member, task.images.shape[1], task.num_classes)
 
 
-def make_trial(
+def make_judge_and_train(
     task: Task, num_steps: int
 ) -> Callable[[Sequence[Member]], Iterator[dict[str, Any]]]:
     """Return what judges members at their start and then trains them, side by side.
@@ -341,7 +341,7 @@ def make_trial(
             jax.jit(jax.vmap(train, in_axes=(0, None, None, None, 0))),
         )
 
-    def trial(members: Sequence[Member]) -> Iterator[dict[str, Any]]:
+    def judge_and_train(members: Sequence[Member]) -> Iterator[dict[str, Any]]:
         judge, train = programs(members[0].program)
         choice = choice_of(members[0])
         params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(start(m, task) for m in members))
@@ -352,4 +352,4 @@ def make_trial(
             own = jax.tree.map(lambda leaf, index=index: leaf[index], said)
             yield report(own) | {"final_loss": loss, "learned": bool(loss < task.bound)}
 
-    return trial
+    return judge_and_train

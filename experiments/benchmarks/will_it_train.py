@@ -36,9 +36,9 @@ from trainability import (
     draw_groups,
     load_task,
     make_forward,
+    make_judge_and_train,
     make_model,
     make_train,
-    make_trial,
     mean_loss,
     start,
 )
@@ -96,7 +96,7 @@ def main() -> int:
         try:
             trained = work_through(
                 groups,
-                make_trial(task, arguments.steps),
+                make_judge_and_train(task, arguments.steps),
                 arguments.out / "networks.jsonl",
                 stopped,
                 progress=arguments.progress,

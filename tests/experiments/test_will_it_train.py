@@ -56,7 +56,7 @@ def test_training_with_the_chosen_optimizer():
 def test_networks_side_by_side_are_those_one_by_one():
     task = family.Task(jnp.asarray(INPUTS), jnp.asarray(LABELS), 4, bound=1.0)
     group = next(g for g in family.draw_groups(960, 0) if g[0].program == (5, "batch"))
-    together = list(family.make_trial(task, 3)(group))
+    together = list(family.make_judge_and_train(task, 3)(group))
     train = family.make_train(family.make_forward(group[0].style), 3)
     for member, row in zip(group, together, strict=True):
         key = jax.random.key(member.seed)
