@@ -193,7 +193,7 @@ def logits_shape(network: Network, inputs: Any, key: Array) -> jax.ShapeDtypeStr
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         shapes = ", ".join(f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(inputs))
         raise InputError(
-            f"the model does not take inputs {shapes}: {one_line(error)}; give inputs of"
+            f"the model does not take inputs {shapes}: {_one_line(error)}; give inputs of"
             " the shape and type that it is made for"
         ) from error
     if not isinstance(logits, jax.ShapeDtypeStruct):
@@ -228,7 +228,7 @@ def make_loss(loss: Loss | None, targets: Any, logits: jax.ShapeDtypeStruct) -> 
     except (TypeError, ValueError) as error:
         raise InputError(
             f"the loss does not take logits {list(logits.shape)} and these targets:"
-            f" {one_line(error)}"
+            f" {_one_line(error)}"
         ) from error
     shape = result.shape if isinstance(result, jax.ShapeDtypeStruct) else None
     if shape not in ((), logits.shape[:1]):
@@ -267,6 +267,6 @@ def _integer_loss(targets: Any, logits: jax.ShapeDtypeStruct) -> Loss:
     return lambda z, t: optax.softmax_cross_entropy_with_integer_labels(z, t).mean()
 
 
-def one_line(error: Exception) -> str:
-    """Return the message of an error of somebody else's code in one line of at most 300 letters."""
+def _one_line(error: Exception) -> str:
+    """The message of an error of somebody else's code."""
     return " ".join(str(error).split())[:300]

@@ -35,14 +35,8 @@ _GOOD = 0.6
 _HELPS = 0.1
 
 
-def candidates(exam: Exam, causes: Sequence[Cause], first: FirstStep) -> Iterator[FixGroup]:
-    """Yield what answers the causes first, then what helps many networks.
-
-    Args:
-      exam: with parameters that stay as they are: a fix holds changed copies.
-      causes: worst first.
-      first: what the optimizer makes of the first gradient.
-    """
+def _candidates(exam: Exam, causes: Sequence[Cause], first: FirstStep) -> Iterator[FixGroup]:
+    """What answers the causes first, then what helps many networks."""
     for cause in causes[:_MOST_ANSWERED]:
         index = exam.graph.index_of(cause.path)
         if index is not None:
@@ -69,7 +63,7 @@ def try_fixes(
     """
     exam = trials.exam
     first = take_first_step(exam, trials.optimizer)
-    groups = list(candidates(exam, causes, first))
+    groups = list(_candidates(exam, causes, first))
     edited = [group for group in groups if group.edits][:_MOST_EDITED]
     plain = [fix for group in groups if not group.edits for fix in group.fixes]
     rates = [FixGroup({}, (fix,)) for fix in plain if fix.kind is FixKind.LEARNING_RATE]

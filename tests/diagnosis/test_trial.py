@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import chex
 import jax
@@ -80,10 +81,7 @@ def test_rate_of_a_trial_is_a_factor_on_the_learning_rate():
 
 
 def test_one_program_serves_all_parameters_and_scales():
-    @chex.assert_max_traces(n=1)
-    def forward(params, x, _):
-        return x @ params
-
+    forward: Any = chex.assert_max_traces(lambda params, x, _: x @ params, n=1)
     trial = make_trial(forward, zoo.cross_entropy, optax.sgd(0.1), num_steps=3)
     for seed, scales in enumerate((Scales(), Scales(rate=10.0), Scales(gradient=0.1, loss=8.0))):
         start = zoo.normal(seed, zoo.WIDTH, 4)
