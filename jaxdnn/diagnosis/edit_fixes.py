@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any
 
 import jax
 from jax import Array
@@ -80,12 +80,6 @@ def _in_place(function: Callable[[Array], Array], start: int) -> Edit:
     return lambda value, values: function(values[start]).astype(value.dtype)
 
 
-class _Shortcuts(NamedTuple):
-    words: str
-    code: str
-    edits: Mapping[int, Edit]
-
-
 def shortcuts(exam: Exam, weights: Fix) -> Iterator[FixGroup]:
     """Scale what every block adds by 1 / sqrt(number of blocks); build shortcuts if there are none.
 
@@ -99,14 +93,17 @@ def shortcuts(exam: Exam, weights: Fix) -> Iterator[FixGroup]:
     References:
       Hayou, Clerico, He, Deligiannidis, Doucet and Rousseau, "Stable ResNet", 2021.
     """
-    own = _shortcuts(exam.graph, exam.gains)
-    if own is not None:
-        alone = Fix(own.words, own.code, exam.params)
-        both = Fix(f"{own.words}; {weights.words}", f"{own.code}; {weights.code}", weights.params)
-        yield FixGroup(own.edits, (alone, both))
+    for edits, (alone,) in _shortcuts(exam, exam.gains):
+        yield FixGroup(edits, (alone, _both(alone, weights, weights.params)))
 
 
-def _shortcuts(graph: Graph, gains: Mapping[Segment, Gain]) -> _Shortcuts | None:
+def _both(one: Fix, other: Fix, params: Any) -> Fix:
+    return Fix(f"{one.words}; {other.words}", f"{one.code}; {other.code}", params)
+
+
+def _shortcuts(exam: Exam, gains: Mapping[Segment, Gain]) -> Iterator[FixGroup]:
+    """At most one group, of one fix."""
+    graph = exam.graph
     branches = {segment.start for segment in graph.segments("residual")}
     # Ends of activations whose mean is not small beside their size.
     biased = {segment.end for segment, gain in gains.items() if abs(gain.mean) > _MEAN * gain.value}
@@ -114,14 +111,13 @@ def _shortcuts(graph: Graph, gains: Mapping[Segment, Gain]) -> _Shortcuts | None
         scale = _scale(len(branches), bool(biased & branches))
         edits: dict[int, Edit] = dict.fromkeys(branches, lambda value, _: scale * value)
         code = f"x = x + {scale:.2g} * self.block(x)"
-        return _Shortcuts(f"residual branches x {scale:.2g}", code, edits)
-    blocks = _blocks(graph)
-    if not blocks:
-        return None
-    scale = _scale(len(blocks), bool(biased & blocks.keys()))
-    words = f"shortcuts past {len(blocks)} hidden layers, what they add x {scale:.2g}"
-    code = f"x = x + {scale:.2g} * self.activation(self.layer(x))"
-    return _Shortcuts(words, code, {end: _add(x, scale) for end, x in blocks.items()})
+        yield FixGroup(edits, (Fix(f"residual branches x {scale:.2g}", code, exam.params),))
+    elif blocks := _blocks(graph):
+        scale = _scale(len(blocks), bool(biased & blocks.keys()))
+        words = f"shortcuts past {len(blocks)} hidden layers, what they add x {scale:.2g}"
+        code = f"x = x + {scale:.2g} * self.activation(self.layer(x))"
+        edits = {end: _add(x, scale) for end, x in blocks.items()}
+        yield FixGroup(edits, (Fix(words, code, exam.params),))
 
 
 def _scale(number: int, biased: bool) -> float:
@@ -216,11 +212,10 @@ def rectifiers(exam: Exam) -> Iterator[FixGroup]:
     he = with_sigma(exam, _he_sigmas(exam.graph))
     words = f"ReLU as activation of {len(segments)} layers, with He's weights"
     code = f"x = nnx.relu(x); {init_line(math.sqrt(2))}"
-    yield FixGroup(relu, (Fix(words, code, he),))
-    own = _shortcuts(exam.graph, dict.fromkeys(exam.gains, _RELU))
-    if own is not None:
-        fix = Fix(f"{words}; {own.words}", f"{code}; {own.code}", he)
-        yield FixGroup(_composed(relu, own.edits), (fix,))
+    rectified = Fix(words, code, he)
+    yield FixGroup(relu, (rectified,))
+    for edits, (shortcut,) in _shortcuts(exam, dict.fromkeys(exam.gains, _RELU)):
+        yield FixGroup(_composed(relu, edits), (_both(rectified, shortcut, he),))
 
 
 def _is_relu(segment: Segment) -> bool:
