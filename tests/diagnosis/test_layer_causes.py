@@ -1,4 +1,4 @@
-"""One fault is planted in a network of eight layers; its layer and its kind are named first."""
+"""One fault is planted in a network of six layers; its layer and its kind are named first."""
 
 import itertools
 
@@ -11,7 +11,7 @@ from jaxdnn.diagnosis import examine, find_causes
 
 from .zoo import normal
 
-DEPTH, WIDTH, BATCH = 8, 48, 24
+DEPTH, WIDTH, BATCH = 6, 48, 24
 
 
 def make(fault=None, layer=3):
@@ -55,7 +55,7 @@ def make(fault=None, layer=3):
         ("norm", "missing norm", "3"),
         ("tanh", "saturating activation", "3"),
         ("dropout", "dropout", "3"),
-        ("softmax", "softmax twice", "7"),
+        ("softmax", "softmax twice", "5"),
     ],
 )
 def test_fault_is_named_first(fault, cause, path):
