@@ -53,6 +53,7 @@ def test_training_with_the_chosen_optimizer():
     assert sgd < adam < still
 
 
+@pytest.mark.slow
 def test_networks_side_by_side_are_those_one_by_one():
     task = family.Task(jnp.asarray(INPUTS), jnp.asarray(LABELS), 4, bound=1.0)
     group = next(g for g in family.draw_groups(960, 0) if g[0].program == (5, "batch"))
