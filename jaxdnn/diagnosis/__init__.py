@@ -1,28 +1,42 @@
 """Will a network train, which layer stops it, why, and what to change."""
 
-from jaxdnn.diagnosis.diagnose import assert_trainable, diagnose, edited, make_rehearse
-from jaxdnn.diagnosis.examine import examine
-from jaxdnn.diagnosis.first_step import take_first_step
-from jaxdnn.diagnosis.optimizers import make_optimizer
-from jaxdnn.diagnosis.prescribe import try_changes
-from jaxdnn.diagnosis.rehearsal import Rehearsal, Scales, make_rehearsal, make_scanned_rehearsal
-from jaxdnn.diagnosis.remedies import Change, Tried
-from jaxdnn.diagnosis.result import Diagnosis
+from jaxdnn.diagnosis.causes import CAUSES, Cause, find_causes
+from jaxdnn.diagnosis.diagnose import Diagnosis, Prescription, assert_trainable, diagnose
+from jaxdnn.diagnosis.fixes import Tried
+from jaxdnn.diagnosis.measure import examine
+from jaxdnn.diagnosis.search import try_fixes
+from jaxdnn.diagnosis.trial import (
+    HORIZON,
+    NUM_STEPS,
+    Scales,
+    Trial,
+    Trials,
+    make_scanned_trial,
+    make_trial,
+    parse_optimizer,
+    score_trial,
+    verdict_of,
+)
 
 __all__ = [
-    "Change",
+    "CAUSES",
+    "HORIZON",
+    "NUM_STEPS",
+    "Cause",
     "Diagnosis",
-    "Rehearsal",
+    "Prescription",
     "Scales",
+    "Trial",
+    "Trials",
     "Tried",
     "assert_trainable",
     "diagnose",
-    "edited",
     "examine",
-    "make_optimizer",
-    "make_rehearsal",
-    "make_rehearse",
-    "make_scanned_rehearsal",
-    "take_first_step",
-    "try_changes",
+    "find_causes",
+    "make_scanned_trial",
+    "make_trial",
+    "parse_optimizer",
+    "score_trial",
+    "try_fixes",
+    "verdict_of",
 ]

@@ -1,58 +1,116 @@
-"""What is wrong with which layer.
+"""The table of causes: what each is called, who finds it, the law behind it, and what answers it.
 
-A fault is a property of the layer itself, not of the signal that reaches it: its weights' scale
-against that of its neighbours, a bias that outweighs the signal, an activation unlike the others, a
-norm that the others have, what dropout leaves, padding, a softmax on the logits. Each deviation is
-a log over the spread that healthy networks show, so that they can be ranked.
+A new cause is one entry here and one finder.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
 
-import numpy as np
-
-from jaxdnn.diagnosis.formats import find_format_causes
-from jaxdnn.diagnosis.gains import Gain
-from jaxdnn.diagnosis.graph import Graph
-from jaxdnn.diagnosis.measure import named_stations
-from jaxdnn.diagnosis.reduce import Measurement
-from jaxdnn.diagnosis.result import Cause
-from jaxdnn.diagnosis.strengths import (
-    ACTIVATION_SPREAD,
-    CERTAIN,
-    DROPOUT_SPREAD,
-    FACTOR_SPREAD,
-    NAMED,
-    PADDING_SPREAD,
-    STRUCTURAL,
-    WEIGHT_SPREAD,
-)
-from jaxdnn.diagnosis.terms import log, log_factor
+from jaxdnn.diagnosis import edit_fixes, fixes, layer_causes, training_causes
+from jaxdnn.diagnosis.findings import NAMED, Finding
+from jaxdnn.diagnosis.fixes import FixGroup
+from jaxdnn.diagnosis.measure import Exam
+from jaxdnn.diagnosis.training_causes import Attempt
 
 
-def find_causes(graph: Graph, measured: Measurement, gains: dict[str, Gain]) -> tuple[Cause, ...]:
-    """Rank what is wrong, worst first.
+class Place(enum.Enum):
+    """Where a fault lies, seen from the pre-activation of the layer that is named.
 
-    Args:
-      graph: of the network.
-      measured: of one pass.
-      gains: what each activation does at standard normal values, by station.
+    Attributes:
+      LAYER: in what makes it: weights, padding, or the way from below.
+      ABOVE: in what follows it: bias, activation, norm, dropout.
+      FORMAT: in the numbers' format.
+      STEP: in what the optimizer does.
     """
-    found = [
-        *_weights(graph, measured),
-        *_biases(graph, measured),
-        *_activations(graph, measured, gains),
-        *_missing_norms(graph),
-        *_dropouts(graph, measured),
-        *_padding(graph),
-        *_softmax(graph),
-        *_everywhere(graph, measured),
-        *find_format_causes(graph, measured),
-    ]
-    return ranked(cause for cause in found if cause.strength >= NAMED)
+
+    LAYER = enum.auto()
+    ABOVE = enum.auto()
+    FORMAT = enum.auto()
+    STEP = enum.auto()
+
+
+def _nothing(_: Any) -> Iterable[Finding]:
+    return ()
+
+
+@dataclasses.dataclass(frozen=True)
+class CauseKind:
+    """A kind of cause.
+
+    Attributes:
+      name: as results show it; never changed, for programs read it.
+      place: where the fault lies.
+      formula: the law behind it.
+      words: the law in words.
+      quantity: what its picture shows, a key of `QUANTITIES`.
+      find: what finds it in one pass.
+      find_in_training: what finds it where a network does not train.
+      fixes: `(exam, layer) -> groups of fixes` that answer it, tried before those that help
+        whatever is wrong.
+    """
+
+    name: str
+    place: Place
+    formula: str
+    words: str
+    quantity: str
+    find: Callable[[Exam], Iterable[Finding]] = _nothing
+    find_in_training: Callable[[Attempt], Iterable[Finding]] = _nothing
+    fixes: tuple[Callable[[Exam, int], Iterator[FixGroup]], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Cause:
+    """Something wrong with a layer.
+
+    Attributes:
+      path: of the layer; None for what is not about a layer.
+      cause: name of its kind, a key of `CAUSES`.
+      evidence: the numbers that say so.
+      strength: deviation over the spread of healthy networks.
+      recovery: log10 of the factor by which the first layer's delta changes once the Jacobian of
+        this layer is the identity; NaN where that was not tried.
+    """
+
+    path: str | None
+    cause: str
+    evidence: str
+    strength: float
+    recovery: float = math.nan
+
+    @property
+    def kind(self) -> CauseKind:
+        """Its entry in the table."""
+        return CAUSES[self.cause]
+
+
+def find_causes(exam: Exam) -> tuple[Cause, ...]:
+    """Return what one pass shows to be wrong, worst first."""
+    return ranked(
+        cause for kind in CAUSES.values() for cause in _causes(exam, kind, kind.find(exam))
+    )
+
+
+def find_training_causes(attempt: Attempt) -> tuple[Cause, ...]:
+    """Return why a network does not train that may be sound at its start, worst first."""
+    return ranked(
+        cause
+        for kind in CAUSES.values()
+        for cause in _causes(attempt.exam, kind, kind.find_in_training(attempt))
+    )
+
+
+def _causes(exam: Exam, kind: CauseKind, findings: Iterable[Finding]) -> Iterator[Cause]:
+    for layer, evidence, strength in findings:
+        if strength >= NAMED:
+            path = None if layer is None else exam.graph.layers[layer].path
+            yield Cause(path, kind.name, evidence, strength)
 
 
 def ranked(causes: Iterable[Cause]) -> tuple[Cause, ...]:
@@ -60,164 +118,212 @@ def ranked(causes: Iterable[Cause]) -> tuple[Cause, ...]:
     return tuple(sorted(causes, key=lambda cause: -cause.strength))
 
 
-def _weights(graph: Graph, measured: Measurement) -> list[Cause]:
-    sites = [(i, site) for i, site in enumerate(graph.layers) if site.kind != "embedding"]
-    causes = [
-        Cause(site.path, "zero weights", "every weight is zero: nothing gets through", CERTAIN)
-        for i, site in sites
-        if measured.kernel_rms[i] == 0
-    ]
-    alive = [(i, site) for i, site in sites if measured.kernel_rms[i] > 0]
-    if len(alive) < 3:
-        return causes
-    rms = np.log([measured.kernel_rms[i] for i, _ in alive])
-    fans = np.log([[s.fan_in, (s.fan_in + s.fan_out) / 2, s.fan_out] for _, s in alive])
-    scales = rms[:, None] + fans / 2
-    deviations = scales - np.median(scales, axis=0)
-    mode = _fan_mode(deviations)
-    for (_, site), row, scale in zip(alive, deviations, scales, strict=True):
-        strength = abs(row[mode]) / WEIGHT_SPREAD
-        if mode == 0 and abs(row[2]) < 0.25 * abs(row[0]):
-            name = "fan-out for fan-in"
-            text = f"weights scaled by fan_out {site.fan_out:.0f}, not fan_in {site.fan_in:.0f}"
-        else:
-            name = "weights too large" if row[mode] > 0 else "weights too small"
-            text = f"weights {math.exp(row[mode]):.3g} x those of the other layers"
-        sigma = math.exp(scale[0])
-        causes.append(Cause(site.path, name, f"{text} (sigma_w = {sigma:.3g})", strength))
-    return causes
-
-
-def _fan_mode(deviations: np.ndarray) -> int:
-    """Column of the fan (in, average, out) that the layers' scales follow; fan_in in doubt.
-
-    One layer that deviates makes its neighbour deviate under another rule, so that the other rule
-    has to explain more than that one.
-    """
-    outliers = (np.abs(deviations) > NAMED * WEIGHT_SPREAD).sum(axis=0)
-    best = int(np.argmin(outliers))
-    return best if outliers[best] + 1 < outliers[0] else 0
-
-
-def _biases(graph: Graph, measured: Measurement) -> list[Cause]:
-    causes = []
-    for index, site in enumerate(graph.layers):
-        bias, total = measured.bias_rms[index], measured.forward[index].rms
-        signal = math.sqrt(max(total**2 - bias**2, (1e-3 * bias) ** 2))
-        dead = _dead(graph, measured, index)
-        if bias > signal > 0:
-            text = f"the bias is {bias / signal:.3g} x the signal"
-            name = "dead units" if dead > 0.5 else "bias too large"
-            text += f"; {dead:.0%} of the units are dead" if dead else ""
-            causes.append(Cause(site.path, name, text, STRUCTURAL * (1 + log(bias / signal))))
-    return causes
-
-
-def _dead(graph: Graph, measured: Measurement, index: int) -> float:
-    for upper, link in enumerate(graph.links):
-        if link.below == index:
-            for position, station in enumerate(link.stations):
-                if station.kind == "activation":
-                    return measured.slopes[f"{upper}.{position}"].dead
-    return 0.0
-
-
-def _activations(graph: Graph, measured: Measurement, gains: dict[str, Gain]) -> list[Cause]:
-    final = len(graph.layers)
-    hidden = {name: gain.slope for name, gain in gains.items() if not name.startswith(f"{final}.")}
-    if len(hidden) < 3:
-        return []
-    usual = float(np.median([log(gain) for gain in hidden.values()]))
-    causes = []
-    for name, gain in hidden.items():
-        below = graph.links[int(name.split(".")[0])].below
-        if below is None:
-            continue
-        slope = measured.slopes[name]
-        text = (
-            f"the activation's slope (RMS at standard normal values) is {gain:.3g}, the others'"
-            f" {math.exp(usual):.3g}; {slope.saturated:.0%} saturated"
-        )
-        strength = abs(log(gain) - usual) / ACTIVATION_SPREAD
-        causes.append(Cause(graph.layers[below].path, "saturating activation", text, strength))
-    return causes
-
-
-def _missing_norms(graph: Graph) -> list[Cause]:
-    """Compare ways between layers that are alike but for a norm.
-
-    Norms that open residual blocks do not count: the way out of the last block has none.
-    """
-    alike: dict[tuple[str, ...], list[tuple[int, bool]]] = defaultdict(list)
-    for upper, link in enumerate(graph.links[:-1]):
-        kinds = [station.kind for station in link.stations]
-        opens = "norm" in kinds and "residual" in kinds[: kinds.index("norm")]
-        if link.below is not None:
-            alike[_without_norm(kinds)].append((upper, "norm" in kinds and not opens))
-    causes = []
-    for ways in alike.values():
-        having = sum(has for _, has in ways)
-        if len(ways) >= 3 and having > len(ways) / 2:
-            text = f"{having} of {len(ways)} layers like it are followed by a norm; it is not"
-            causes += [
-                Cause(graph.layers[below].path, "missing norm", text, STRUCTURAL)
-                for upper, has in ways
-                if not has and (below := graph.links[upper].below) is not None
-            ]
-    return causes
-
-
-def _without_norm(kinds: Sequence[str]) -> tuple[str, ...]:
-    return tuple(k for k in kinds if k not in ("norm", "shape", "pooling", "gain", "scale"))
-
-
-def _dropouts(graph: Graph, measured: Measurement) -> list[Cause]:
-    causes = []
-    for name in named_stations(graph, "dropout"):
-        below = graph.links[int(name.split(".")[0])].below
-        kept = measured.kept[name]
-        if below is not None:
-            text = f"dropout leaves {kept:.0%} of the units"
-            path = graph.layers[below].path
-            causes.append(Cause(path, "dropout", text, -log(kept) / DROPOUT_SPREAD))
-    return causes
-
-
-def _padding(graph: Graph) -> list[Cause]:
-    """Border taps see zeros; layer after layer that is a factor below 1."""
-    padded = [site for site in graph.layers if site.inside < 1]
-    if not padded:
-        return []
-    total = sum(0.5 * math.log(site.inside) for site in padded)
-    worst = min(padded, key=lambda site: site.inside)
-    text = (
-        f"{1 - worst.inside:.0%} of the window's taps fall on padding; over {len(padded)}"
-        f" convolutions that is a factor of {math.exp(total):.2g}"
-    )
-    return [Cause(worst.path, "padding", text, -total / PADDING_SPREAD)]
-
-
-def _softmax(graph: Graph) -> list[Cause]:
-    link = graph.links[-1]
-    if link.below is None or not any(station.kind == "softmax" for station in link.stations):
-        return []
-    text = "the network ends in a softmax, and the loss takes another: give the loss logits"
-    return [Cause(graph.layers[link.below].path, "softmax twice", text, CERTAIN / 2)]
-
-
-def _everywhere(graph: Graph, measured: Measurement) -> list[Cause]:
-    """A factor that most layers share, and that adds up from the last layer to the first."""
-    factors = [
-        log_factor(graph, measured, i)
-        for i in range(len(graph.layers))
-        if graph.above(i) is not None
-    ]
-    if len(factors) < 3 or not np.isfinite(factors).all():
-        return []
-    typical = float(np.median(factors))
-    first, last = (log(measured.delta[graph.layers[i].z]) for i in (0, -1))
-    total = math.copysign(first - last, (first - last) * typical)
-    name = "gain too small everywhere" if typical < 0 else "gain too large everywhere"
-    text = f"the gradient changes by {math.exp(typical):.3g} in a typical layer"
-    strength = min(abs(typical) * len(factors), max(total, 0.0)) / FACTOR_SPREAD
-    return [Cause(graph.layers[0].path, name, text, strength)]
+# Name -> (label of the axis, value of a layer).
+QUANTITIES: dict[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
+    "weights": ("σ_w = RMS(W) √fan_in", lambda layer: layer["kernel_rms"] * layer["fan_in"] ** 0.5),
+    "dead": ("share of dead units", lambda layer: layer["dead"]),
+    "saturated": ("share of saturated units", lambda layer: layer["saturated"]),
+    "factor": ("factor of δ", lambda layer: layer["factor"]),
+    "signal": ("RMS z", lambda layer: layer["pre_activation_rms"]),
+    "delta": ("RMS δ", lambda layer: layer["delta_rms"]),
+    "apart": ("1 − cosine", lambda layer: 1 - layer["correlation"]),
+    "gradient": ("RMS ∂L/∂W", lambda layer: layer["kernel_grad_rms"]),
+    "step": ("RMS ∂L/∂W over RMS W", lambda layer: layer["kernel_grad_ratio"]),
+}
+_GAIN = "RMS δ_l / RMS δ_(l+1) = σ_w √(fan_out / fan_in) · RMS φ'(z_l)"
+_SCALE = "σ_w = RMS(W) √fan_in,   RMS δ_l ∝ σ_w,   RMS z_(l+1) ∝ σ_w"
+_TABLE = (
+    CauseKind(
+        "zero weights",
+        Place.LAYER,
+        "W = 0 ⇒ ∂L/∂x = Wᵀ δ = 0",
+        "No gradient passes through weights that are zero, and no unit differs from another.",
+        "weights",
+        find=layer_causes.zero_weights,
+        fixes=(fixes.usual_weights,),
+    ),
+    CauseKind(
+        "fan-out for fan-in",
+        Place.LAYER,
+        "Var W = g² / fan_out  instead of  g² / fan_in",
+        "The weights have the variance that fits the layer's outputs, not its inputs, so the "
+        "signal changes by √(fan_in / fan_out).",
+        "weights",
+        find=layer_causes.fan_out_weights,
+        fixes=(fixes.usual_weights,),
+    ),
+    CauseKind(
+        "weights too small",
+        Place.LAYER,
+        _SCALE,
+        "Every signal and every gradient that passes this layer is multiplied by the scale of "
+        "its weights, which is far below that of the other layers.",
+        "weights",
+        find=partial(layer_causes.deviating_weights, large=False),
+        fixes=(fixes.usual_weights,),
+    ),
+    CauseKind(
+        "weights too large",
+        Place.LAYER,
+        _SCALE,
+        "Every signal and every gradient that passes this layer is multiplied by the scale of "
+        "its weights, which is far above that of the other layers.",
+        "weights",
+        find=partial(layer_causes.deviating_weights, large=True),
+        fixes=(fixes.usual_weights,),
+    ),
+    CauseKind(
+        "dead units",
+        Place.ABOVE,
+        "z < 0 for every input ⇒ φ'(z) = 0 ⇒ δ = 0",
+        "A unit that is on its flat side for every input has no gradient and never comes back.",
+        "dead",
+        find=partial(layer_causes.heavy_bias, dead=True),
+        fixes=(fixes.zero_bias,),
+    ),
+    CauseKind(
+        "bias too large",
+        Place.ABOVE,
+        "z = W x + b,   |b| ≫ RMS(W x)",
+        "The bias outweighs the signal, so the unit says the same to every input.",
+        "saturated",
+        find=partial(layer_causes.heavy_bias, dead=False),
+        fixes=(fixes.zero_bias,),
+    ),
+    CauseKind(
+        "saturating activation",
+        Place.ABOVE,
+        "δ_l = φ'(z_l) · ∂L/∂x_l,   φ'(z) ≈ 0",
+        "Where the activation is flat, its slope is nearly zero and stops the gradient.",
+        "saturated",
+        find=layer_causes.saturating_activation,
+        fixes=(edit_fixes.usual_activation,),
+    ),
+    CauseKind(
+        "missing norm",
+        Place.ABOVE,
+        "z = (h − mean h) / std h",
+        "The other layers bring their pre-activations to unit variance; this one passes on "
+        "whatever scale it receives.",
+        "factor",
+        find=layer_causes.missing_norm,
+    ),
+    CauseKind(
+        "dropout",
+        Place.ABOVE,
+        "x → x · mask / p,   Var → Var / p",
+        "So few units are kept that noise outweighs the signal: two passes of one input hardly "
+        "resemble each other.",
+        "factor",
+        find=layer_causes.strong_dropout,
+        fixes=(edit_fixes.no_dropout,),
+    ),
+    CauseKind(
+        "padding",
+        Place.LAYER,
+        "factor ≤ ((1 + 2 cos(π / (n + 1))) / 3)²  per 3×3 layer on an n×n map",
+        "Windows at the border multiply zeros. On a small map that is most of them, and every "
+        "layer loses part of the signal.",
+        "factor",
+        find=layer_causes.padding,
+    ),
+    CauseKind(
+        "softmax twice",
+        Place.LAYER,
+        "∂L/∂z = p − y,   p = softmax(softmax(z)) ≈ 1/n",
+        "The loss takes logits. After a softmax of the network's own they lie between 0 and 1, "
+        "and the loss can neither fall far nor send much back.",
+        "factor",
+        find=layer_causes.softmax_on_logits,
+        fixes=(edit_fixes.no_softmax,),
+    ),
+    CauseKind(
+        "gain too small everywhere",
+        Place.LAYER,
+        _GAIN,
+        "Every layer makes the gradient a little smaller, and the depth is the exponent.",
+        "factor",
+        find=partial(layer_causes.shared_gain, small=True),
+    ),
+    CauseKind(
+        "gain too large everywhere",
+        Place.LAYER,
+        _GAIN,
+        "Every layer makes the gradient a little larger, and the depth is the exponent.",
+        "factor",
+        find=partial(layer_causes.shared_gain, small=False),
+    ),
+    CauseKind(
+        "not finite",
+        Place.FORMAT,
+        "|z| > z_max ⇒ z = ∞,   ∞ − ∞ = NaN",
+        "A number beyond the end of its format is infinite, and what is made of infinities is "
+        "not a number: no step can be taken.",
+        "signal",
+        find=layer_causes.not_finite,
+    ),
+    CauseKind(
+        "underflow",
+        Place.FORMAT,
+        "|δ| < δ_min ⇒ δ loses its digits, then δ = 0",
+        "Below the smallest normal number a format has ever fewer digits, and then only zero: "
+        "the gradient is there, but it cannot be written down.",
+        "delta",
+        find=layer_causes.underflow,
+    ),
+    CauseKind(
+        "inputs look alike",
+        Place.LAYER,
+        "cos(z_a, z_b) → 1  with depth",
+        "Every layer makes two inputs a little more alike, or one mixes so many values that only "
+        "their mean is left. What comes out hardly depends on what goes in.",
+        "apart",
+        find_in_training=training_causes.inputs_alike,
+    ),
+    CauseKind(
+        "signal too large",
+        Place.LAYER,
+        "RMS z_(l+1) / RMS z_l > 1,   L ∝ |z|",
+        "Every layer makes the signal a little larger. The outputs start far from anything asked "
+        "of them, and all they learn at first is to come down.",
+        "signal",
+        find_in_training=training_causes.signal_grows,
+    ),
+    CauseKind(
+        "gradient below epsilon",
+        Place.STEP,
+        "step = η m / (√v + ε),   √v ≪ ε ⇒ step ≈ η m / ε",
+        "Adam and its like divide by the gradient's own size, which makes its scale irrelevant, "
+        "until it is smaller than ε: then the steps shrink with it.",
+        "gradient",
+        find_in_training=training_causes.gradient_below_epsilon,
+    ),
+    CauseKind(
+        "step rounded away",
+        Place.STEP,
+        "|ΔW| < |W| 2^(−p−1) ⇒ W + ΔW = W",
+        "A number of p binary digits does not change when less than half of its last digit is "
+        "added to it. The parameters need a finer format than the calculation.",
+        "step",
+        find_in_training=training_causes.step_rounded_away,
+    ),
+    CauseKind(
+        "learning rate too small",
+        Place.STEP,
+        "ΔW = −η ∂L/∂W,   |ΔW| ≪ |W|",
+        "The gradient arrives, but the steps are so small that nothing is learnt in the time "
+        "there is. For plain SGD a factor on the loss is a factor on the rate.",
+        "step",
+        find_in_training=partial(training_causes.wrong_rate, small=True),
+    ),
+    CauseKind(
+        "learning rate too large",
+        Place.STEP,
+        "L(W + ΔW) ≈ L + ∂L/∂W · ΔW  only for small ΔW",
+        "A step goes further than the slope holds, and the loss rises. For plain SGD a factor on "
+        "the loss is a factor on the rate.",
+        "step",
+        find_in_training=partial(training_causes.wrong_rate, small=False),
+    ),
+)
+CAUSES = {kind.name: kind for kind in _TABLE}

@@ -1,31 +1,161 @@
-"""Will this network train, which layer stops it, why, and what to change."""
+"""The diagnosis: will this network train, which layer stops it, why, and what to change."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import jax
 import numpy as np
 import optax
 from jax import Array
 from jaxtyping import Float
 
-from jaxdnn.diagnosis import prescribe, verdict
-from jaxdnn.diagnosis.bands import redrawn_deltas
-from jaxdnn.diagnosis.causes import ranked
-from jaxdnn.diagnosis.counterfactual import confirm
-from jaxdnn.diagnosis.examine import Examination, examine
-from jaxdnn.diagnosis.first_step import take_first_step
-from jaxdnn.diagnosis.optimizers import make_optimizer
-from jaxdnn.diagnosis.probe import Edit, run
-from jaxdnn.diagnosis.profile import make_layers
-from jaxdnn.diagnosis.rehearsal import Forward, Rehearsal, Scales, make_rehearsal
-from jaxdnn.diagnosis.remedies import Change
-from jaxdnn.diagnosis.result import Diagnosis
-from jaxdnn.diagnosis.training_causes import find_training_causes
+from jaxdnn.diagnosis.causes import Cause, find_causes, find_training_causes, ranked
+from jaxdnn.diagnosis.fixes import Tried
+from jaxdnn.diagnosis.measure import Exam, examine
+from jaxdnn.diagnosis.profile import LayerProfile, layer_profiles, redrawn_deltas
+from jaxdnn.diagnosis.search import confirm, try_fixes
+from jaxdnn.diagnosis.trial import (
+    HORIZON,
+    TRAINS,
+    Scales,
+    Trials,
+    Verdict,
+    parse_optimizer,
+    verdict_of,
+)
+from jaxdnn.run_folder import without_nan
+
+# A network that learns all within the trial comes to 0.94: nothing is tried from here on.
+_WELL = 0.9
+_MOST_SHOWN = 5
+# Rows of the printed table beyond which its middle is left out.
+_MOST_ROWS = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Prescription:
+    """A change that was tried and helped.
+
+    Attributes:
+      change: in words.
+      code: the line of Flax that does it.
+      before: score without it.
+      after: score with it.
+    """
+
+    change: str
+    code: str
+    before: float
+    after: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """What stops a network, and what to change.
+
+    Attributes:
+      verdict: `trains`, `at risk` or `will not train`.
+      score: in [0, 1]; see `jaxdnn.diagnosis.trial`.
+      reason: the numbers behind the verdict, in a line.
+      layers: in the order in which they run.
+      causes: worst first.
+      prescriptions: best first.
+      loss: at the start.
+      optimizer: that the verdict is for.
+    """
+
+    verdict: Verdict
+    score: float
+    reason: str
+    layers: tuple[LayerProfile, ...]
+    causes: tuple[Cause, ...]
+    prescriptions: tuple[Prescription, ...]
+    loss: float
+    optimizer: str
+
+    def __str__(self) -> str:
+        return "\n".join([self._headline(), *self._table(), *self._findings()])
+
+    def _headline(self) -> str:
+        return f"{self.verdict} (score {self.score:.2f}, {self.optimizer}): {self.reason}"
+
+    def _table(self) -> list[str]:
+        width = max([5, *(len(layer.path) for layer in self.layers)])
+        rows = [
+            f"{'layer':{width}}  {'delta':>9}  {'factor':>8}  {'drawn anew':>16}  {'z':>8}  dead"
+            "  mostly"
+        ]
+        for layer in self.layers:
+            term = max(layer.terms, key=lambda name: abs(layer.terms[name]))
+            rows.append(
+                f"{layer.path:{width}}  {layer.delta_rms:9.2e}  {layer.factor:8.3g}"
+                f"  {_span(layer.factor_band):>16}"
+                f"  {layer.pre_activation_rms:8.3g}  {layer.dead:4.0%}"
+                f"  {term} {layer.terms[term]:+.2f}"
+            )
+        if len(rows) <= _MOST_ROWS:
+            return rows
+        half = _MOST_ROWS // 2
+        return [*rows[:half], f"... {len(rows) - 2 * half} more", *rows[-half:]]
+
+    def _findings(self) -> list[str]:
+        causes = [f"cause: {c.path}: {c.cause}: {c.evidence}{_confirmed(c)}" for c in self.causes]
+        changes = [
+            f"try: {p.change} (score {p.before:.2f} -> {p.after:.2f}): {p.code}"
+            for p in self.prescriptions
+        ]
+        return [*causes, *changes]
+
+    def _repr_html_(self) -> str:
+        # Only here: matplotlib takes a second to load.
+        from jaxdnn.diagnosis.page import fragment
+
+        return fragment(self.to_dict())
+
+    def to_html(self) -> str:
+        """Return a page in one piece: pictures, formulas and words for every finding."""
+        from jaxdnn.diagnosis.page import page
+
+        return page(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain lists, dicts, numbers and strings; None for what is not finite."""
+        return without_nan(dataclasses.asdict(self))
+
+    def to_json(self) -> str:
+        """Return a JSON object with the fields of this class."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def to_markdown(self) -> str:
+        """Return headings, lists and a table."""
+        head = (
+            "| layer | delta RMS | factor | drawn anew | " + " | ".join(self.layers[0].terms) + " |"
+        )
+        rule = "|---" * (4 + len(self.layers[0].terms)) + "|"
+        rows = [
+            f"| `{layer.path}` | {layer.delta_rms:.2e} | {layer.factor:.3g} |"
+            f" {_span(layer.factor_band)} | "
+            + " | ".join(f"{term:+.2f}" for term in layer.terms.values())
+            + " |"
+            for layer in self.layers
+        ]
+        findings = [f"- {line}" for line in self._findings()]
+        return "\n".join([f"# {self._headline()}", "", *findings, "", head, rule, *rows, ""])
+
+
+def _span(band: tuple[float, float]) -> str:
+    return f"{band[0]:.3g} to {band[1]:.3g}"
+
+
+def _confirmed(cause: Cause) -> str:
+    if math.isnan(cause.recovery):
+        return ""
+    return f"; with its Jacobian the identity the first layer's delta is 10^{cause.recovery:+.1f} x"
 
 
 def diagnose(
@@ -36,7 +166,7 @@ def diagnose(
     loss: Callable[[Any, Any], Array] | None = None,
     optimizer: str | optax.GradientTransformation = "sgd:0.1",
     seed: int = 0,
-    horizon: int = verdict.HORIZON,
+    horizon: int = HORIZON,
     try_changes: bool = True,
     progress: bool = False,
 ) -> Diagnosis:
@@ -56,115 +186,65 @@ def diagnose(
       seed: of dropout.
       horizon: steps that the training may take.
       try_changes: look for prescriptions, and confirm the first cause, unless all goes well.
-      progress: show a bar on stderr while changes are tried.
+      progress: show a bar on stderr while fixes are tried.
 
     Raises:
       InputError: the model, the inputs or the loss cannot be examined; it says what to give.
     """
-    transformation = make_optimizer(optimizer)
-    seen = examine(model, inputs, targets, loss=loss, seed=seed)
-    rehearse = make_rehearse(seen, transformation, inputs, targets)
-
-    def attempt(change: Change) -> float:
-        rehearsed = rehearse(change.params, change.edits, change.scales)
-        return verdict.score(rehearsed, horizon=horizon)
-
-    rehearsed = rehearse(seen.params, {}, Scales())
-    value = verdict.score(rehearsed, horizon=horizon) if seen.measured.finite else 0.0
-    causes, tried = seen.causes, []
-    if try_changes and value < prescribe.WELL and (value < verdict.TRAINS or causes):
-        first = take_first_step(seen, transformation)
+    transformation = parse_optimizer(optimizer)
+    exam = examine(model, inputs, targets, loss=loss, seed=seed)
+    causes = find_causes(exam)
+    trials = Trials(exam, transformation, horizon=horizon)
+    trial = trials.program({})(exam.params, Scales())
+    score = trials.score(trial) if exam.measured.finite else 0.0
+    prescriptions: tuple[Prescription, ...] = ()
+    if try_changes and score < _WELL and (score < TRAINS or causes):
         with ThreadPoolExecutor(1) as beside:
-            confirmed = beside.submit(confirm, seen, inputs, targets)
-            tried = prescribe.try_changes(seen, first, value, attempt, progress=progress)
+            confirmed = beside.submit(confirm, exam, causes)
+            attempt = try_fixes(trials, causes, score, progress=progress)
             causes = confirmed.result()
-        if value < verdict.TRAINS:
-            causes = ranked([*causes, *find_training_causes(seen, first, tried)])
-    deltas = redrawn_deltas(seen, inputs, targets)
+        if score < TRAINS:
+            causes = ranked([*causes, *find_training_causes(attempt)])
+        prescriptions = tuple(_prescription(each, score) for each in attempt.tried[:_MOST_SHOWN])
+    deltas = redrawn_deltas(exam)
     return Diagnosis(
-        verdict=verdict.word(value),
-        score=value,
-        reason=_reason(seen, deltas, np.asarray(rehearsed.loss)),
-        layers=make_layers(seen, deltas),
+        verdict=verdict_of(score),
+        score=score,
+        reason=_reason(exam, deltas, np.asarray(trial.loss)),
+        layers=layer_profiles(exam, deltas),
         causes=causes,
-        prescriptions=prescribe.prescriptions(tried, value),
-        loss=seen.measured.loss,
+        prescriptions=prescriptions,
+        loss=exam.measured.loss,
         optimizer=optimizer if isinstance(optimizer, str) else "the given optimizer",
     )
 
 
-def make_rehearse(
-    seen: Examination, optimizer: optax.GradientTransformation, inputs: Any, targets: Any
-) -> Callable[[Any, Mapping[int, Edit], Scales], Rehearsal]:
-    """Return `(params, edits, scales) -> Rehearsal` of changed parameters in an edited network."""
-
-    def make(edits: Mapping[int, Edit]) -> Callable[..., Rehearsal]:
-        forward = edited(seen, edits) if edits else seen.network.apply
-        return make_rehearsal(
-            _narrowed(forward, seen.params), seen.loss, optimizer, num_steps=verdict.NUM_STEPS
-        )
-
-    plain = make({})
-    # Changes that share their edits share a program. Kept with it, an id stays theirs.
-    made: dict[int, tuple[Mapping[int, Edit], Callable[..., Rehearsal]]] = {}
-
-    def rehearse(params: Any, edits: Mapping[int, Edit], scales: Scales) -> Rehearsal:
-        if edits and id(edits) not in made:
-            made[id(edits)] = edits, make(edits)
-        run_it = made[id(edits)][1] if edits else plain
-        return run_it(params, inputs, targets, seen.key, scales)
-
-    return rehearse
-
-
-def _narrowed(forward: Forward, like: Any) -> Forward:
-    """Return a network that takes wider parameters than its own, and calculates as before."""
-
-    def narrowed(params: Any, inputs: Any, key: Array | None) -> Array:
-        params = jax.tree.map(lambda wide, own: wide.astype(own.dtype), params, like)
-        return forward(params, inputs, key)
-
-    return narrowed
-
-
-def edited(seen: Examination, edits: Mapping[int, Edit]) -> Forward:
-    """Return the network with edits, as `(params, inputs, key) -> logits`."""
-    program = seen.graph.program
-
-    def forward(params: Any, inputs: Any, key: Array | None) -> Array:
-        return run(program, (params, inputs, key), edits)[program.output]
-
-    return forward
+def _prescription(tried: Tried, before: float) -> Prescription:
+    return Prescription(tried.fix.words, tried.fix.code, before, tried.score)
 
 
 def assert_trainable(model: Any, inputs: Any, targets: Any, **options: Any) -> None:
     """Raise AssertionError with the diagnosis unless the verdict is `trains`.
 
-    Args:
-      model: as in `diagnose`.
-      inputs: likewise.
-      targets: likewise.
-      **options: likewise.
+    Arguments as those of `diagnose`.
     """
     diagnosis = diagnose(model, inputs, targets, **options)
     if diagnosis.verdict != "trains":
         raise AssertionError(str(diagnosis))
 
 
-def _reason(
-    seen: Examination, deltas: Float[np.ndarray, "seed layer+1"], losses: np.ndarray
-) -> str:
+def _reason(exam: Exam, deltas: Float[np.ndarray, "seed layer+1"], losses: np.ndarray) -> str:
     """Say in numbers what stands behind the verdict."""
-    measured = seen.measured
+    measured = exam.measured
     if not measured.finite:
         return "the loss or its gradient is not finite at the start"
-    first, last = (measured.delta[seen.graph.layers[i].z] for i in (0, -1))
+    first, last = (measured.delta[exam.graph.layers[i].z] for i in (0, -1))
     spread = measured.logits_spread / measured.logits_rms if measured.logits_rms else 0.0
     ratio = first / last if last else math.nan
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = deltas[:, 0] / deltas[:, -2]
     return (
         f"loss {losses[0]:.4g} -> {losses[-1]:.4g} in {len(losses) - 1} steps; delta of the first"
-        f" layer over the last {ratio:.2g} ({ratios.min():.2g} to {ratios.max():.2g} with such"
-        f" weights drawn anew); {spread:.2g} of the logits tell inputs apart"
+        f" layer over the last {ratio:.2g} ({ratios.min():.2g} to {ratios.max():.2g} with random"
+        f" weights of the same scale); {spread:.2g} of the logits tell inputs apart"
     )

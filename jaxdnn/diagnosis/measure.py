@@ -1,58 +1,228 @@
-"""Every layer's statistics from one backward pass.
+"""What one pass of a batch forward and back shows of every layer.
 
-A zero is added to every pre-activation and at every station between; the gradient of the loss with
-respect to it is delta there. One compiled program gives the arrays, and the host reduces them:
-reduced inside the program, 50 layers took minutes to compile.
+A zero is added to every pre-activation and at both ends of every segment between; the gradient of
+the loss with respect to it is delta there. One compiled program gives the arrays, and the host
+reduces them in float64: reduced inside the program, 50 layers took minutes to compile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from jaxdnn.diagnosis.graph import Graph
-from jaxdnn.diagnosis.probe import Edit, Environment, bridge, replay, run
-from jaxdnn.diagnosis.program import Value
-from jaxdnn.diagnosis.stations import Kind, Station
+from jaxdnn.diagnosis.graph import Graph, Segment, make_graph
+from jaxdnn.diagnosis.model import (
+    Forward,
+    Loss,
+    Network,
+    check_inputs,
+    leaf_names,
+    logits_shape,
+    make_loss,
+    make_network,
+)
+from jaxdnn.diagnosis.program import (
+    Dependence,
+    Edit,
+    Environment,
+    Program,
+    Value,
+    bridge,
+    replay,
+    run,
+    trace,
+)
+from jaxdnn.errors import InputError
+from jaxdnn.propagation import SATURATED
 
-Loss = Callable[[Any, Any], Array]
 
-
-class Raw(NamedTuple):
+class PassArrays(NamedTuple):
     """The arrays of one pass forward and back.
 
     Attributes:
       loss: a scalar.
       logits: (batch, ...).
       pre_activations: of each layer.
-      biases: of each layer that has one.
-      slopes: |phi'| by station.
-      kept: share that a dropout keeps, by station.
-      deltas: by number of the value.
+      biases: by index of a layer that has one.
+      slopes: |phi'| of each activation, in the order of `Graph.segments`.
+      kept: share of entries in [0, 1] that each dropout keeps, in the same order.
+      deltas: gradient of the loss, by number of the value.
       through: gradient of each layer's operand through that layer alone.
-      grads: of the parameters.
+      grads: a tree like the parameters.
     """
 
     loss: Array
     logits: Array
     pre_activations: list[Array]
     biases: dict[int, Array]
-    slopes: dict[str, Array]
-    kept: dict[str, Array]
+    slopes: list[Array]
+    kept: list[Array]
     deltas: dict[int, Array]
     through: list[Array]
     grads: Any
 
 
-def make_pass(graph: Graph, loss: Loss, *, cut: int | None = None) -> Callable[..., Raw]:
-    """Return the compiled `(params, inputs, targets, key) -> Raw`.
+class SignalStats(NamedTuple):
+    """A layer's pre-activation.
+
+    Attributes:
+      mean: over batch and units.
+      rms: root mean square.
+      correlation: mean cosine between neighbouring examples.
+    """
+
+    mean: float
+    rms: float
+    correlation: float
+
+
+class SlopeStats(NamedTuple):
+    """An activation at the values it got.
+
+    Attributes:
+      dead: share of units (last axis) with slope 0 in the whole batch.
+      saturated: share of units and examples with less than 1 % of the greatest slope.
+    """
+
+    dead: float
+    saturated: float
+
+
+class Measurement(NamedTuple):
+    """What one pass forward and back shows, in numbers.
+
+    Attributes:
+      loss: mean over the batch.
+      logits_rms: their root mean square.
+      logits_spread: root mean square of the logits minus their mean over the batch.
+      signals: of each layer.
+      bias_rms: of each layer; 0 without one.
+      slopes: of each activation.
+      kept: share of entries that each dropout keeps.
+      delta: root mean square of the gradient, by number of the value.
+      delta_by_example: of each layer, (batch,).
+      through: of each layer, root mean square of the gradient of its operand through it alone;
+        of its output for look-ups.
+      kernel_rms: of each layer.
+      kernel_grad_rms: of each layer.
+      finite: whether loss and all gradients are.
+    """
+
+    loss: float
+    logits_rms: float
+    logits_spread: float
+    signals: tuple[SignalStats, ...]
+    bias_rms: tuple[float, ...]
+    slopes: dict[Segment, SlopeStats]
+    kept: dict[Segment, float]
+    delta: dict[int, float]
+    delta_by_example: tuple[np.ndarray, ...]
+    through: tuple[float, ...]
+    kernel_rms: tuple[float, ...]
+    kernel_grad_rms: tuple[float, ...]
+    finite: bool
+
+
+class Gain(NamedTuple):
+    """What an activation does at standard normal values: a property of the function alone.
+
+    Attributes:
+      slope: root mean square of phi'.
+      value: root mean square of phi.
+      mean: of phi.
+    """
+
+    slope: float
+    value: float
+    mean: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Exam:
+    """A network with a batch, and what one pass forward and back shows.
+
+    Attributes:
+      network: in training mode.
+      graph: its layers and what lies between them.
+      loss: `(logits, targets) -> scalar`.
+      inputs: the batch axis first.
+      targets: what the loss takes beside the logits.
+      key: of dropout.
+      run_pass: compiled `(params, inputs, targets, key) -> PassArrays`.
+      measured: with the parameters as they came.
+      grads: of the loss with the parameters as they came, a tree like these.
+      gains: of each activation that takes nothing but its input and parameters.
+    """
+
+    network: Network
+    graph: Graph
+    loss: Loss
+    inputs: Any
+    targets: Any
+    key: Array
+    run_pass: Callable[..., PassArrays]
+    measured: Measurement
+    grads: Any
+    gains: dict[Segment, Gain]
+
+    @property
+    def params(self) -> Any:
+        """The parameters as they came."""
+        return self.network.params
+
+    def edited(self, edits: Mapping[int, Edit]) -> Forward:
+        """Return the network with edits, as `(params, inputs, key) -> logits`."""
+        program = self.graph.program
+        return lambda *arguments: run(program, arguments, edits)[program.output]
+
+
+def examine(
+    model: Any,
+    inputs: Any,
+    targets: Any,
+    *,
+    loss: Loss | None = None,
+    seed: int = 0,
+) -> Exam:
+    """Pass a batch forward and back; arguments and errors as in `jaxdnn.diagnose`."""
+    network = make_network(model)
+    check_inputs(inputs, targets)
+    key = jax.random.key(seed)
+    mean_loss = make_loss(loss, targets, logits_shape(network, inputs, key))
+    program = trace(network.apply, network.params, inputs, key)
+    graph = make_graph(program, leaf_names(network.params))
+    if not graph.layers:
+        raise InputError(
+            "no layer was found: no parameter multiplies the inputs; give the model's own forward"
+            " function"
+        )
+    run_pass = make_pass(graph, mean_loss)
+    arrays = run_pass(network.params, inputs, targets, key)
+    return Exam(
+        network,
+        graph,
+        mean_loss,
+        inputs,
+        targets,
+        key,
+        run_pass,
+        _reduce(graph, network.params, arrays),
+        jax.device_get(arrays.grads),
+        _activation_gains(graph, network.params),
+    )
+
+
+def make_pass(graph: Graph, loss: Loss, *, cut: int | None = None) -> Callable[..., PassArrays]:
+    """Return the compiled `(params, inputs, targets, key) -> PassArrays`.
 
     Args:
-      graph: of the network.
+      graph: what is run and probed.
       loss: `(logits, targets) -> scalar`.
       cut: a layer from which the gradient goes to the layer below as it is, as if the Jacobian
         between were the identity.
@@ -61,73 +231,46 @@ def make_pass(graph: Graph, loss: Loss, *, cut: int | None = None) -> Callable[.
     numbers = _probed(graph)
 
     @jax.jit
-    def forward_and_back(params: Any, inputs: Any, targets: Any, key: Array) -> Raw:
+    def forward_and_back(params: Any, inputs: Any, targets: Any, key: Array) -> PassArrays:
         def objective(params: Any, zeros: dict[int, Array], partials: list[Array]) -> Any:
             edits = _edits(graph, zeros, cut)
             uses = {
-                (site.step, site.x): lambda x, zero=zero: x + zero
-                for site, zero in zip(graph.layers, partials, strict=True)
-                if site.x is not None
+                (layer.step, layer.x): lambda x, zero=zero: x + zero
+                for layer, zero in zip(graph.layers, partials, strict=True)
+                if layer.x is not None
             }
             environment = run(graph.program, (params, inputs, key), edits, uses)
             logits = environment[graph.program.output]
             value = loss(logits, targets)
-            return value, (value, logits, jax.lax.stop_gradient(_look(graph, environment)))
+            return value, (value, logits, jax.lax.stop_gradient(_observed(graph, environment)))
 
         zeros = {number: _zero(values[number]) for number in numbers}
-        partials = [_zero(values[site.z if site.x is None else site.x]) for site in graph.layers]
+        partials = [
+            _zero(values[layer.z if layer.x is None else layer.x]) for layer in graph.layers
+        ]
         differentiate = jax.grad(objective, (0, 1, 2), has_aux=True)
-        (grads, deltas, through), (value, logits, seen) = differentiate(params, zeros, partials)
-        z, biases, slopes, kept = seen
-        return Raw(value, logits, z, biases, slopes, kept, deltas, through, grads)
+        (grads, deltas, through), (value, logits, observed) = differentiate(params, zeros, partials)
+        z, biases, slopes, kept = observed
+        return PassArrays(value, logits, z, biases, slopes, kept, deltas, through, grads)
 
     return forward_and_back
 
 
-def named_stations(graph: Graph, kind: Kind) -> dict[str, Station]:
-    """Return all stations of a kind by the link and the place in it, such as `3.1`."""
-    return {
-        station_name(upper, position): station
-        for upper, link in enumerate(graph.links)
-        for position, station in enumerate(link.stations)
-        if station.kind == kind
-    }
-
-
-def station_name(upper: int, position: int) -> str:
-    """Name a station by its link and its place in it."""
-    return f"{upper}.{position}"
-
-
-def slope_function(station: Station, environment: Environment) -> Callable[[Array], Array]:
-    """Return the |phi'| of an activation, elementwise."""
-    function = replay(station.steps, environment, station.start, station.end)
-
-    def slope(x: Array) -> Array:
-        return jnp.abs(jax.jvp(function, (x,), (jnp.ones_like(x),))[1].astype(jnp.float32))
-
-    return slope
-
-
 def _probed(graph: Graph) -> list[int]:
-    ends = {
-        number
-        for link in graph.links
-        for station in link.stations
-        for number in (station.start, station.end)
-    }
-    ends |= {site.z for site in graph.layers}
-    ends |= {site.x for site in graph.layers if site.x is not None}
+    """Numbers of the values at which delta is taken."""
+    ends = {n for edge in graph.edges for each in edge.segments for n in (each.start, each.end)}
+    ends |= {layer.z for layer in graph.layers}
+    ends |= {layer.x for layer in graph.layers if layer.x is not None}
     values = graph.program.values
     return sorted(n for n in ends if jnp.issubdtype(values[n].dtype, jnp.floating))
 
 
 def _edits(graph: Graph, zeros: dict[int, Array], cut: int | None) -> dict[int, Edit]:
     edits: dict[int, Edit] = {n: lambda x, _, zero=zero: x + zero for n, zero in zeros.items()}
-    below = None if cut is None else graph.links[cut].below
+    below = None if cut is None else graph.edges[cut].below
     if cut is not None and below is not None:
         z, lower = graph.layers[cut].z, graph.layers[below].z
-        edits[z] = lambda x, seen: bridge(x + zeros[z], seen[lower])
+        edits[z] = lambda x, values: bridge(x + zeros[z], values[lower])
     return edits
 
 
@@ -135,25 +278,131 @@ def _zero(value: Value) -> Array:
     return jnp.zeros(value.shape, value.dtype)
 
 
-def _look(graph: Graph, environment: Environment) -> tuple[Any, ...]:
-    """Take out of a forward pass what is looked at."""
-    slopes = {
-        name: slope_function(station, environment)(environment[station.start])
-        for name, station in named_stations(graph, "activation").items()
-    }
-    kept = {
-        name: _kept(station, environment)
-        for name, station in named_stations(graph, "dropout").items()
-    }
+def _observed(graph: Graph, environment: Environment) -> tuple[Any, ...]:
+    """Take out of a forward pass what is looked at: z, biases, slopes, and what dropouts keep."""
+    slopes = [
+        _slope_function(segment, environment)(environment[segment.start])
+        for segment in graph.segments("activation")
+    ]
+    kept = [_kept(segment, environment) for segment in graph.segments("dropout")]
     biases = {
-        index: environment[site.bias]
-        for index, site in enumerate(graph.layers)
-        if site.bias is not None
+        index: environment[layer.bias]
+        for index, layer in enumerate(graph.layers)
+        if layer.bias is not None
     }
-    return [environment[site.z] for site in graph.layers], biases, slopes, kept
+    return [environment[layer.z] for layer in graph.layers], biases, slopes, kept
 
 
-def _kept(station: Station, environment: Environment) -> Array:
-    function = replay(station.steps, environment, station.start, station.end)
-    dropped = function(jnp.ones_like(environment[station.start]))
+def _slope_function(segment: Segment, environment: Environment) -> Callable[[Array], Array]:
+    """The |phi'| of an activation, elementwise."""
+    function = replay(segment.steps, environment, segment.start, segment.end)
+
+    def slope(x: Array) -> Array:
+        return jnp.abs(jax.jvp(function, (x,), (jnp.ones_like(x),))[1].astype(jnp.float32))
+
+    return slope
+
+
+def _kept(segment: Segment, environment: Environment) -> Array:
+    function = replay(segment.steps, environment, segment.start, segment.end)
+    dropped = function(jnp.ones_like(environment[segment.start]))
     return jnp.mean((dropped != 0).astype(jnp.float32))
+
+
+@np.errstate(invalid="ignore", over="ignore", divide="ignore")
+def _reduce(graph: Graph, params: Any, arrays: PassArrays) -> Measurement:
+    """From the arrays of a pass to a few numbers for each layer, on the host and in float64."""
+    arrays, params = jax.device_get((arrays, params))
+    leaves, grads = jax.tree.leaves(params), jax.tree.leaves(arrays.grads)
+    layers = graph.layers
+    biases = [arrays.biases.get(index, np.zeros(1)) for index in range(len(layers))]
+    activations, dropouts = graph.segments("activation"), graph.segments("dropout")
+    return Measurement(
+        loss=float(arrays.loss),
+        logits_rms=host_rms(arrays.logits),
+        logits_spread=host_rms(arrays.logits - arrays.logits.mean(0, keepdims=True)),
+        signals=tuple(_signal_stats(z) for z in arrays.pre_activations),
+        bias_rms=tuple(host_rms(bias) for bias in biases),
+        slopes=dict(zip(activations, map(_slope_stats, arrays.slopes), strict=True)),
+        kept=dict(zip(dropouts, map(float, arrays.kept), strict=True)),
+        delta={number: host_rms(delta) for number, delta in arrays.deltas.items()},
+        delta_by_example=tuple(_by_example(arrays.deltas[layer.z]) for layer in layers),
+        through=tuple(host_rms(x) for x in arrays.through),
+        kernel_rms=tuple(host_rms(layer.leaf.take(leaves)) for layer in layers),
+        kernel_grad_rms=tuple(host_rms(layer.leaf.take(grads)) for layer in layers),
+        finite=bool(np.isfinite(arrays.loss) and all(np.isfinite(x).all() for x in grads)),
+    )
+
+
+def host_rms(x: Any) -> float:
+    """Return the root mean square in float64."""
+    return float(np.sqrt(np.mean(np.square(np.asarray(x, np.float64)))))
+
+
+def _by_example(delta: np.ndarray) -> np.ndarray:
+    rows = np.asarray(delta, np.float64).reshape(delta.shape[0], -1)
+    return np.sqrt(np.mean(rows**2, axis=1))
+
+
+def _signal_stats(z: np.ndarray) -> SignalStats:
+    rows = np.asarray(z, np.float64).reshape(z.shape[0], -1)
+    lengths = np.sqrt(np.sum(rows**2, axis=1))
+    products = np.sum(rows[1:] * rows[:-1], axis=1)
+    cosines = products / (lengths[1:] * lengths[:-1])
+    return SignalStats(float(rows.mean()), host_rms(rows), float(cosines.mean()))
+
+
+def _slope_stats(slope: np.ndarray) -> SlopeStats:
+    axes = tuple(range(slope.ndim - 1))
+    return SlopeStats(
+        float(np.mean(np.all(slope == 0, axis=axes))),
+        float(np.mean(slope < SATURATED * slope.max())),
+    )
+
+
+def _activation_gains(graph: Graph, params: Any) -> dict[Segment, Gain]:
+    """What each activation does at standard normal values; trained slopes come from `params`."""
+    environment = _without_inputs(graph.program, params)
+    drawn: dict[tuple[int, ...], Array] = {}
+    known: dict[Any, Gain] = {}
+    gains = {}
+    for segment in graph.segments("activation"):
+        if not _is_closed(segment, environment):
+            continue
+        value = graph.program.values[segment.start]
+        if value.shape not in drawn:
+            normal = np.random.default_rng(0).standard_normal(value.shape)
+            drawn[value.shape] = jnp.asarray(normal, value.dtype)
+        signature = (value.shape, *(step.signature for step in segment.steps))
+        if signature not in known or any(len(step.inputs) > 1 for step in segment.steps):
+            known[signature] = _gain(segment, environment, drawn[value.shape])
+        gains[segment] = known[signature]
+    return gains
+
+
+def _gain(segment: Segment, environment: Environment, z: Array) -> Gain:
+    function = replay(segment.steps, environment, segment.start, segment.end)
+    slope = _slope_function(segment, environment)
+    slopes, values = jax.jit(lambda z: (slope(z), function(z)))(z)
+    mean = float(np.mean(np.asarray(values, np.float64)))
+    return Gain(host_rms(slopes), host_rms(values), mean)
+
+
+def _without_inputs(program: Program, params: Any) -> Environment:
+    """Compute what depends on parameters only."""
+    environment = dict(program.constants)
+    leaves = jax.tree.leaves(params)
+    environment.update(zip(program.arguments[: len(leaves)], leaves, strict=True))
+    for step in program.steps:
+        depends = program.values[step.outputs[0]].depends
+        if not depends & (Dependence.INPUTS | Dependence.KEY):
+            operands = [environment[number] for number in step.inputs]
+            environment.update(zip(step.outputs, step.run(*operands), strict=True))
+    return environment
+
+
+def _is_closed(segment: Segment, environment: Environment) -> bool:
+    """Tell whether the activation takes nothing but its input and parameters."""
+    inside = {segment.start}.union(*(step.outputs for step in segment.steps))
+    outside = {n for step in segment.steps for n in step.inputs} - inside
+    return outside <= environment.keys()

@@ -1,60 +1,128 @@
-"""Every layer's numbers, as the result shows them."""
+"""Why a layer's factor is what it is, as a sum of logs, and how much of it is chance.
+
+    log(delta_l / delta_above) = weights + padding + activation + norm + ... + remainder
+
+Each term is the log of delta's root mean square behind a segment over that before it, so that they
+add up exactly. `weights` and `padding` are what independent random weights of the realised scale
+would do; what the real ones do besides stands in the remainder.
+
+Beside each factor stands its band: what the same network gives with its weights drawn anew, each
+kernel replaced by independent normal numbers of the same root mean square. Where the real factor
+lies outside, it is the weights' structure that acts, not their scale.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxdnn.diagnosis.bands import Bands, bands_of
-from jaxdnn.diagnosis.examine import Examination
 from jaxdnn.diagnosis.graph import Graph
-from jaxdnn.diagnosis.reduce import Measurement
-from jaxdnn.diagnosis.result import Layer
-from jaxdnn.diagnosis.terms import layer_terms, log_factor
+from jaxdnn.diagnosis.measure import Exam, host_rms
+
+TERMS = (
+    "weights",
+    "padding",
+    "activation",
+    "norm",
+    "pooling",
+    "dropout",
+    "residual",
+    "attention",
+    "softmax",
+    "remainder",
+)
+NUM_SEEDS = 4
+# Below the smallest normal float32, so that a gradient of exactly zero shows as such.
+_FLOOR = 1e-45
+Band = tuple[float, float]
 
 
-def make_layers(seen: Examination, deltas: Float[np.ndarray, "seed layer+1"]) -> tuple[Layer, ...]:
-    """Return all layers in the order in which they run.
+@dataclasses.dataclass(frozen=True)
+class LayerProfile:
+    """One layer, the first nearest the input.
+
+    Attributes:
+      path: in the user's own model.
+      kind: `dense`, `conv` or `embedding`.
+      fan_in: summands of a pre-activation.
+      fan_out: pre-activations that an input reaches.
+      pre_activation_mean: over batch and units.
+      pre_activation_rms: root mean square.
+      correlation: mean cosine between the pre-activations of two examples.
+      delta_rms: root mean square of dL/dz.
+      delta_rms_by_example: the same for each example.
+      delta_band: the least and the greatest delta_rms with weights of the same scale drawn anew.
+      factor: delta_rms over that of the layer above (of the logits for the last).
+      factor_band: as delta_band.
+      terms: log of the factor as a sum; see `jaxdnn.diagnosis.profile`.
+      dead: share of units with slope 0 in the whole batch; 0 without an activation.
+      saturated: share with less than 1 % of the greatest slope.
+      kernel_rms: root mean square of the weights.
+      kernel_grad_rms: of their gradient.
+      kernel_grad_ratio: that over kernel_rms.
+    """
+
+    path: str
+    kind: str
+    fan_in: float
+    fan_out: float
+    pre_activation_mean: float
+    pre_activation_rms: float
+    correlation: float
+    delta_rms: float
+    delta_rms_by_example: tuple[float, ...]
+    delta_band: Band
+    factor: float
+    factor_band: Band
+    terms: dict[str, float]
+    dead: float
+    saturated: float
+    kernel_rms: float
+    kernel_grad_rms: float
+    kernel_grad_ratio: float
+
+
+def layer_profiles(
+    exam: Exam, deltas: Float[np.ndarray, "seed layer+1"]
+) -> tuple[LayerProfile, ...]:
+    """Return every layer's numbers, in the order in which the layers run.
 
     Args:
-      seen: of the network.
-      deltas: with weights drawn anew.
+      exam: what was measured.
+      deltas: with weights drawn anew, from `redrawn_deltas`.
     """
-    return tuple(
-        _layer(seen.graph, seen.measured, index, bands)
-        for index, bands in enumerate(bands_of(seen.graph, deltas))
+    return tuple(_profile(exam, index, own) for index, own in enumerate(bands(exam.graph, deltas)))
+
+
+def _profile(exam: Exam, index: int, own: Bands) -> LayerProfile:
+    layer, measured = exam.graph.layers[index], exam.measured
+    signal, delta = measured.signals[index], measured.delta[layer.z]
+    slope = next(
+        (measured.slopes[each] for each in exam.graph.following(index, "activation")), None
     )
-
-
-def _layer(graph: Graph, measured: Measurement, index: int, bands: Bands) -> Layer:
-    site, forward = graph.layers[index], measured.forward[index]
-    slopes = [
-        measured.slopes[name]
-        for upper, link in enumerate(graph.links)
-        if link.below == index
-        for position in range(len(link.stations))
-        if (name := f"{upper}.{position}") in measured.slopes
-    ]
     kernel, grad = measured.kernel_rms[index], measured.kernel_grad_rms[index]
-    factor = log_factor(graph, measured, index)
-    return Layer(
-        path=site.path,
-        kind=site.kind,
-        fan_in=site.fan_in,
-        fan_out=site.fan_out,
-        pre_activation_mean=forward.mean,
-        pre_activation_rms=forward.rms,
-        correlation=forward.correlation,
-        delta_rms=measured.delta[site.z],
-        delta_band=bands.delta,
+    return LayerProfile(
+        path=layer.path,
+        kind=layer.kind,
+        fan_in=layer.fan_in,
+        fan_out=layer.fan_out,
+        pre_activation_mean=signal.mean,
+        pre_activation_rms=signal.rms,
+        correlation=signal.correlation,
+        delta_rms=delta,
+        delta_band=own.delta,
         delta_rms_by_example=tuple(measured.delta_by_example[index].tolist()),
-        factor=_factor(measured.delta[site.z], factor),
-        factor_band=bands.factor,
-        terms=layer_terms(graph, measured, index),
-        dead=slopes[0].dead if slopes else 0.0,
-        saturated=slopes[0].saturated if slopes else 0.0,
+        factor=_factor(delta, log_factor(exam, index)),
+        factor_band=own.factor,
+        terms=layer_terms(exam, index),
+        dead=slope.dead if slope else 0.0,
+        saturated=slope.saturated if slope else 0.0,
         kernel_rms=kernel,
         kernel_grad_rms=grad,
         kernel_grad_ratio=grad / kernel if kernel else math.nan,
@@ -62,7 +130,97 @@ def _layer(graph: Graph, measured: Measurement, index: int, bands: Bands) -> Lay
 
 
 def _factor(delta: float, log_factor: float) -> float:
-    """Return the factor; NaN where delta is zero and that above it as well."""
+    """The factor; NaN where delta is zero and that above it as well."""
     if delta == 0:
         return math.nan if log_factor == 0 else 0.0
     return math.exp(log_factor) if log_factor < 700 else math.inf
+
+
+def log(x: float) -> float:
+    """Return the natural log, of zero that of less than float32 holds; NaN of NaN."""
+    return math.log(max(x, _FLOOR)) if not math.isnan(x) else math.nan
+
+
+def log_factor(exam: Exam, index: int) -> float:
+    """Return the log of a layer's delta over that of the layer (or the logits) above."""
+    graph, delta = exam.graph, exam.measured.delta
+    above = graph.above(index)
+    z = graph.program.output if above is None else graph.layers[above].z
+    upper = delta.get(z, delta[graph.layers[-1].z])
+    return log(delta[graph.layers[index].z]) - log(upper)
+
+
+def layer_terms(exam: Exam, index: int) -> dict[str, float]:
+    """Return the terms of a layer's log factor by name, all of `TERMS`; they sum to it."""
+    graph, delta = exam.graph, exam.measured.delta
+    terms = dict.fromkeys(TERMS, 0.0)
+    above = graph.above(index)
+    edge = graph.edges[-1 if above is None else above]
+    if edge.below == index:
+        for segment in edge.segments:
+            change = log(delta[segment.start]) - log(delta[segment.end])
+            terms[segment.kind if segment.kind in terms else "remainder"] += change
+        if above is not None:
+            _add_layer(terms, exam, above)
+    terms["remainder"] += log_factor(exam, index) - sum(terms.values())
+    return terms
+
+
+def _add_layer(terms: dict[str, float], exam: Exam, above: int) -> None:
+    """Add what the kernel above does, and what joins its gradient from other branches."""
+    layer, measured = exam.graph.layers[above], exam.measured
+    terms["weights"] += log(measured.kernel_rms[above] * math.sqrt(layer.fan_out))
+    terms["padding"] += 0.5 * math.log(layer.inside)
+    if layer.x is not None and layer.x in measured.delta:
+        terms["residual"] += log(measured.delta[layer.x]) - log(measured.through[above])
+
+
+class Bands(NamedTuple):
+    """Least and greatest over the seeds.
+
+    Attributes:
+      delta: of a layer's RMS of delta.
+      factor: of that over the one above.
+    """
+
+    delta: Band
+    factor: Band
+
+
+def bands(graph: Graph, deltas: Float[np.ndarray, "seed layer+1"]) -> list[Bands]:
+    """Return every layer's bands, given what `redrawn_deltas` returns."""
+    found = []
+    for index in range(len(graph.layers)):
+        above = graph.above(index)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            factors = deltas[:, index] / deltas[:, -1 if above is None else above]
+        found.append(Bands(_band(deltas[:, index]), _band(factors)))
+    return found
+
+
+def _band(values: np.ndarray) -> Band:
+    return float(values.min()), float(values.max())
+
+
+def redrawn_deltas(exam: Exam) -> Float[np.ndarray, "seed layer+1"]:
+    """Return every layer's RMS of delta under weights drawn anew, that of the logits last."""
+    numbers = [*(layer.z for layer in exam.graph.layers), exam.graph.program.output]
+    numbers[-1] = numbers[-1] if numbers[-1] in exam.measured.delta else numbers[-2]
+    rows = []
+    for seed in range(NUM_SEEDS):
+        arrays = exam.run_pass(_redrawn(exam, seed), exam.inputs, exam.targets, exam.key)
+        deltas = jax.device_get([arrays.deltas[number] for number in numbers])
+        rows.append([host_rms(delta) for delta in deltas])
+    return np.array(rows)
+
+
+def _redrawn(exam: Exam, seed: int) -> Any:
+    leaves, structure = jax.tree.flatten(exam.params)
+    key = jax.random.key(seed)
+    for index, layer in enumerate(exam.graph.layers):
+        kernel = layer.leaf.take(leaves)
+        drawn = exam.measured.kernel_rms[index] * jax.random.normal(
+            jax.random.fold_in(key, index), jnp.shape(kernel)
+        )
+        layer.leaf.put(leaves, drawn.astype(jnp.result_type(kernel)))
+    return jax.tree.unflatten(structure, leaves)

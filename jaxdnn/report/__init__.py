@@ -1,6 +1,5 @@
 """Charts from results on disk, and the look that all charts have in common."""
 
-from jaxdnn.report.diagnosis import fragment, page
 from jaxdnn.report.flow_charts import draw_gradient_flow, draw_race
 from jaxdnn.report.lecture_charts import draw_lecture
 from jaxdnn.report.style import (
@@ -35,8 +34,6 @@ __all__ = [
     "draw_phase_diagram",
     "draw_race",
     "draw_training",
-    "fragment",
     "new_figure",
-    "page",
     "tidy",
 ]

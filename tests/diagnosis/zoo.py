@@ -1,8 +1,9 @@
-"""Small networks in the manner of Flax's own examples, in NNX and in Linen."""
+"""Small networks in the manner of Flax's own examples, in NNX and in Linen, and deep plain ones."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import linen, nnx
 
 
@@ -168,3 +169,30 @@ ZOO = {
     "linen_transformer": (lambda: linen_pair(LinenTransformer(), TOKENS, False), TOKENS),
     "scanned": (lambda: (scanned, scanned_params()), VECTORS),
 }
+
+
+# Of the deep plain network.
+DEPTH, WIDTH, BATCH = 8, 32, 32
+DEEP_INPUTS, DEEP_TARGETS = normal(50, BATCH, WIDTH), jnp.arange(BATCH) % 4
+
+
+def cross_entropy(logits, targets):
+    logits = logits.astype(jnp.float32)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
+
+
+def times(factor):
+    return lambda logits, targets: factor * cross_entropy(logits, targets)
+
+
+def deep(gain=2.0, phi=jax.nn.relu, dtype=jnp.float32, param_dtype=jnp.float32, depth=DEPTH):
+    """A network with weights of variance gain / fan_in, that calculates in `dtype`."""
+    kernels = [normal(i, WIDTH, WIDTH) * np.sqrt(gain / WIDTH) for i in range(depth)]
+
+    def apply(params, x):
+        x = x.astype(dtype)
+        for kernel in params[:-1]:
+            x = phi(x @ kernel.astype(dtype))
+        return x @ params[-1].astype(dtype)
+
+    return apply, [kernel.astype(param_dtype) for kernel in kernels]

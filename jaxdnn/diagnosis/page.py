@@ -11,11 +11,23 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxdnn.report.explanations import EXPLANATIONS, QUANTITIES
-from jaxdnn.report.style import BLUE, GREY, VERMILION, new_figure, tidy
+from jaxdnn.diagnosis.causes import CAUSES, QUANTITIES
+from jaxdnn.report import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    YELLOW,
+    new_figure,
+    tidy,
+)
 
 Content = Mapping[str, Any]
-_COLOURS = {"trains": "#009E73", "at risk": "#E69F00", "will not train": "#D55E00"}
+_VERDICT_COLOURS = {"trains": GREEN, "at risk": ORANGE, "will not train": VERMILION}
+_TERM_COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, YELLOW, GREY)
 # Below this nothing is drawn: float32 holds nothing there.
 _LEAST = 1e-45
 
@@ -57,7 +69,7 @@ code, .formula { font-family: ui-monospace, monospace }
 
 
 def _headline(content: Content) -> str:
-    colour = _COLOURS[content["verdict"]]
+    colour = _VERDICT_COLOURS[content["verdict"]]
     return (
         f"<h1 style='color:{colour}'>{_text(content['verdict'])}</h1>"
         f"<p>Score {content['score']:.2f} of 1 with {_text(content['optimizer'])}: "
@@ -66,7 +78,7 @@ def _headline(content: Content) -> str:
 
 
 def _finding(cause: Content, layers: Sequence[Content]) -> str:
-    explained = EXPLANATIONS[cause["cause"]]
+    kind = CAUSES[cause["cause"]]
     recovery = cause["recovery"]
     confirmed = (
         ""
@@ -76,9 +88,9 @@ def _finding(cause: Content, layers: Sequence[Content]) -> str:
     )
     return (
         f"<h2><code>{_text(cause['path'])}</code>: {_text(cause['cause'])}</h2>"
-        f"<p>{_text(explained.words)}</p><span class='formula'>{_text(explained.formula)}</span>"
+        f"<p>{_text(kind.words)}</p><span class='formula'>{_text(kind.formula)}</span>"
         f"<p>Here: {_text(cause['evidence'])}.</p>{confirmed}"
-        + _svg(_draw_quantity(layers, explained.quantity, cause["path"]))
+        + _svg(_draw_quantity(layers, kind.quantity, cause["path"]))
     )
 
 
@@ -142,7 +154,7 @@ def _draw_delta(axes: Any, layers: Sequence[Content]) -> None:
     delta = np.array([_finite(layer["delta_rms"]) for layer in layers])
     bands = np.array([[_finite(end) for end in layer["delta_band"]] for layer in layers])
     low, high = (np.ma.masked_less(ends, _LEAST) for ends in bands.T)
-    label = "such weights drawn anew"
+    label = "random weights of the same scale"
     axes.fill_between(
         places, np.ma.log10(low), np.ma.log10(high), color=GREY, alpha=0.3, label=label, linewidth=0
     )
@@ -158,9 +170,6 @@ def _draw_delta(axes: Any, layers: Sequence[Content]) -> None:
 
 def _matters(term: str, layers: Sequence[Content]) -> bool:
     return max(abs(_finite(layer["terms"][term])) for layer in layers) >= 0.01
-
-
-_TERM_COLOURS = (BLUE, VERMILION, "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#F0E442", GREY)
 
 
 def _draw_quantity(layers: Sequence[Content], quantity: str, path: str) -> Figure:

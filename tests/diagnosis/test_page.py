@@ -2,18 +2,19 @@
 
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
-from typing import get_args
 
+import chex
 import pytest
 
-from jaxdnn.diagnosis.result import Cause, CauseName, Diagnosis, Layer, Prescription
-from jaxdnn.report.explanations import EXPLANATIONS, QUANTITIES
+from jaxdnn.diagnosis import CAUSES, Cause, Diagnosis, Prescription
+from jaxdnn.diagnosis.causes import QUANTITIES
+from jaxdnn.diagnosis.profile import LayerProfile
 
 VOID = {"meta"}
 
 
 def layer(path, delta):
-    return Layer(
+    return LayerProfile(
         path=path,
         kind="dense",
         fan_in=4.0,
@@ -35,7 +36,7 @@ def layer(path, delta):
     )
 
 
-def diagnosis(cause: CauseName = "dead units", path="a<b>"):
+def diagnosis(cause="dead units", path="a<b>"):
     return Diagnosis(
         verdict="will not train",
         score=0.01,
@@ -73,12 +74,25 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-@pytest.mark.parametrize("cause", get_args(CauseName))
-def test_every_cause_has_its_words_formula_and_picture(cause):
-    assert EXPLANATIONS[cause].quantity in QUANTITIES
+def test_every_cause_has_a_law_in_words_and_a_picture():
+    layers = diagnosis().to_dict()["layers"]
+    for name, kind in CAUSES.items():
+        assert kind.name == name
+        assert kind.formula
+        assert kind.words.endswith(".")
+        label, value_of = QUANTITIES[kind.quantity]
+        assert label
+        chex.assert_tree_all_finite([value_of(each) for each in layers])
+
+
+# One is drawn by the other tests.
+@pytest.mark.slow
+@pytest.mark.parametrize("cause", CAUSES)
+def test_every_cause_is_shown(cause):
     html = diagnosis(cause).to_html()
     assert html.count("<svg") == 2
     assert cause in html
+    assert CAUSES[cause].words[:20] in html
 
 
 def test_page_is_whole_and_loads_nothing():

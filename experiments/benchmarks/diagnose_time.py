@@ -1,7 +1,7 @@
 """How long does a diagnosis take, compilation included?
 
-    python experiments/diagnose_time.py
-    python experiments/diagnose_time.py --depth 100 --width 512
+    python experiments/benchmarks/diagnose_time.py
+    python experiments/benchmarks/diagnose_time.py --depth 100 --width 512
 
 A Flax NNX network of dense layers with a batch of 64, once with He's weights and ReLU, which trains
 with Adam, and once with sigmoids, which does not: then changes are tried, and the causes confirmed.

@@ -1,7 +1,7 @@
 """Plant one fault in a random network: is its layer named first, and its cause?
 
-    python experiments/planted_faults.py
-    python experiments/planted_faults.py --draws 30 --healthy 10
+    python experiments/benchmarks/planted_faults.py
+    python experiments/benchmarks/planted_faults.py --draws 30 --healthy 10
 
 Networks of depth 5 to 40 and width 32 to 512, nine activations, multi-layer perceptrons and
 convolutional networks (to 24 layers of 64 channels), with and without norm and residual
@@ -25,11 +25,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from benchmarks.resume import work_through
-from planted.draws import FAULTS, Case, make_case
+from planted_networks import FAULTS, Case, make_case
+from resume import work_through
 
 from jaxdnn import command_line
-from jaxdnn.diagnosis import diagnose, examine, make_optimizer, make_rehearsal, verdict
+from jaxdnn.diagnosis import (
+    HORIZON,
+    diagnose,
+    examine,
+    find_causes,
+    make_trial,
+    parse_optimizer,
+)
 from jaxdnn.errors import Interrupted
 
 
@@ -83,19 +90,14 @@ def main() -> int:
     healthy = [[Draw(seed, None)] for seed in range(first, first + arguments.healthy)]
     with command_line.StopSignal() as stopped:
         try:
-            found = work_through(
-                faulty,
-                name_fault,
-                arguments.out / "faults.jsonl",
-                stopped,
-                progress=arguments.progress,
-            )
-            alarms = work_through(
-                healthy,
-                sound_alarm,
-                arguments.out / "healthy.jsonl",
-                stopped,
-                progress=arguments.progress,
+            found, alarms = (
+                work_through(
+                    draws, work, arguments.out / name, stopped, progress=arguments.progress
+                )
+                for draws, work, name in (
+                    (faulty, name_fault, "faults.jsonl"),
+                    (healthy, sound_alarm, "healthy.jsonl"),
+                )
             )
         except Interrupted:
             print(f"stopped; the same command goes on where {arguments.out} stands")
@@ -111,13 +113,15 @@ def name_fault(draws: Sequence[Draw]) -> Iterator[dict[str, Any]]:
     for draw in draws:
         jax.clear_caches()
         case = make_case(draw.seed, draw.fault)
-        first = next(iter(examine(case.model, case.inputs, case.targets).causes), None)
+        causes = find_causes(examine(case.model, case.inputs, case.targets))
+        first = next(iter(causes), None)
         yield {
             "network": str(case.plan),
             "layer": case.layer,
             "named": None if first is None else [first.path, first.cause, first.evidence],
-            "right_layer": first is not None and case.layer in (None, int(first.path)),
-            "right_cause": first is not None and first.cause == FAULTS[str(draw.fault)],
+            "right_layer": first is not None
+            and (case.layer is None or first.path == str(case.layer)),
+            "right_cause": first is not None and first.kind is FAULTS[str(draw.fault)],
         }
 
 
@@ -145,11 +149,11 @@ def share_learnt(case: Case) -> float:
     Returns:
       0 for the loss of the best constant answer, or NaN, and 1 for a loss of 0.
     """
-    seen = examine(case.model, case.inputs, case.targets)
-    train = make_rehearsal(
-        seen.network.apply, seen.loss, make_optimizer(_OPTIMIZER), num_steps=verdict.HORIZON
+    exam = examine(case.model, case.inputs, case.targets)
+    train = make_trial(
+        exam.network.apply, exam.loss, parse_optimizer(_OPTIMIZER), num_steps=HORIZON
     )
-    loss, *_ = jax.device_get(train(seen.params, case.inputs, case.targets, seen.key))
+    loss, *_ = jax.device_get(train(exam.params, case.inputs, case.targets, exam.key))
     counts = np.bincount(case.targets)
     share = counts[counts > 0] / counts.sum()
     best = -float(share @ np.log(share))

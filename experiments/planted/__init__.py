@@ -1,1 +1,0 @@
-"""Random networks with one planted fault each."""

@@ -1,1 +1,0 @@
-"""The parts of will_it_train.py."""

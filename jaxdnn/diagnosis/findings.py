@@ -1,0 +1,31 @@
+"""A finding, and the thresholds by which findings of all kinds are ranked."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+# A deviation of so many spreads is named.
+NAMED = 3.0
+# Spreads of healthy networks, in logs.
+WEIGHT_SPREAD = 0.15
+ACTIVATION_SPREAD = 0.12
+DROPOUT_SPREAD = 0.3
+PADDING_SPREAD = 0.3
+FACTOR_SPREAD = 2.3
+# What no spread explains.
+CERTAIN = 100.0
+STRUCTURAL = 20.0
+
+
+class Finding(NamedTuple):
+    """What a finder of one kind of cause found.
+
+    Attributes:
+      layer: index; None for what is not about a layer.
+      evidence: the numbers that say so, in words.
+      strength: deviation over the spread of healthy networks; below `NAMED` it is not told.
+    """
+
+    layer: int | None
+    evidence: str
+    strength: float

@@ -1,0 +1,256 @@
+"""Fixes to try: what they are, and those that change parameters or the optimizer's step alone.
+
+Fixes come in groups that share their edits of the forward pass, and so one compiled program; those
+of this file but for `zero_bias` edit nothing. Critical weights, and biases where they are needed,
+keep the gradient's length from layer to layer:
+
+    sigma_w² E phi'² = 1    and    sigma_w² E phi² + sigma_b² = 1,    z standard normal
+
+keep the length of delta and the variance of z: one point of the critical line. For some activations
+(the sigmoid: sigma_b² < 0) it does not exist; then only the first is asked for.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdnn.diagnosis.measure import Exam
+from jaxdnn.diagnosis.program import Edit, Leaf
+from jaxdnn.diagnosis.trial import FirstStep, Scales
+
+# A greater sigma_w is no remedy but a step function.
+_MOST_SIGMA = 1e3
+# Of a bias; less is none.
+_LEAST_SIGMA = 0.05
+# A step of so many times the weights is a common one; only where to start looking.
+_USUAL_STEP = 1e-3
+# An epsilon should be so much smaller than the gradient.
+_WELL_BELOW = 100.0
+_MOST_SCALE = 1e12
+
+
+class FixKind(enum.Enum):
+    """What a fix changes: the network, or one thing of the step."""
+
+    NETWORK = enum.auto()
+    LEARNING_RATE = enum.auto()
+    GRADIENT_SCALE = enum.auto()
+    LOSS_SCALE = enum.auto()
+    PARAMETER_FORMAT = enum.auto()
+
+
+class Fix(NamedTuple):
+    """One thing to try.
+
+    Attributes:
+      words: what to change.
+      code: the line of Flax that does it.
+      params: changed parameters.
+      scales: factors on learning rate, gradient and loss.
+      kind: what it changes.
+    """
+
+    words: str
+    code: str
+    params: Any
+    scales: Scales = Scales()
+    kind: FixKind = FixKind.NETWORK
+
+
+class FixGroup(NamedTuple):
+    """Fixes that share one compiled program.
+
+    Attributes:
+      edits: of the forward pass, by number of a value; empty for the network as it is.
+      fixes: at least one.
+    """
+
+    edits: Mapping[int, Edit]
+    fixes: tuple[Fix, ...]
+
+
+class Tried(NamedTuple):
+    """A fix that was tried.
+
+    Attributes:
+      fix: what was done.
+      edits: of its group.
+      score: with it.
+    """
+
+    fix: Fix
+    edits: Mapping[int, Edit]
+    score: float
+
+
+def usual_weights(exam: Exam, index: int) -> Iterator[FixGroup]:
+    """Give a layer's weights the scale of those of the other layers."""
+    sigma = _usual_sigma(exam)
+    path = exam.graph.layers[index].path
+    words = f"weights of {path} like those of the other layers (sigma_w = {sigma:.3g})"
+    yield FixGroup({}, (Fix(words, init_line(sigma), with_sigma(exam, {index: sigma})),))
+
+
+def zero_bias(exam: Exam, index: int) -> Iterator[FixGroup]:
+    """Leave a layer's bias out."""
+    layer = exam.graph.layers[index]
+    if layer.bias is not None:
+        edits: dict[int, Edit] = {layer.bias: lambda value, _: jnp.zeros_like(value)}
+        code = "bias_init=nnx.initializers.zeros"
+        yield FixGroup(edits, (Fix(f"bias of {layer.path} zero", code, exam.params),))
+
+
+def critical_weights(exam: Exam) -> Fix:
+    """Return the fix to critical weights in all layers that no norm follows.
+
+    References:
+      Schoenholz, Gilmer, Ganguli and Sohl-Dickstein, "Deep Information Propagation", 2017.
+    """
+    graph = exam.graph
+    weights: dict[int, float] = {}
+    biases: dict[int, float] = {}
+    # What a norm follows has no scale.
+    normed = {edge.below for edge in graph.edges if edge.kinds[:1] == ["norm"]}
+    for index, layer in enumerate(graph.layers):
+        if layer.kind == "embedding" or index in normed:
+            continue
+        edge = graph.edges[index]
+        gains = [exam.gains[each] for each in edge.segments if each in exam.gains]
+        gains = gains if edge.below is not None else []
+        weights[index] = min(1 / max(math.prod(gain.slope for gain in gains), 1e-9), _MOST_SIGMA)
+        alone = len(gains) == 1 and not {"norm", "residual"} & set(edge.kinds)
+        if alone and index < len(graph.layers) - 1:
+            sigma = math.sqrt(max(1 - (weights[index] * gains[0].value) ** 2, 0.0))
+            if sigma > _LEAST_SIGMA and _bias_leaf(exam, index) is not None:
+                biases[index] = sigma
+    changed = with_sigma(exam, weights)
+    usual = float(np.median(list(weights.values()))) if weights else 1.0
+    words, code = f"mostly sigma_w = {usual:.3g}", init_line(usual)
+    if biases:
+        usual_bias = float(np.median(list(biases.values())))
+        words += f", sigma_b = {usual_bias:.3g}"
+        code += f", bias_init=nnx.initializers.normal({usual_bias:.3g})"
+        changed = _with_biases(exam, changed, biases)
+    return Fix(f"critical weights in all layers: {words}", code, changed)
+
+
+def _usual_sigma(exam: Exam) -> float:
+    """The median of RMS(W) sqrt(fan_in) over the layers that are not zero."""
+    sigmas = [
+        rms * math.sqrt(layer.fan_in)
+        for layer, rms in zip(exam.graph.layers, exam.measured.kernel_rms, strict=True)
+        if rms > 0 and layer.kind != "embedding"
+    ]
+    return float(np.median(sigmas)) if sigmas else 1.0
+
+
+def init_line(sigma: float) -> str:
+    """Return the argument of a Flax layer that draws weights of sigma / sqrt(fan_in)."""
+    return f'kernel_init=nnx.initializers.variance_scaling({sigma**2:.3g}, "fan_in", "normal")'
+
+
+def with_sigma(exam: Exam, sigmas: Mapping[int, float]) -> Any:
+    """Return parameters with some kernels scaled; those that are zero are drawn.
+
+    Args:
+      exam: gives parameters, and the root mean square of each kernel.
+      sigmas: by index of a layer; the kernel's standard deviation becomes sigma / sqrt(fan_in).
+    """
+    leaves, structure = jax.tree.flatten(exam.params)
+    for index, sigma in sigmas.items():
+        layer, rms = exam.graph.layers[index], exam.measured.kernel_rms[index]
+        std = sigma / math.sqrt(layer.fan_in * layer.inside)
+        old = layer.leaf.take(leaves)
+        if rms > 0:
+            new = old * (std / rms)
+        else:
+            new = std * jax.random.normal(jax.random.key(index), old.shape, old.dtype)
+        layer.leaf.put(leaves, new)
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _with_biases(exam: Exam, params: Any, sigmas: Mapping[int, float]) -> Any:
+    """Draw biases anew."""
+    leaves, structure = jax.tree.flatten(params)
+    for index, sigma in sigmas.items():
+        leaf = _bias_leaf(exam, index)
+        if leaf is not None:
+            key, old = jax.random.fold_in(jax.random.key(1), index), leaf.take(leaves)
+            leaf.put(leaves, sigma * jax.random.normal(key, old.shape, old.dtype))
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _bias_leaf(exam: Exam, index: int) -> Leaf | None:
+    """The parameter that a layer's bias is."""
+    bias = exam.graph.layers[index].bias
+    leaves = () if bias is None else exam.graph.program.values[bias].leaves
+    return next(iter(leaves)) if len(leaves) == 1 else None
+
+
+def step_fixes(exam: Exam, first: FirstStep) -> Iterator[Fix]:
+    """Fixes that leave the network as it is: rate, scale of gradient or loss, parameters' format.
+
+    Args:
+      exam: gives parameters, their formats, and delta.
+      first: what the optimizer makes of the first gradient.
+    """
+    params = exam.params
+    for rate in _rates(first):
+        words = f"{rate:g} x the learning rate"
+        code = f"learning_rate = {rate:g} * learning_rate"
+        yield Fix(words, code, params, Scales(rate=rate), FixKind.LEARNING_RATE)
+    shortfall = max(np.nan_to_num(first.shortfall))
+    if shortfall > _WELL_BELOW:
+        scale = min(_power(10, _WELL_BELOW * shortfall), _MOST_SCALE)
+        words = f"{scale:g} x the loss, or the optimizer's epsilon / {scale:g}"
+        code = f"optimizer = optax.adam(learning_rate, eps=1e-8 / {scale:g})"
+        yield Fix(words, code, params, Scales(gradient=scale), FixKind.GRADIENT_SCALE)
+    if underflowing(exam):
+        scale = _power(2, 1 / max(filter(math.isfinite, exam.measured.delta.values())))
+        words = f"a loss scale of {scale:g}: on the way back only, divided out in float32"
+        code = f"grads = jax.tree.map(lambda g: g / {scale:g}, jax.grad(scaled_loss)(params))"
+        yield Fix(words, code, params, Scales(loss=scale), FixKind.LOSS_SCALE)
+    wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, _wider(leaf)), params)
+    if any(jax.tree.leaves(jax.tree.map(lambda a, b: a.dtype != b.dtype, params, wide))):
+        words = "parameters in float32; the network calculates as before"
+        code = "param_dtype=jnp.float32"
+        yield Fix(words, code, wide, kind=FixKind.PARAMETER_FORMAT)
+
+
+def underflowing(exam: Exam) -> list[int]:
+    """Return the layers whose delta lies below their format's normal numbers.
+
+    A delta of exactly zero says nothing: dead units and zero weights make one as well.
+    """
+    graph, delta = exam.graph, exam.measured.delta
+    return [
+        index
+        for index, layer in enumerate(graph.layers)
+        if 0 < delta[layer.z] < float(jnp.finfo(graph.value_of(layer).dtype).tiny)
+    ]
+
+
+def _rates(first: FirstStep) -> list[float]:
+    """Factors on the learning rate, the one that makes a usual step first."""
+    relative = first.relative[first.greatest]
+    usual = _power(10, _USUAL_STEP / relative) if 0 < relative < math.inf else 1.0
+    factors = {float(f"{x:.3g}") for x in (0.1, 0.01, 0.1 * usual, usual, 10 * usual)} - {1.0}
+    return sorted(factors, key=lambda factor: (abs(math.log10(factor / usual)), factor))
+
+
+def _power(base: int, x: float) -> float:
+    """The power of a base that is nearest to x."""
+    return float(base) ** round(math.log(x, base))
+
+
+def _wider(leaf: Any) -> Any:
+    dtype = jnp.result_type(leaf)
+    is_float = jnp.issubdtype(dtype, jnp.floating)
+    return jnp.promote_types(dtype, jnp.float32) if is_float else dtype

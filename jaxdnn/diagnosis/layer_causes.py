@@ -1,0 +1,263 @@
+"""Finders of what is wrong with a layer, from one pass forward and back.
+
+A fault is a property of the layer itself, not of the signal that reaches it: its weights' scale
+against that of its neighbours, a bias that outweighs the signal, an activation unlike the others, a
+norm that the others have, what dropout leaves, padding, a softmax on the logits. Each deviation is
+a log over the spread that healthy networks show, so that they can be ranked. The last two finders
+tell what does not fit the numbers' format.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdnn.diagnosis.findings import (
+    ACTIVATION_SPREAD,
+    CERTAIN,
+    DROPOUT_SPREAD,
+    FACTOR_SPREAD,
+    NAMED,
+    PADDING_SPREAD,
+    STRUCTURAL,
+    WEIGHT_SPREAD,
+    Finding,
+)
+from jaxdnn.diagnosis.fixes import underflowing
+from jaxdnn.diagnosis.measure import Exam
+from jaxdnn.diagnosis.profile import log, log_factor
+
+
+def zero_weights(exam: Exam) -> Iterator[Finding]:
+    """Find kernels of zeros."""
+    for index, rms in enumerate(exam.measured.kernel_rms):
+        if rms == 0 and exam.graph.layers[index].kind != "embedding":
+            yield Finding(index, "every weight is zero: nothing gets through", CERTAIN)
+
+
+def fan_out_weights(exam: Exam) -> Iterator[Finding]:
+    """Find kernels that deviate from the others', and would not if fan_out were fan_in."""
+    for scale in _weight_scales(exam):
+        if scale.is_fan_out:
+            layer = exam.graph.layers[scale.layer]
+            text = f"weights scaled by fan_out {layer.fan_out:.0f}, not fan_in {layer.fan_in:.0f}"
+            yield scale.finding(text)
+
+
+def deviating_weights(exam: Exam, *, large: bool) -> Iterator[Finding]:
+    """Find kernels far larger, or smaller, than the others, for their fan."""
+    for scale in _weight_scales(exam):
+        if not scale.is_fan_out and (scale.deviation > 0) == large:
+            text = f"weights {math.exp(scale.deviation):.3g} x those of the other layers"
+            yield scale.finding(text)
+
+
+class _WeightScale(NamedTuple):
+    """The scale of a layer's kernel beside those of the others.
+
+    Attributes:
+      layer: index.
+      sigma: RMS(W) sqrt(fan_in).
+      deviation: log of the scale over the median layer's, under the rule that the layers follow.
+      is_fan_out: the layers follow fan_in, and it deviates much less under fan_out.
+    """
+
+    layer: int
+    sigma: float
+    deviation: float
+    is_fan_out: bool
+
+    def finding(self, text: str) -> Finding:
+        evidence = f"{text} (sigma_w = {self.sigma:.3g})"
+        return Finding(self.layer, evidence, abs(self.deviation) / WEIGHT_SPREAD)
+
+
+def _weight_scales(exam: Exam) -> list[_WeightScale]:
+    """The scales of all kernels that are not zero; none of fewer than three."""
+    alive = [
+        (index, layer)
+        for index, layer in enumerate(exam.graph.layers)
+        if layer.kind != "embedding" and exam.measured.kernel_rms[index] > 0
+    ]
+    if len(alive) < 3:
+        return []
+    rms = np.log([exam.measured.kernel_rms[index] for index, _ in alive])
+    fans = np.log([[s.fan_in, (s.fan_in + s.fan_out) / 2, s.fan_out] for _, s in alive])
+    scales = rms[:, None] + fans / 2
+    deviations = scales - np.median(scales, axis=0)
+    mode = _fan_mode(deviations)
+    return [
+        _WeightScale(
+            index,
+            math.exp(scale[0]),
+            float(row[mode]),
+            mode == 0 and abs(row[2]) < 0.25 * abs(row[0]),
+        )
+        for (index, _), row, scale in zip(alive, deviations, scales, strict=True)
+    ]
+
+
+def _fan_mode(deviations: np.ndarray) -> int:
+    """Column of the fan (in, average, out) that the layers' scales follow; fan_in in doubt.
+
+    One layer that deviates makes its neighbour deviate under another rule, so that the other rule
+    has to explain more than that one.
+    """
+    outliers = (np.abs(deviations) > NAMED * WEIGHT_SPREAD).sum(axis=0)
+    best = int(np.argmin(outliers))
+    return best if outliers[best] + 1 < outliers[0] else 0
+
+
+def heavy_bias(exam: Exam, *, dead: bool) -> Iterator[Finding]:
+    """Find biases that outweigh the signal, and leave most units without a slope or do not."""
+    for index in range(len(exam.graph.layers)):
+        bias, total = exam.measured.bias_rms[index], exam.measured.signals[index].rms
+        signal = math.sqrt(max(total**2 - bias**2, (1e-3 * bias) ** 2))
+        following = exam.graph.following(index, "activation")
+        share = exam.measured.slopes[following[0]].dead if following else 0.0
+        if bias > signal > 0 and (share > 0.5) == dead:
+            text = f"the bias is {bias / signal:.3g} x the signal"
+            text += f"; {share:.0%} of the units are dead" if share else ""
+            yield Finding(index, text, STRUCTURAL * (1 + log(bias / signal)))
+
+
+def saturating_activation(exam: Exam) -> Iterator[Finding]:
+    """Find activations whose slope is unlike that of the others."""
+    hidden = {each: gain.slope for each, gain in exam.gains.items() if each.above is not None}
+    if len(hidden) < 3:
+        return
+    usual = float(np.median([log(slope) for slope in hidden.values()]))
+    for segment, gain in hidden.items():
+        if segment.below is not None:
+            text = (
+                f"the activation's slope (RMS at standard normal values) is {gain:.3g}, the"
+                f" others' {math.exp(usual):.3g};"
+                f" {exam.measured.slopes[segment].saturated:.0%} saturated"
+            )
+            yield Finding(segment.below, text, abs(log(gain) - usual) / ACTIVATION_SPREAD)
+
+
+def missing_norm(exam: Exam) -> Iterator[Finding]:
+    """Compare ways between layers that are alike but for a norm.
+
+    Norms that open residual blocks do not count: the way out of the last block has none.
+    """
+    alike: dict[tuple[str, ...], list[tuple[int, bool]]] = defaultdict(list)
+    for edge in exam.graph.edges[:-1]:
+        kinds = edge.kinds
+        opens = "norm" in kinds and "residual" in kinds[: kinds.index("norm")]
+        if edge.below is not None:
+            alike[_without_norm(kinds)].append((edge.below, "norm" in kinds and not opens))
+    for ways in alike.values():
+        having = sum(has for _, has in ways)
+        if len(ways) >= 3 and having > len(ways) / 2:
+            text = f"{having} of {len(ways)} layers like it are followed by a norm; it is not"
+            yield from (Finding(below, text, STRUCTURAL) for below, has in ways if not has)
+
+
+def _without_norm(kinds: Sequence[str]) -> tuple[str, ...]:
+    return tuple(k for k in kinds if k not in ("norm", "shape", "pooling", "gain", "scale"))
+
+
+def strong_dropout(exam: Exam) -> Iterator[Finding]:
+    """Find dropouts that leave little."""
+    for segment in exam.graph.segments("dropout"):
+        kept = exam.measured.kept[segment]
+        if segment.below is not None:
+            text = f"dropout leaves {kept:.0%} of the units"
+            yield Finding(segment.below, text, -log(kept) / DROPOUT_SPREAD)
+
+
+def padding(exam: Exam) -> Iterator[Finding]:
+    """Find windows whose taps see zeros at the border; layer after layer a factor below 1."""
+    padded = [(i, layer.inside) for i, layer in enumerate(exam.graph.layers) if layer.inside < 1]
+    if not padded:
+        return
+    total = sum(0.5 * math.log(inside) for _, inside in padded)
+    worst, inside = min(padded, key=lambda each: each[1])
+    text = (
+        f"{1 - inside:.0%} of the window's taps fall on padding; over {len(padded)}"
+        f" convolutions that is a factor of {math.exp(total):.2g}"
+    )
+    yield Finding(worst, text, -total / PADDING_SPREAD)
+
+
+def softmax_on_logits(exam: Exam) -> Iterator[Finding]:
+    """Find a softmax that the network ends in."""
+    edge = exam.graph.edges[-1]
+    if edge.below is not None and "softmax" in edge.kinds:
+        text = "the network ends in a softmax, and the loss takes another: give the loss logits"
+        yield Finding(edge.below, text, CERTAIN / 2)
+
+
+def shared_gain(exam: Exam, *, small: bool) -> Iterator[Finding]:
+    """Find a factor below 1, or above, that most layers share and that adds up to the first."""
+    layers = exam.graph.layers
+    factors = [log_factor(exam, i) for i in range(len(layers)) if exam.graph.above(i) is not None]
+    if len(factors) < 3 or not np.isfinite(factors).all():
+        return
+    typical = float(np.median(factors))
+    if (typical < 0) == small:
+        first, last = (log(exam.measured.delta[layers[i].z]) for i in (0, -1))
+        total = math.copysign(first - last, (first - last) * typical)
+        text = f"the gradient changes by {math.exp(typical):.3g} in a typical layer"
+        strength = min(abs(typical) * len(factors), max(total, 0.0)) / FACTOR_SPREAD
+        yield Finding(0, text, strength)
+
+
+def not_finite(exam: Exam) -> Iterator[Finding]:
+    """Find the first layer whose weights, signal or gradient is not finite."""
+    layers, sizes = exam.graph.layers, [signal.rms for signal in exam.measured.signals]
+    bad = _first_not_finite(sizes)
+    if bad is not None and not math.isfinite(exam.measured.kernel_rms[bad]):
+        yield Finding(bad, "its weights are not finite", CERTAIN)
+    elif bad is not None:
+        text = f"its pre-activation is not finite; {_limit(exam, bad)}{_growth(sizes[:bad])}"
+        yield Finding(bad, text, CERTAIN)
+    else:
+        # The gradient comes from the last layer down.
+        deltas = [exam.measured.delta[layer.z] for layer in reversed(layers)]
+        bad = _first_not_finite(deltas)
+        if bad is not None:
+            index = len(layers) - 1 - bad
+            text = f"its delta is not finite; {_limit(exam, index)}{_growth(deltas[:bad])}"
+            yield Finding(index, text, CERTAIN)
+
+
+def _first_not_finite(sizes: Sequence[float]) -> int | None:
+    return next((i for i, size in enumerate(sizes) if not math.isfinite(size)), None)
+
+
+def _limit(exam: Exam, index: int) -> str:
+    dtype = exam.graph.value_of(exam.graph.layers[index]).dtype
+    return f"{jnp.dtype(dtype).name} ends at {float(jnp.finfo(dtype).max):.3g}"
+
+
+def _growth(sizes: Sequence[float]) -> str:
+    """Say by how much the layers before it multiply."""
+    if len(sizes) < 2 or min(sizes) <= 0:
+        return ""
+    typical = math.exp(float(np.median(np.diff(np.log(sizes)))))
+    return f", and {len(sizes)} layers before it grow by {typical:.3g} each"
+
+
+def underflow(exam: Exam) -> Iterator[Finding]:
+    """Find the uppermost layer whose delta lies below the format's normal numbers."""
+    found = underflowing(exam)
+    if found:
+        layers, delta = exam.graph.layers, exam.measured.delta
+        layer = layers[found[-1]]
+        dtype = exam.graph.value_of(layer).dtype
+        smallest = float(jnp.finfo(dtype).tiny)
+        text = (
+            f"delta's RMS of {delta[layer.z]:.2g} lies below {jnp.dtype(dtype).name}'s smallest"
+            f" normal number, {smallest:.2g}"
+        )
+        lowest = min(value for each in layers if (value := delta[each.z]) > 0)
+        strength = max(NAMED, math.log(smallest / lowest) / FACTOR_SPREAD)
+        yield Finding(found[-1], text, strength)

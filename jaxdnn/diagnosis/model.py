@@ -1,0 +1,272 @@
+"""What a user gives (model, batch, loss) as one pure function of the parameters, and checked.
+
+Whatever is not a parameter (running averages, counters, random streams) is closed over, read, and
+its changes are discarded: the user's model stays as it was. An error is one line that says what to
+pass.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen, nnx
+from jax import Array
+
+from jaxdnn.errors import InputError
+
+# (logits, targets) -> scalar or (batch,)
+Loss = Callable[[Any, Any], Array]
+# (params, inputs, key) -> logits
+Forward = Callable[[Any, Any, Array | None], Any]
+# How public code spells "this is a training step", and what to say then.
+_FLAGS = {
+    "train": True,
+    "training": True,
+    "is_training": True,
+    "deterministic": False,
+    "use_running_average": False,
+}
+
+
+class Network(NamedTuple):
+    """A network in training mode.
+
+    Attributes:
+      params: a tree of floating-point arrays, named as in the user's model.
+      apply: `(params, inputs, key) -> logits`; `key` None leaves random streams as they are.
+    """
+
+    params: Any
+    apply: Forward
+
+
+def make_network(model: Any) -> Network:
+    """Take in a model.
+
+    Args:
+      model: a Flax NNX module, a pair (Flax Linen module, its variables), or a pair
+        (function `(params, inputs) -> logits`, params); the function may take a third argument, a
+        key.
+
+    Raises:
+      InputError: the model is of another kind, or has no parameters.
+    """
+    network = _convert(model)
+    leaves = jax.tree.leaves(network.params)
+    if not any(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves):
+        raise InputError(
+            "the model has no floating-point parameters; give one that is initialised, or for a"
+            " function (function, params)"
+        )
+    return network
+
+
+def _convert(model: Any) -> Network:
+    if isinstance(model, nnx.Module):
+        return _from_nnx(model)
+    if isinstance(model, tuple | list) and len(model) == 2:
+        first, second = model
+        if isinstance(first, linen.Module):
+            return _from_linen(first, second)
+        if callable(first):
+            return _from_function(first, second)
+    if isinstance(model, linen.Module):
+        raise InputError("a Linen module came alone; give (module, module.init(key, inputs))")
+    raise InputError(
+        f"a model of type {type(model).__name__} came; give a flax.nnx module, (linen module,"
+        " variables) or (function of (params, inputs), params)"
+    )
+
+
+def _training_flags(call: Callable[..., Any]) -> dict[str, bool]:
+    """Those arguments of `call` that tell it to train."""
+    return {name: _FLAGS[name] for name in inspect.signature(call).parameters if name in _FLAGS}
+
+
+def _from_nnx(model: nnx.Module) -> Network:
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    flags = _training_flags(model.__call__)
+
+    def apply(params: Any, inputs: Any, key: Array | None) -> Any:
+        module = nnx.merge(graphdef, params, _fresh(rest, key), copy=True)
+        module.train()
+        return module(inputs, **flags)
+
+    plain = nnx.to_pure_dict(params)
+    return Network(plain, lambda p, x, key: apply(_like(params, p), x, key))
+
+
+def _like(state: nnx.State, params: Any) -> nnx.State:
+    """Put plain arrays into a state of the model's own structure."""
+    leaves = dict(nnx.to_flat_state(nnx.State(params)))
+    flat = [(path, var.replace(leaves[path])) for path, var in nnx.to_flat_state(state)]
+    return nnx.from_flat_state(flat)
+
+
+def _fresh(rest: nnx.State, key: Array | None) -> nnx.State:
+    """Draw every random stream anew from `key`."""
+    if key is None:
+        return rest
+    salt = jax.random.bits(key)
+
+    def renew(leaf: Any) -> Any:
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.fold_in(leaf, salt) if is_key else leaf
+
+    return jax.tree.map(renew, rest)
+
+
+def _from_linen(module: linen.Module, variables: Any) -> Network:
+    if not isinstance(variables, dict) or "params" not in variables:
+        raise InputError(
+            "the Linen module's variables have no 'params'; give (module, module.init(key, inputs))"
+        )
+    rest = {name: tree for name, tree in variables.items() if name != "params"}
+    flags: dict[str, Any] = dict(_training_flags(module.__call__))
+
+    def apply(params: Any, inputs: Any, key: Array | None) -> Any:
+        key = jax.random.key(0) if key is None else key
+        logits, _ = module.apply(
+            {"params": params, **rest},
+            inputs,
+            rngs={"dropout": key, "default": key},
+            mutable=list(rest) or ["batch_stats"],
+            **flags,
+        )
+        return logits
+
+    return Network(variables["params"], apply)
+
+
+def _from_function(function: Callable[..., Any], params: Any) -> Network:
+    takes_key = len(inspect.signature(function).parameters) > 2
+
+    def apply(params: Any, inputs: Any, key: Array | None) -> Any:
+        if not takes_key:
+            return function(params, inputs)
+        return function(params, inputs, jax.random.key(0) if key is None else key)
+
+    return Network(params, apply)
+
+
+def leaf_names(params: Any) -> list[str]:
+    """Return the path of every parameter, such as `layers/3/linear/kernel`."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(params)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
+
+
+def check_inputs(inputs: Any, targets: Any) -> None:
+    """Check that the inputs are finite and have as many examples as the targets.
+
+    Raises:
+      InputError: they are not.
+    """
+    leaves = jax.tree.leaves(inputs)
+    if not leaves or any(not hasattr(leaf, "shape") or leaf.ndim == 0 for leaf in leaves):
+        raise InputError("the inputs have no batch axis; give an array (batch, ...)")
+    for leaf in leaves:
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not bool(jnp.isfinite(leaf).all()):
+            raise InputError("the inputs hold NaN or infinity; give finite numbers")
+    sizes = {leaf.shape[0] for leaf in [*leaves, *jax.tree.leaves(targets)] if leaf.ndim}
+    if len(sizes) != 1:
+        raise InputError(
+            f"inputs and targets have {' and '.join(map(str, sorted(sizes)))} examples; give as"
+            " many of each"
+        )
+    if min(sizes) < 2:
+        raise InputError("one example came; give a batch of at least two")
+
+
+def logits_shape(network: Network, inputs: Any, key: Array) -> jax.ShapeDtypeStruct:
+    """Return shape and type of the logits without computing them.
+
+    Raises:
+      InputError: the model does not take the inputs, or returns anything but one float array.
+    """
+    try:
+        logits = jax.eval_shape(network.apply, network.params, inputs, key)
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        shapes = ", ".join(f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(inputs))
+        raise InputError(
+            f"the model does not take inputs {shapes}: {_one_line(error)}; give inputs of"
+            " the shape and type that it is made for"
+        ) from error
+    if not isinstance(logits, jax.ShapeDtypeStruct):
+        raise InputError(
+            f"the model returns a {type(logits).__name__}; give one that returns one array of"
+            " logits, such as (lambda p, x: model.apply(p, x)[0], params)"
+        )
+    if not jnp.issubdtype(logits.dtype, jnp.floating) or logits.ndim == 0:
+        raise InputError(
+            f"the model returns {logits.dtype}{list(logits.shape)}; give one that returns"
+            " floating-point logits (batch, ...)"
+        )
+    return logits
+
+
+def make_loss(loss: Loss | None, targets: Any, logits: jax.ShapeDtypeStruct) -> Loss:
+    """Return `(logits, targets) -> scalar`, a float32 mean over the batch.
+
+    Args:
+      loss: `(logits, targets) -> scalar or (batch,)`; None for cross-entropy of integer targets and
+        the squared error of floats.
+      targets: what the loss takes beside the logits, the batch axis first.
+      logits: shape and type of what the model gives.
+
+    Raises:
+      InputError: targets and logits do not go together, or the loss gives neither a scalar nor one
+        number for each example.
+    """
+    own = loss or _default_loss(targets, logits)
+    try:
+        result = jax.eval_shape(own, logits, targets)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"the loss does not take logits {list(logits.shape)} and these targets:"
+            f" {_one_line(error)}"
+        ) from error
+    shape = result.shape if isinstance(result, jax.ShapeDtypeStruct) else None
+    if shape not in ((), logits.shape[:1]):
+        came = type(result).__name__ if shape is None else f"an array {list(shape)}"
+        raise InputError(f"the loss gives {came}; give one that returns a scalar mean")
+    return lambda z, t: jnp.mean(own(z, t).astype(jnp.float32))
+
+
+def _default_loss(targets: Any, logits: jax.ShapeDtypeStruct) -> Loss:
+    if not hasattr(targets, "dtype"):
+        raise InputError(f"targets of type {type(targets).__name__} came; give an array, or a loss")
+    if jnp.issubdtype(targets.dtype, jnp.integer) or targets.dtype == bool:
+        return _integer_loss(targets, logits)
+    if targets.shape != logits.shape:
+        raise InputError(
+            f"float targets {list(targets.shape)} came for logits {list(logits.shape)}; give the"
+            " same shape, or a loss"
+        )
+    return lambda predicted, wanted: jnp.mean((predicted - wanted) ** 2)
+
+
+def _integer_loss(targets: Any, logits: jax.ShapeDtypeStruct) -> Loss:
+    if logits.shape == (*targets.shape, 1):
+        return lambda z, t: optax.sigmoid_binary_cross_entropy(z[..., 0], t.astype(z.dtype)).mean()
+    num_classes = logits.shape[-1]
+    if logits.shape[:-1] != targets.shape:
+        raise InputError(
+            f"integer targets {list(targets.shape)} came for logits {list(logits.shape)}; give one"
+            " class index for each row of logits, or a loss"
+        )
+    if int(targets.min()) < 0 or int(targets.max()) >= num_classes:
+        raise InputError(
+            f"targets from {int(targets.min())} to {int(targets.max())} came for {num_classes}"
+            f" logits; give class indices from 0 to {num_classes - 1}"
+        )
+    return lambda z, t: optax.softmax_cross_entropy_with_integer_labels(z, t).mean()
+
+
+def _one_line(error: Exception) -> str:
+    """The message of an error of somebody else's code."""
+    return " ".join(str(error).split())[:300]

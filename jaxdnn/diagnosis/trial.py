@@ -1,0 +1,381 @@
+"""A few optimizer steps on a copy of the parameters, on the one batch; their score and verdict.
+
+What counts is what the network learns by telling inputs apart. A network that gives all inputs the
+same answer can still lower its loss, toward that of the best constant; so each loss is compared
+with the loss at the batch's mean logits, and only the difference is progress. Logits that are
+random and large make it negative, though what is learnt may lie in them already; so their
+deviations from the mean may be made smaller:
+
+    best  = loss of the best answer that does not look at the inputs, at each step
+    gain  = best - min over t <= 1 of loss(mean + t (logits - mean)), at least 0
+    T     = steps until all is learnt = steps x best / (gain at the end - gain at the start)
+          = steps until the loss is down at the best, at the pace of its logarithm, where nothing is
+            gained; infinite where it has long been there
+    score = horizon / (horizon + T (1 + log(loss at the start / best) / 4))
+
+The score is 1/2 where the network would just come all the way within the horizon, 1/3 where it
+would come half the way. What it learns by heart of one batch counts, for that is what a gradient
+that arrives can do; what it gains over its own start does not, for large random logits come down
+without anything being learnt, and the batch is then learnt by heart with the help of large weights:
+hence the last factor. It and the two bounds were set on 96 networks like those of
+experiments/benchmarks/will_it_train.py, none of them among those it reports; factors from 1/4 to 1
+rank as well. A network whose gradient vanishes stays at the best constant, and one whose gradient
+explodes turns non-finite or moves away: both score 0. The optimizer's own scaling, its epsilon and
+the precision enter as they do in training.
+
+What the optimizer makes of the first gradient is measured layer by layer:
+
+    relative step = RMS(update) / RMS(W)
+    shortfall     = RMS(update of a gradient of length 1) / RMS(update)
+
+Plain SGD takes the gradient as it is. Adam and its like divide by the gradient's own size, so that
+only ratios count, until it comes near their epsilon: from there on the steps shrink with it. So the
+shortfall is 1 where an optimizer ignores the gradient's scale, and grows below epsilon.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array, lax
+from jaxtyping import Float
+
+from jaxdnn.diagnosis.measure import Exam, host_rms
+from jaxdnn.diagnosis.model import Forward, Loss
+from jaxdnn.diagnosis.program import Edit
+from jaxdnn.errors import InputError
+
+Verdict = Literal["trains", "at risk", "will not train"]
+# Steps that a training run is taken to have.
+HORIZON = 1000
+NUM_STEPS = 60
+# The least scores of these verdicts.
+TRAINS = 1 / 3
+AT_RISK = 0.1
+# What the deviations of the logits from their mean are multiplied by.
+SHRINKING = (0.5, 0.25, 0.125)
+# Steps between looks at the loss; each waits for the device.
+_CHECKED = 10
+# A loss that starts so many times above the best constant may first have to come down.
+_FAR = 2.0
+# A loss of so many times the best constant's is down at it.
+_THERE = 1.05
+_START_WEIGHT = 0.25
+# An optimizer is relative if gradients of these lengths, over all parameters, give the same step.
+# They lie on this side of any gradient clipping.
+_LENGTHS = (1e-3, 1.0)
+_RELATIVE = 0.5
+OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
+    "sgd": optax.sgd,
+    "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+    "rmsprop": optax.rmsprop,
+}
+
+
+def parse_optimizer(spec: str | optax.GradientTransformation) -> optax.GradientTransformation:
+    """Return an optimizer.
+
+    Args:
+      spec: `name:learning rate` with a name of `OPTIMIZERS`, or an optax transformation.
+
+    Raises:
+      InputError: the name is unknown or the rate no positive number.
+    """
+    if isinstance(spec, optax.GradientTransformation):
+        return spec
+    name, _, rate = str(spec).partition(":")
+    try:
+        value = float(rate)
+    except ValueError:
+        value = 0.0
+    if name not in OPTIMIZERS or not 0 < value < float("inf"):
+        known = ", ".join(OPTIMIZERS)
+        raise InputError(
+            f"optimizer {spec!r} came; give name:learning_rate with one of {known}, such as sgd:0.1"
+        )
+    return OPTIMIZERS[name](value)
+
+
+class Scales(NamedTuple):
+    """Factors to try, beside those of the network itself.
+
+    Attributes:
+      rate: on the updates, as a learning rate.
+      gradient: on the gradient, as a factor on the loss.
+      loss: on the loss on its way back alone: the gradient is divided by it again, in float32.
+    """
+
+    rate: float = 1.0
+    gradient: float = 1.0
+    loss: float = 1.0
+
+
+class Trial(NamedTuple):
+    """What happened, step by step.
+
+    Attributes:
+      loss: before each step.
+      shrunk_loss: the least that making each step's logits more alike gives.
+      constant_loss: of the mean logits of each step.
+      zero_loss: of logits that are all zero.
+    """
+
+    loss: Array | np.ndarray
+    shrunk_loss: Array | np.ndarray
+    constant_loss: Array | np.ndarray
+    zero_loss: Array | np.ndarray
+
+
+# (params, scales) -> what happened
+RunTrial = Callable[[Any, Scales], Trial]
+
+
+def make_trial(
+    forward: Forward, loss: Loss, optimizer: optax.GradientTransformation, *, num_steps: int
+) -> Callable[..., Trial]:
+    """Return `(params, inputs, targets, key, scales) -> Trial`, its arrays on the host.
+
+    Each step is a call: XLA's CPU takes 20 times as long for the gradient of a convolution inside
+    a loop of its own.
+
+    Args:
+      forward: `(params, inputs, key) -> logits`.
+      loss: `(logits, targets) -> scalar`.
+      optimizer: starts from a state of its own at every trial.
+      num_steps: at least 1.
+    """
+    step, init = jax.jit(_make_step(forward, loss, optimizer)), jax.jit(optimizer.init)
+
+    def trial(
+        params: Any, inputs: Any, targets: Any, key: Array, scales: Scales | None = None
+    ) -> Trial:
+        carry, rows = (params, init(params)), []
+        for index in range(num_steps + 1):
+            carry, losses = step(carry, index, inputs, targets, key, scales or Scales())
+            rows.append(losses)
+            if index % _CHECKED == 0 and not np.isfinite(losses[0]):
+                # Whatever comes, the score is 0.
+                rows += [losses] * (num_steps - index)
+                break
+        return _gather(*np.array(jax.device_get(rows)).T)
+
+    return trial
+
+
+def make_scanned_trial(
+    forward: Forward, loss: Loss, optimizer: optax.GradientTransformation, *, num_steps: int
+) -> Callable[..., Trial]:
+    """Return `(params, inputs, targets, key) -> Trial` as one program, for `vmap`.
+
+    Arguments as those of `make_trial`.
+    """
+    step = _make_step(forward, loss, optimizer)
+
+    def trial(params: Any, inputs: Any, targets: Any, key: Array) -> Trial:
+        start, indices = (params, optimizer.init(params)), jnp.arange(num_steps + 1)
+        return _gather(
+            *lax.scan(lambda c, i: step(c, i, inputs, targets, key, Scales()), start, indices)[1]
+        )
+
+    return trial
+
+
+def _gather(loss: Any, shrunk: Any, constant: Any, zero: Any) -> Trial:
+    return Trial(loss, shrunk, constant, zero[0])
+
+
+def _make_step(
+    forward: Forward, loss: Loss, optimizer: optax.GradientTransformation
+) -> Callable[..., tuple[Any, tuple[Array, ...]]]:
+    """One step; the carry is (params, state of the optimizer)."""
+
+    def step(
+        carry: Any, index: Array | int, inputs: Any, targets: Any, key: Array, scales: Scales
+    ) -> Any:
+        params, state = carry
+
+        def objective(params: Any) -> tuple[Array, tuple[Array, ...]]:
+            logits = forward(params, inputs, jax.random.fold_in(key, index))
+            constant = jnp.broadcast_to(logits.mean(0, keepdims=True), logits.shape)
+            value = loss(logits, targets)
+            shrunk = [loss(_times(t, logits - constant) + constant, targets) for t in SHRINKING]
+            others = loss(constant, targets), loss(jnp.zeros_like(logits), targets)
+            return _times(scales.loss, value), (value, jnp.stack([value, *shrunk]).min(), *others)
+
+        grads, losses = jax.grad(objective, has_aux=True)(params)
+        grads = jax.tree.map(lambda grad: _times(scales.gradient / scales.loss, grad), grads)
+        updates, state = optimizer.update(grads, state, params)
+        updates = jax.tree.map(lambda update: _times(scales.rate, update), updates)
+        return (optax.apply_updates(params, updates), state), losses
+
+    return step
+
+
+def _times(factor: float, x: Array) -> Array:
+    return (factor * x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)
+
+
+class Trials:
+    """Short trainings of an examined network, with fixes or as it is."""
+
+    def __init__(
+        self, exam: Exam, optimizer: optax.GradientTransformation, *, horizon: int = HORIZON
+    ) -> None:
+        """Close over a network with its batch.
+
+        Args:
+          exam: gives network, batch, loss and key; nothing of it is changed.
+          optimizer: that will train it.
+          horizon: steps that the training may take.
+        """
+        self.exam = exam
+        self.optimizer = optimizer
+        self._horizon = horizon
+        self._plain = self._program({})
+
+    def program(self, edits: Mapping[int, Edit]) -> RunTrial:
+        """Return `(params, scales) -> Trial` of `NUM_STEPS` steps, with edits of the forward pass.
+
+        Each call with edits makes a program of its own; all without edits share one. Parameters may
+        be of wider formats than the network's own: it calculates as before.
+        """
+        return self._program(edits) if edits else self._plain
+
+    def score(self, trial: Trial) -> float:
+        """Return the score of a trial for this horizon."""
+        return score_trial(trial, horizon=self._horizon)
+
+    def _program(self, edits: Mapping[int, Edit]) -> RunTrial:
+        exam = self.exam
+        forward = _narrowed(exam.edited(edits) if edits else exam.network.apply, exam.params)
+        trial = make_trial(forward, exam.loss, self.optimizer, num_steps=NUM_STEPS)
+        return lambda params, scales: trial(params, exam.inputs, exam.targets, exam.key, scales)
+
+
+def _narrowed(forward: Forward, like: Any) -> Forward:
+    """A network that takes wider parameters than its own, and calculates as before."""
+
+    def narrowed(params: Any, inputs: Any, key: Array | None) -> Array:
+        params = jax.tree.map(lambda wide, own: wide.astype(own.dtype), params, like)
+        return forward(params, inputs, key)
+
+    return narrowed
+
+
+def score_trial(trial: Trial, *, horizon: int = HORIZON) -> float:
+    """Return the score in [0, 1]; 0 where anything turned non-finite.
+
+    Args:
+      trial: with arrays on the host.
+      horizon: steps that the training may take.
+    """
+    loss, shrunk, constant = (np.asarray(x, np.float64) for x in trial[:3])
+    if not (np.isfinite(loss).all() and np.isfinite(constant).all()):
+        return 0.0
+    best = np.minimum(constant, float(trial.zero_loss))
+    late = max(1, len(loss) // 4)
+    gain = np.maximum(best - shrunk, 0)
+    ahead = float(gain[-late:].mean() - gain[0])
+    to_learn = max(float(best.min()), 1e-12)
+    steps = (len(loss) - 1) * to_learn / ahead if ahead > 0 else _steps_down(loss / to_learn, late)
+    far = max(float(np.log(max(loss[0], 1e-12) / to_learn)), 0.0)
+    return horizon / (horizon + steps * (1 + _START_WEIGHT * far))
+
+
+def _steps_down(ratio: Float[np.ndarray, " step"], late: int) -> float:
+    """Steps until a loss of `ratio` times the best constant's is down there."""
+    height = np.log(np.maximum(ratio, 1e-12))
+    pace = (height[:late].mean() - height[-late:].mean()) / (len(height) - late)
+    arrived = bool((ratio[len(ratio) // 2 :] < _THERE).all())
+    if ratio[0] < _FAR or pace <= 0 or arrived:
+        return np.inf
+    return len(height) - 1 + max(float(height[-late:].mean()), 0.0) / pace
+
+
+def verdict_of(value: float) -> Verdict:
+    """Return the verdict of a score."""
+    if value >= TRAINS:
+        return "trains"
+    return "at risk" if value >= AT_RISK else "will not train"
+
+
+class FirstStep(NamedTuple):
+    """The optimizer's first update, by layer.
+
+    Attributes:
+      relative: RMS of the update over that of the kernel; NaN for a kernel of zeros.
+      lost: share of the kernel's entries that the update should change, and rounding does not.
+      shortfall: how many times smaller the update is than for a gradient of length 1; NaN where the
+        optimizer is not relative.
+    """
+
+    relative: tuple[float, ...]
+    lost: tuple[float, ...]
+    shortfall: tuple[float, ...]
+
+    @property
+    def greatest(self) -> int:
+        """The layer that moves furthest for its size; 0 where none moves."""
+        sizes = [0.0, *self.relative]
+        return int(np.nanargmax(sizes)) - 1 if np.nanmax(sizes) > 0 else 0
+
+
+def take_first_step(exam: Exam, optimizer: optax.GradientTransformation) -> FirstStep:
+    """Return what the optimizer makes of the gradient that was measured."""
+    length = math.sqrt(sum(_square(grad) for grad in jax.tree.leaves(exam.grads)))
+
+    @jax.jit
+    def updates_of(factor: jax.Array | float) -> Any:
+        grads = jax.tree.map(lambda g, p: (factor * _wide(g)).astype(p.dtype), exam.grads, params)
+        return optimizer.update(grads, optimizer.init(params), params)[0]
+
+    params = jax.tree.map(jnp.asarray, exam.params)
+    kernels = _kernels(exam, params)
+    updates = _kernels(exam, updates_of(1.0))
+    unit = 1 / length if 0 < length < math.inf else math.nan
+    short, long = (_kernels(exam, updates_of(size * unit)) for size in _LENGTHS)
+    return FirstStep(
+        tuple(_ratio(host_rms(u), host_rms(w)) for u, w in zip(updates, kernels, strict=True)),
+        tuple(_lost(u, w) for u, w in zip(updates, kernels, strict=True)),
+        tuple(
+            _ratio(host_rms(large), host_rms(own)) if _is_relative(small, large) else math.nan
+            for own, small, large in zip(updates, short, long, strict=True)
+        ),
+    )
+
+
+def _kernels(exam: Exam, tree: Any) -> list[np.ndarray]:
+    """What a tree like the parameters holds for each layer's kernel."""
+    leaves = jax.tree.leaves(jax.device_get(tree))
+    return [layer.leaf.take(leaves) for layer in exam.graph.layers]
+
+
+def _lost(update: np.ndarray, kernel: np.ndarray) -> float:
+    moved = np.asarray(optax.apply_updates(kernel, update)) != kernel
+    asked = update != 0
+    return float(1 - moved[asked].mean()) if asked.any() else 0.0
+
+
+def _is_relative(short: np.ndarray, long: np.ndarray) -> bool:
+    growth = _ratio(host_rms(long), host_rms(short))
+    return growth < (_LENGTHS[1] / _LENGTHS[0]) ** _RELATIVE
+
+
+def _ratio(above: float, below: float) -> float:
+    return above / below if below > 0 else math.nan
+
+
+def _square(x: Any) -> float:
+    return float(np.sum(np.square(np.asarray(x, np.float64))))
+
+
+def _wide(x: Any) -> jax.Array:
+    return jnp.asarray(x).astype(jnp.promote_types(jnp.result_type(x), jnp.float32))

@@ -1,0 +1,129 @@
+"""Fixes: what they make of the forward pass, of the parameters and of the step."""
+
+import dataclasses
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdnn.diagnosis import examine
+from jaxdnn.diagnosis.edit_fixes import batch_norms, rectifiers, shortcuts
+from jaxdnn.diagnosis.fixes import FixKind, critical_weights, step_fixes
+from jaxdnn.diagnosis.profile import log_factor
+from jaxdnn.diagnosis.trial import take_first_step
+
+from . import zoo
+
+WIDTH, HIDDEN = 6, 4
+INPUTS, TARGETS = zoo.normal(9, 8, 5), jnp.arange(8) % 3
+KERNELS = [zoo.normal(0, 5, WIDTH), *(zoo.normal(i, WIDTH, WIDTH) for i in range(1, 1 + HIDDEN))]
+KERNELS += [zoo.normal(8, WIDTH, 3)]
+
+
+def network(skip, scale):
+    """First layer, then `skip * h + scale * tanh(h W)` for each hidden layer, then the logits."""
+
+    def apply(params, x):
+        h = jnp.tanh(x @ params[0])
+        for kernel in params[1:-1]:
+            h = skip * h + scale * jnp.tanh(h @ kernel) if skip else jnp.tanh(h @ kernel)
+        return h @ params[-1]
+
+    return apply
+
+
+def logits_of(exam, group):
+    return exam.edited(group.edits)(group.fixes[0].params, INPUTS, exam.key)
+
+
+@pytest.mark.parametrize(("skip", "words"), [(0, "shortcuts past 4"), (1, "residual branches")])
+def test_every_block_then_adds_over_the_root_of_their_number(skip, words):
+    exam = examine((network(skip, 1.0), KERNELS), INPUTS, TARGETS)
+    (group,) = shortcuts(exam, critical_weights(exam))
+    assert group.fixes[0].words.startswith(words)
+    expected = network(1, 1 / np.sqrt(HIDDEN))(KERNELS, INPUTS)
+    chex.assert_trees_all_close(logits_of(exam, group), expected, rtol=1e-5, atol=1e-5)
+
+
+def plain(phi, norm=lambda z: z):
+    """Layers of norm and activation alone."""
+
+    def apply(params, x):
+        for kernel in params[:-1]:
+            x = phi(norm(x @ kernel))
+        return x @ params[-1]
+
+    return apply
+
+
+def test_what_has_a_mean_is_added_over_the_number_of_blocks():
+    exam = examine((plain(jax.nn.relu), KERNELS), INPUTS, TARGETS)
+    (group,) = shortcuts(exam, critical_weights(exam))
+    h = jax.nn.relu(INPUTS @ KERNELS[0])
+    for kernel in KERNELS[1:-1]:
+        h = h + jax.nn.relu(h @ kernel) / HIDDEN
+    chex.assert_trees_all_close(logits_of(exam, group), h @ KERNELS[-1], rtol=1e-5, atol=1e-5)
+
+
+def test_relu_replaces_the_activations_with_hes_weights():
+    exam = examine((plain(jax.nn.sigmoid), KERNELS), INPUTS, TARGETS)
+    group = next(rectifiers(exam))
+    sigmas = [np.sqrt(np.mean(k**2) * len(k)) for k in group.fixes[0].params]
+    chex.assert_trees_all_close(sigmas, [1.0, *[np.sqrt(2)] * (HIDDEN + 1)], rtol=1e-5)
+    expected = plain(jax.nn.relu)(group.fixes[0].params, INPUTS)
+    chex.assert_trees_all_close(logits_of(exam, group), expected, rtol=1e-5, atol=1e-5)
+    rectified = examine((plain(jax.nn.relu), KERNELS), INPUTS, TARGETS)
+    assert not list(rectifiers(rectified))
+
+
+def normalised(axis):
+    def norm(z):
+        centred = z - z.mean(axis, keepdims=True)
+        return centred * jax.lax.rsqrt(z.var(axis, keepdims=True) + 1e-5)
+
+    return norm
+
+
+def test_batch_norm_stands_in_for_layer_norm():
+    exam = examine((plain(jnp.tanh, normalised(-1)), KERNELS), INPUTS, TARGETS)
+    (group,) = batch_norms(exam)
+    expected = plain(jnp.tanh, normalised(0))(KERNELS, INPUTS)
+    chex.assert_trees_all_close(logits_of(exam, group), expected, rtol=1e-4, atol=1e-4)
+    over_batch = examine((plain(jnp.tanh, normalised(0)), KERNELS), INPUTS, TARGETS)
+    assert not list(batch_norms(over_batch))
+
+
+def test_critical_weights_and_biases_keep_a_wide_network_at_one():
+    """sigma_w² E phi'² = 1 and sigma_w² E phi² + sigma_b² = 1 for tanh; width 500, so 5 %."""
+    width = 500
+    params = [{"kernel": zoo.normal(i, width, width), "bias": jnp.zeros(width)} for i in range(6)]
+
+    def apply(params, x):
+        for layer in params[:-1]:
+            x = jnp.tanh(x @ layer["kernel"] + layer["bias"])
+        return x @ params[-1]["kernel"]
+
+    inputs = zoo.normal(9, 32, width)
+    exam = examine((apply, params), inputs, jnp.arange(32))
+    fix = critical_weights(exam)
+    after = examine((apply, fix.params), inputs, jnp.arange(32))
+    for layer in range(1, 5):
+        chex.assert_trees_all_close(after.measured.signals[layer].rms, 1, rtol=0.05)
+        factor = log_factor(after, layer - 1)
+        chex.assert_trees_all_close(factor, 0, atol=0.05, rtol=0)
+    assert "sigma_b" in fix.words
+
+
+def test_a_loss_scale_is_found_beside_a_delta_that_overflows():
+    exam = examine(zoo.deep(), zoo.DEEP_INPUTS, zoo.DEEP_TARGETS)
+    first = take_first_step(exam, optax.sgd(0.1))
+    numbers = [layer.z for layer in exam.graph.layers]
+    deltas = [math.inf, 2.0**-10, 1e-40, *[math.nan] * (zoo.DEPTH - 3)]
+    mixed = exam.measured._replace(delta=dict(zip(numbers, deltas, strict=True)))
+    fixes = step_fixes(dataclasses.replace(exam, measured=mixed), first)
+    (scale,) = [each.scales.loss for each in fixes if each.kind is FixKind.LOSS_SCALE]
+    assert scale == 2.0**10
