@@ -55,7 +55,7 @@ suppress_warnings = ["sphinx_autodoc_typehints"]
 html_theme = "pydata_sphinx_theme"
 html_title = "jaxdnn"
 html_theme_options = {
-    "header_links_before_dropdown": 9,
+    "header_links_before_dropdown": 10,
     "navbar_align": "left",
     "navigation_with_keys": False,
     "show_prev_next": False,

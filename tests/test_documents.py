@@ -26,7 +26,7 @@ _SCORE = re.compile(r"score ([\d.]+)")
 
 def test_readme_prints_what_it_shows():
     text = PAGES[0].read_text(encoding="utf-8")
-    code, shown = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.S).groups()
+    [(code, shown)] = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.S)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(code, {})
