@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +18,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8, UInt64
-from tqdm import tqdm
 
 from jaxdnn.data.cache import PixelCache
 from jaxdnn.data.decode import Header, Stored, UnreadableImage, decode, read_header
 from jaxdnn.data.source import Source
 from jaxdnn.errors import InputError
+from jaxdnn.progress import progress_bar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -86,13 +85,12 @@ def prefetch(items: Generator[Item, None, None]) -> Generator[Item, None, None]:
 
 def image_bar(total: int, *, disable: bool, desc: str = "decoding", unit: str = "images") -> Any:
     """Return a bar on stderr, a context manager, shown if the work takes more than two seconds."""
-    return tqdm(
+    return progress_bar(
         total=total,
         desc=desc,
         unit=f" {unit}",
         delay=_BAR_DELAY_SECONDS,
         leave=False,
-        file=sys.stderr,
         disable=disable,
     )
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
-from tqdm import tqdm
 
 from jaxdnn.diagnosis.causes import Cause, Place
 from jaxdnn.diagnosis.edit_fixes import batch_norms, layer_norms, rectifiers, shortcuts
@@ -25,6 +24,7 @@ from jaxdnn.diagnosis.measure import Exam, host_rms, make_pass
 from jaxdnn.diagnosis.profile import log
 from jaxdnn.diagnosis.training_causes import Attempt
 from jaxdnn.diagnosis.trial import FirstStep, Trials, take_first_step
+from jaxdnn.progress import progress_bar
 
 # Causes that are answered, the worst first, and programs that are compiled.
 _MOST_ANSWERED = 2
@@ -69,7 +69,7 @@ def try_fixes(
     rates = [FixGroup({}, (fix,)) for fix in plain if fix.kind is FixKind.LEARNING_RATE]
     others = tuple(fix for fix in plain if fix.kind is not FixKind.LEARNING_RATE)
     total = len(plain) + sum(len(group.fixes) for group in edited)
-    bar = tqdm(total=total, desc="trying changes", disable=not progress, leave=False)
+    bar = progress_bar(total=total, desc="trying changes", disable=not progress, leave=False)
 
     def try_group(group: FixGroup) -> list[Tried]:
         run = trials.program(group.edits)
