@@ -5,8 +5,13 @@ Where the range of phi' lies below 1 (sigmoid: at most 1/4) depth alone makes gr
 
 Every activation is an `Activation`, called on an array like a plain function:
 
-    elu = make_activation("elu", alpha=0.5)
-    elu(x), elu.derivative(x), elu.derivative_range
+    >>> import jax.numpy as jnp
+    >>> from jaxdnn.activations import make_activation
+    >>> elu = make_activation("elu", alpha=0.5)
+    >>> [f"{value:.3f}" for value in elu(jnp.array([-1.0, 2.0]))]
+    ['-0.316', '2.000']
+    >>> elu.derivative_range
+    (0.0, 1.0)
 
 What is made twice is equal, so that programs compiled for it are found again: those with a function
 of their own are cached.

@@ -208,6 +208,10 @@ def make_initializer(
 ) -> Initializer:
     """Make the initializer called `name`.
 
+        >>> from jaxdnn.initializers import make_initializer
+        >>> make_initializer("he").variance((3, 3, 8, 16)) == 2 / (3 * 3 * 8)
+        True
+
     Args:
       name: a key of `INITIALIZERS`, or an alias (`xavier`, `msra_uniform`, ...).
       scale: standard deviation of `normal` and `truncated_normal`, half width of `uniform`; > 0.

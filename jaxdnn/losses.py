@@ -2,6 +2,12 @@
 
 A network ends in k softmax units, or for two classes in one sigmoid unit. The shape of the logits
 tells which: (batch, k) or (batch, 1).
+
+    >>> import jax.numpy as jnp
+    >>> from jaxdnn.losses import predictions, probabilities
+    >>> logits = jnp.array([[2.0, 2.0], [0.0, 3.0]])
+    >>> predictions(logits).tolist(), float(probabilities(logits)[0, 0])
+    ([0, 1], 0.5)
 """
 
 import jax

@@ -172,8 +172,20 @@ def diagnose(
 ) -> Diagnosis:
     """Examine a network as it stands; it is not changed.
 
-        from jaxdnn import diagnose
-        print(diagnose(model, images, labels, optimizer="adam:0.001"))
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jaxdnn import diagnose
+        >>> def network(params, x):
+        ...     *hidden, last = params
+        ...     for kernel in hidden:
+        ...         x = jnp.tanh(x @ kernel)
+        ...     return x @ last
+        >>> keys = jax.random.split(jax.random.key(0), 4)
+        >>> params = [jax.random.normal(key, (16, 16)) / 4 for key in keys]
+        >>> images = jax.random.normal(jax.random.key(1), (64, 16))
+        >>> labels = images.argmax(axis=1)
+        >>> diagnose((network, params), images, labels, optimizer="adam:0.01").verdict
+        'trains'
 
     Args:
       model: a Flax NNX module, (Linen module, variables), or (function `(params, inputs) ->

@@ -132,9 +132,13 @@ def gradient_flow(
 ) -> Moments:
     """Initialize one network, pass a batch forward and back, and measure every layer.
 
-        from jaxdnn import gradient_flow
-        moments = gradient_flow(jax.random.key(0), initializer="xavier", activation="sigmoid")
-        plt.semilogy(moments.delta_rms)
+        >>> import jax
+        >>> from jaxdnn import gradient_flow
+        >>> moments = gradient_flow(jax.random.key(0), activation="sigmoid", depth=10, width=64)
+        >>> moments.delta_rms.shape
+        (10,)
+        >>> bool(moments.delta_rms[0] < 1e-3 * moments.delta_rms[-1])  # each sigmoid: 1/4 or less
+        True
 
     Args:
       key: draws the kernels, and the batch where none is given.

@@ -6,6 +6,8 @@ import numpy as np
 
 from jaxdnn.data.source import Source
 
+__all__ = ["silhouettes"]
+
 
 def silhouettes() -> Source:
     """Open the embedded silhouettes: ten classes, 7,757 to train and 1,935 to test."""
