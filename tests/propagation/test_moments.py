@@ -52,7 +52,8 @@ def test_agrees_with_the_general_network_code(norm):
         output = model.apply(params, stats, batch.inputs, training=True, probes=probes)
         return LOSSES["cross_entropy"](output.logits, batch.labels), output.pre_activations
 
-    (grads, deltas), z = jax.grad(loss, (0, 1), has_aux=True)(params, probes)
+    both = jax.jit(jax.grad(loss, (0, 1), has_aux=True))
+    (grads, deltas), z = both(params, probes)
     for layer, path in enumerate(paths):
         grad = grads["head"] if path == "head" else grads["layers"][layer]["linear"]
         kernel_grad = root_mean_square(grad["kernel"])
@@ -85,7 +86,7 @@ def test_residual_gradient_is_that_of_autodiff():
             h = h + jnp.tanh(h @ kernel + probe)
         return LOSSES["cross_entropy"](h @ kernels.last, batch.labels)
 
-    deltas = jax.grad(loss)([jnp.zeros((BATCH, WIDTH))] * (DEPTH - 1))
+    deltas = jax.jit(jax.grad(loss))([jnp.zeros((BATCH, WIDTH))] * (DEPTH - 1))
     chex.assert_trees_all_close(
         moments.delta_rms[:-1], np.array([root_mean_square(d) for d in deltas]), rtol=2e-5
     )
