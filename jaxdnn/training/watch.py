@@ -30,7 +30,7 @@ from jaxtyping import Float
 
 from jaxdnn.activations import Activation
 from jaxdnn.models import Model, Params
-from jaxdnn.propagation import HEALTHY_LOG10, SATURATED, rms
+from jaxdnn.propagation import HEALTHY_LOG10, dead_fraction, rms, saturated_fraction
 from jaxdnn.training.checkpoint import Flat, flatten
 from jaxdnn.training.recorder import Recorder
 from jaxdnn.training.step import Loss, Train, TrainState, Variables
@@ -136,8 +136,7 @@ def make_measure(
                 # A trained slope is that of the parameters, a random one its mean.
                 slope = jax.jvp(lambda z: activation(z, trained), (z,), (jnp.ones_like(z),))[1]
                 max_slope = max(map(abs, activation.derivative_range))
-                dead = jnp.mean(jnp.all(slope == 0, axis=range(z.ndim - 1)).astype(jnp.float32))
-                saturated = jnp.mean((jnp.abs(slope) < SATURATED * max_slope).astype(jnp.float32))
+                dead, saturated = dead_fraction(slope), saturated_fraction(slope, max_slope)
                 slope_rms = _rms(slope)
             return {
                 "delta_rms": _rms(deltas[path]),
