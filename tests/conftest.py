@@ -1,5 +1,6 @@
 """Strict settings for every test, several CPU devices, and the development data where it is."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -21,6 +22,9 @@ import pytest
 
 from jaxdnn import xla
 
+# Tracing makes millions of small objects that live on: to look for garbage among them as often as
+# Python does takes an eighth of the time.
+gc.set_threshold(100_000, 50, 100)
 jax.config.update("jax_numpy_dtype_promotion", "standard")
 jax.config.update("jax_platforms", "cpu")
 

@@ -67,7 +67,7 @@ def test_squares_become_channels_and_nothing_is_lost():
     chex.assert_trees_all_equal(space_to_depth(x, 1), x)
 
 
-@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("norm", [pytest.param("none", marks=pytest.mark.slow), "batch"])
 def test_convnet(norm):
     options = BlockOptions(activation=make_activation("tanh"), norm=norm)  # smooth
     model = make_convnet((8, 6, 1), 3, widths=(4, 5), blocks=1, stem=2, unit=options)

@@ -86,7 +86,11 @@ def losses_alone(config, path):
 
 @pytest.mark.parametrize(
     ("i", "a", "s"),
-    [(0, 0, 0), pytest.param(1, 1, 1, marks=pytest.mark.slow), (0, 2, 1)],
+    [
+        (0, 0, 0),
+        pytest.param(1, 1, 1, marks=pytest.mark.slow),
+        pytest.param(0, 2, 1, marks=pytest.mark.slow),
+    ],
     ids=["tanh", "parametric", "randomized"],
 )
 def test_single_run_gives_the_same_losses(i, a, s, race, finished, tmp_path):
@@ -193,6 +197,7 @@ def test_interrupted_race_goes_on_without_what_is_finished(race, finished, tmp_p
     chex.assert_trees_all_equal(again["loss"][0, :, 0], finished[0]["loss"][0, :2, 0])
 
 
+@pytest.mark.slow
 def test_diverged_networks_end_in_nan(race, finished):
     wild = dataclasses.replace(
         config(), optimizer=OptimizerOptions(learning_rate=1e25, schedule="constant")

@@ -46,6 +46,7 @@ def test_a_wrong_step_is_named_and_the_right_one_prescribed(optimizer, factor, c
     assert best.after > 0.6
 
 
+@pytest.mark.slow
 def test_the_scale_of_the_loss_is_nothing_to_adam_and_the_rate_to_sgd():
     def scored(rate, factor):
         options = {"loss": zoo.times(factor), "try_changes": False}

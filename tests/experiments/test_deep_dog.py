@@ -60,6 +60,7 @@ def test_run_folder_holds_everything(finished):
     assert summary["test/balanced_accuracy"] == pytest.approx(np.mean(recalls))
 
 
+@pytest.mark.slow
 def test_same_command_gives_same_numbers(finished, photos, call, tmp_path):
     args = [*QUICK, "--data", photos, "--positive", "dog"]
     assert call(deep_dog, *args, "--out", tmp_path / "again")[0] == 0

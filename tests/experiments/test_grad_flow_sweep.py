@@ -103,6 +103,7 @@ def test_sweep_is_the_default_command_and_passes_images_through(call, tmp_path):
     charts_of(tmp_path)
 
 
+@pytest.mark.slow
 def test_own_activation_gives_the_numbers_of_the_packages(module, call, no_charts, tmp_path):
     own = f"{module}:hyperbolic"
     args = [*SMALL, "--depth", 6, "--out", tmp_path / "sweep", "--activations", "tanh", own]

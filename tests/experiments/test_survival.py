@@ -63,6 +63,7 @@ def test_resume_auto_refuses_other_settings(args, finished, call):
     assert "seed: 0, 1" in said
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_changes_nothing(args, finished, call, tmp_path, monkeypatch):
     now, num_asked = time.time, itertools.count()
     monkeypatch.setattr(time, "time", lambda: now() + 100 * (next(num_asked) % 2))

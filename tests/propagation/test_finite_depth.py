@@ -69,7 +69,7 @@ def factors_of_residual_networks(phi, sigma_w2, norm, *, width, depth, num_netwo
 
 
 @pytest.mark.parametrize("width", slow_but((192, 512), 192))
-@pytest.mark.parametrize(("name", "sigma_w2", "norm"), NETWORKS)
+@pytest.mark.parametrize(("name", "sigma_w2", "norm"), slow_but(NETWORKS, *NETWORKS[:2]))
 def test_wide_residual_networks_follow_the_prediction_layer_by_layer(name, sigma_w2, norm, width):
     phi = make_activation(name)
     depth = 6

@@ -19,6 +19,7 @@ from jaxdnn.propagation.gradient_flow import (
     flow,
     gaussian_batch,
 )
+from tests.propagation.cases import slow_but
 
 DEPTH, WIDTH, BATCH = 5, 12, 7
 
@@ -35,7 +36,7 @@ def small(norm: Norm = "none", activation="tanh", **options):
     return kernels, batch, measured(kernels, batch)
 
 
-@pytest.mark.parametrize("norm", ["none", "batch", "layer"])
+@pytest.mark.parametrize("norm", slow_but(("none", "batch", "layer"), "none", "batch"))
 def test_agrees_with_the_general_network_code(norm):
     kernels, batch, moments = small(norm)
     unit = BlockOptions(make_activation("tanh"), norm=norm)
@@ -162,6 +163,7 @@ def test_rms_reaches_where_squares_leave_float32():
     assert float(rms(jnp.zeros(3))) == 0
 
 
+@pytest.mark.slow
 def test_float16_loses_gradients_that_float32_keeps():
     options = {"initializer": "lecun", "activation": "sigmoid", "depth": 20, "width": 64}
     kept, lost = (flow_of(precision=name, **options) for name in ("float32", "float16"))

@@ -128,6 +128,7 @@ def test_patience_stops_and_the_best_weights_are_kept(state, trainer, tmp_path):
     assert_same(again, progress)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_counts_equal_metrics_as_the_whole_run_does(state, trainer, tmp_path):
     # 0.7 is less in float32: if only the checkpoint rounded it, 0.7 again would be worse or better.
     script, _ = scripted(trainer, [0.7] * EPOCHS)

@@ -94,7 +94,7 @@ def test_the_newest_is_gone_on_with_and_nothing_is_said(folder, capsys):
     ("kind", "how"),
     [
         ("latest", flip_a_bit),
-        ("best", truncate),
+        pytest.param("best", truncate, marks=pytest.mark.slow),
         pytest.param("latest", truncate, marks=pytest.mark.slow),
         pytest.param("best", flip_a_bit, marks=pytest.mark.slow),
     ],
@@ -123,7 +123,7 @@ def test_where_nothing_is_whole_a_run_begins_anew_and_says_so(folder, capsys):
     assert_is(found_in(folder), 1)
 
 
-@pytest.mark.parametrize("written", ["best", "latest"])
+@pytest.mark.parametrize("written", [pytest.param("best", marks=pytest.mark.slow), "latest"])
 def test_a_kill_between_the_two_never_pairs_a_latest_with_another_best(tmp_path, written):
     with Checkpoints(tmp_path) as checkpoints:
         save(checkpoints, progress_at(2), "best", "latest")
