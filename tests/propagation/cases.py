@@ -7,5 +7,10 @@ import pytest
 
 
 def slow_but(cases: Iterable[Any], *fast: Any) -> list[Any]:
-    """Return all cases for a parametrization, all but `fast` marked slow."""
-    return [case if case in fast else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+    """Return all cases for a parametrization, all but `fast` marked slow; a tuple is several values."""
+
+    def slow(case: Any) -> Any:
+        values = case if isinstance(case, tuple) else (case,)
+        return pytest.param(*values, marks=pytest.mark.slow)
+
+    return [case if case in fast else slow(case) for case in cases]
