@@ -4,7 +4,8 @@
     python experiments/benchmarks/suite_coverage.py --at-least 0.9
 
 Runs `pytest`, then `pytest -m slow`, both under coverage.py: together they are the whole suite.
-Prints a line for each file of which the fast one misses something. Exit code: 1 where it runs too small a share.
+Prints a line for each file of which the fast one misses something. Exit code: 1 where it runs too
+small a share.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import pytest
 
 
 def slow_but(cases: Iterable[Any], *fast: Any) -> list[Any]:
-    """Return all cases for a parametrization, all but `fast` marked slow; a tuple is several values."""
+    """Return parameters, all but those in `fast` marked slow; a tuple is several values."""
 
     def slow(case: Any) -> Any:
         values = case if isinstance(case, tuple) else (case,)
