@@ -280,6 +280,15 @@ ALIASES = {
     "logistic": "sigmoid",
 }
 
+# What JAX has by another name, a primitive's too, or with another default than here.
+_IN_JAX = {"max": relu, "gelu": functools.partial(gelu, approximate=True)}
+
+
+def jax_activation(name: str) -> Activation | None:
+    """Return what a function of `jax.nn` or a primitive called `name` computes, None if unknown."""
+    factory = _IN_JAX.get(name) or ACTIVATIONS.get(ALIASES.get(name, name))
+    return factory() if factory else None
+
 
 def make_activation(name: str, **parameters: float) -> Activation:
     """Make the activation called `name`.

@@ -26,9 +26,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from jaxdnn import command_line
+from jaxdnn.progress import progress_bar
 from jaxdnn.run_folder import RunFolder, write_json
 from jaxdnn.training import Checkpoints
 
@@ -243,7 +243,7 @@ def main() -> int:
     seconds = time.monotonic() - began
     with (
         ThreadPoolExecutor(arguments.workers) as pool,
-        tqdm(total=arguments.runs, unit=" runs") as bar,
+        progress_bar(total=arguments.runs, desc="killing", unit=" runs") as bar,
     ):
         outcomes = []
         jobs = [

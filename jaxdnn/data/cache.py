@@ -17,9 +17,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-DECODING = "1"
-"""Changes whenever `decode` gives other values for the same bytes."""
-
 _FREE_SHARE = 0.5  # Of the free disk, what a cache may take.
 _FLUSH_SECONDS = 30.0
 

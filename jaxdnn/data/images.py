@@ -18,13 +18,8 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 from jaxtyping import Bool, Int, Int64, UInt8
 
-from jaxdnn.data.cache import (
-    DECODING,
-    cache_dir,
-    concurrent_write,
-    key_of,
-    open_pixel_cache,
-)
+from jaxdnn.data.cache import cache_dir, concurrent_write, key_of, open_pixel_cache
+from jaxdnn.data.decode import DECODING
 from jaxdnn.data.pipeline import NUM_VALUES, PixelStats, count_values, pixel_stats_from_counts
 from jaxdnn.data.reader import PER_GROUP, Inventory, OnDone, Reader, ReadImage, Survey
 from jaxdnn.errors import InputError

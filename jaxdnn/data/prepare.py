@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxdnn.data.cache import DECODING, key_of
-from jaxdnn.data.decode import write_png
+from jaxdnn.data.cache import key_of
+from jaxdnn.data.decode import DECODING, write_png
 from jaxdnn.data.reader import OnDone, Reader, ReadImage
 from jaxdnn.data.source import Source
 from jaxdnn.data.tfds_sets import quiet_tfds

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax import Array
 
-from jaxdnn.activations import ACTIVATIONS, ALIASES, make_activation
+from jaxdnn.activations import jax_activation
 from jaxdnn.diagnosis.fixes import Fix, FixGroup, init_line, with_sigma
 from jaxdnn.diagnosis.graph import Graph, Segment, SegmentKind
 from jaxdnn.diagnosis.measure import Exam, Gain
@@ -23,8 +23,6 @@ from jaxdnn.layers import BATCH_NORM_EPSILON
 _MEAN = 0.1
 # E relu'² = E relu² = 1/2, E relu = 1 / sqrt(2 pi).
 _RELU = Gain(math.sqrt(0.5), math.sqrt(0.5), 1 / math.sqrt(2 * math.pi))
-# jax.nn's own default, which is not that of `make_activation`.
-_PARAMETERS = {"gelu": {"approximate": True}}
 
 
 def no_dropout(exam: Exam, index: int) -> Iterator[FixGroup]:
@@ -56,7 +54,7 @@ def usual_activation(exam: Exam, index: int) -> Iterator[FixGroup]:
     signatures = {each: tuple(step.name for step in each.steps) for each in segments}
     counts = list(signatures.values())
     usual = max(segments, key=lambda segment: counts.count(signatures[segment]))
-    function = _function_of(usual)
+    function = jax_activation(usual.label or usual.steps[-1].name)
     if function is not None:
         edits = {
             segment.end: _in_place(function, segment.start)
@@ -64,15 +62,6 @@ def usual_activation(exam: Exam, index: int) -> Iterator[FixGroup]:
         }
         words = f"after {exam.graph.layers[index].path} the other layers' activation"
         yield FixGroup(edits, (Fix(words, "x = nnx.relu(x)", exam.params),))
-
-
-def _function_of(segment: Segment) -> Callable[[Array], Array] | None:
-    """The activation that a segment is, by the name of its function or of its last primitive."""
-    name = segment.label or segment.steps[-1].name
-    name = "relu" if name == "max" else name
-    if name not in ACTIVATIONS and name not in ALIASES:
-        return None
-    return make_activation(name, **_PARAMETERS.get(name, {}))
 
 
 def _in_place(function: Callable[[Array], Array], start: int) -> Edit:

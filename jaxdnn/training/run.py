@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdnn import __version__
 from jaxdnn.config import Config, save_config
 from jaxdnn.data import Split, load
 from jaxdnn.errors import InputError
@@ -118,11 +119,11 @@ def _streaming(config: Config) -> Config:
 
 
 def _about(setup: Setup) -> dict[str, Any]:
-    """Return what stands beside every checkpoint."""
-    packages = ("jaxdnn", "jax", "jaxlib", "flax", "optax")
+    """Return what is kept with every checkpoint."""
+    packages = ("jax", "jaxlib", "flax", "optax")
     return {
         "config": dataclasses.asdict(setup.config),
-        "versions": {name: version(name) for name in packages},
+        "versions": {"jaxdnn": __version__, **{name: version(name) for name in packages}},
         "num_devices": setup.layout.num_devices,
     }
 
