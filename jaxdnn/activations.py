@@ -17,7 +17,7 @@ What is made twice is equal, so that programs compiled for it are found again: t
 of their own are cached.
 
 Two of them have a slope that is not a constant: the parametric ReLU trains it, the randomized ReLU
-draws it anew for every unit while training and uses its mean in evaluation.
+draws it for every unit and step of training and uses its mean in evaluation.
 """
 
 from __future__ import annotations

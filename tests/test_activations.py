@@ -162,7 +162,9 @@ def test_aliases(alias, name):
     assert make_activation(alias).name == name
 
 
-@pytest.mark.parametrize("name", [name for name in (*ACTIVATIONS, "swish") if hasattr(jax.nn, name)])
+@pytest.mark.parametrize(
+    "name", [name for name in (*ACTIVATIONS, "swish") if hasattr(jax.nn, name)]
+)
 def test_what_jax_calls_so_is_computed_as_jax_does(name):
     x = jnp.linspace(-3, 3, 13)
     activation = jax_activation(name)

@@ -34,7 +34,7 @@ _PHIS = [make_activation(name) for name in ACTIVATIONS]
 BATCH_SIZE = 128
 # Mean loss over so many last steps decides.
 NUM_LAST = 30
-# Steps of the trial that are kept, for a look at other lengths than the verdict's.
+# Steps of the trial that are kept, for comparison with other lengths than the verdict's.
 NUM_KEPT = 60
 # Rule -> (gradient norm of every kernel, share of zero entries) -> will it fail?
 RULES: dict[str, Callable[[np.ndarray, float], bool]] = {
@@ -231,7 +231,7 @@ def mean_loss(logits: Array, labels: Array) -> Array:
 
 
 class Judgement(NamedTuple):
-    """What is seen of a network before it is trained.
+    """What is measured of a network before it is trained.
 
     Attributes:
       trial: on the first batch.

@@ -74,7 +74,7 @@ class Header(NamedTuple):
 
 
 DECODING = "1"
-"""To be changed whenever `decode` gives other pixels: images decoded before are decoded anew."""
+"""To be changed whenever `decode` gives other pixels: what was decoded before is then not used."""
 
 
 def decode(

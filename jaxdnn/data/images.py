@@ -2,7 +2,7 @@
 
 Streamed images stand where an array would: with a shape, a length, and images by place, so that
 their number does not matter. What is asked of all of them - which can be read, mean and standard
-deviation - is found in one pass and kept beside the data under a fingerprint.
+deviation - is found in one pass and kept with the data under a fingerprint.
 """
 
 import contextlib
@@ -186,7 +186,7 @@ def stream_all(
     """Make items ready to be streamed.
 
     The first time every image is decoded once, into the cache as far as it reaches; later times
-    find the results beside the data, unless the data has changed.
+    find the results with the data, unless the data has changed.
 
     Args:
       reader: with a size and channels chosen, without a cache.
@@ -288,7 +288,7 @@ def _save_survey(survey: Survey, path: Path) -> None:
 
 
 def _load_survey(path: Path, num_items: int) -> Survey | None:
-    """Read a survey; None where there is none, or none that is whole and of so many items."""
+    """Read a survey; None where there is none, or none that is complete and of so many items."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             digests, unreadable = arrays["digests"], arrays["unreadable"]

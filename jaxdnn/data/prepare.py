@@ -1,7 +1,7 @@
 """From a folder or a zip to a TFDS data set in array_record files, without TensorFlow.
 
 Encoded images on their way into the data set are appended to one file and noted in a journal. A
-line of the journal is written only after the bytes that it tells of are on the disk, so that
+line of the journal is written only after the bytes that it names are on the disk, so that
 whatever ends the work - Ctrl-C, a full disk, a power cut - what the journal says is true, and the
 next attempt goes on from there.
 """
@@ -231,8 +231,8 @@ class Staging:
             return []
         size = self._images.seek(0, os.SEEK_END)
         text = self._journal.read_text()
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:  # A line cut short: what follows must not be joined to it.
-            self._journal.write_text(whole)
-        entries = [Entry(*json.loads(line)) for line in whole.splitlines()]
+        complete = text[: text.rfind("\n") + 1]
+        if complete != text:  # A line cut short: what follows must not be joined to it.
+            self._journal.write_text(complete)
+        entries = [Entry(*json.loads(line)) for line in complete.splitlines()]
         return [entry for entry in entries if entry.offset + entry.length <= size]

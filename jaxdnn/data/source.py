@@ -27,7 +27,8 @@ class Source:
       item_shape: height, width and channels, as far as all items are known to share them.
       unlabelled: names of images that belong to no class.
       ignored: what else was found and is not used, with the reason.
-      default_positive: class names that are one class against the others unless told otherwise.
+      default_positive: class names that are one class against the others where the options name
+        none.
       home: the folder or file that holds the images, or its address; None where they come with
         the package.
       fingerprint: of the stored images, without reading them: names, sizes and times of change, or

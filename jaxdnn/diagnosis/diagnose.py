@@ -87,7 +87,7 @@ class Diagnosis:
     def _table(self) -> list[str]:
         width = max([5, *(len(layer.path) for layer in self.layers)])
         rows = [
-            f"{'layer':{width}}  {'delta':>9}  {'factor':>8}  {'drawn anew':>16}  {'z':>8}  dead"
+            f"{'layer':{width}}  {'delta':>9}  {'factor':>8}  {'redrawn':>16}  {'z':>8}  dead"
             "  mostly"
         ]
         for layer in self.layers:
@@ -133,9 +133,7 @@ class Diagnosis:
 
     def to_markdown(self) -> str:
         """Return headings, lists and a table."""
-        head = (
-            "| layer | delta RMS | factor | drawn anew | " + " | ".join(self.layers[0].terms) + " |"
-        )
+        head = "| layer | delta RMS | factor | redrawn | " + " | ".join(self.layers[0].terms) + " |"
         rule = "|---" * (4 + len(self.layers[0].terms)) + "|"
         rows = [
             f"| `{layer.path}` | {layer.delta_rms:.2e} | {layer.factor:.3g} |"
@@ -211,8 +209,8 @@ def diagnose(
     score = trials.score(trial) if exam.measured.finite else 0.0
     prescriptions: tuple[Prescription, ...] = ()
     if try_changes and score < _WELL and (score < TRAINS or causes):
-        with ThreadPoolExecutor(1) as beside:
-            confirmed = beside.submit(confirm, exam, causes)
+        with ThreadPoolExecutor(1) as background:
+            confirmed = background.submit(confirm, exam, causes)
             attempt = try_fixes(trials, causes, score, progress=progress)
             causes = confirmed.result()
         if score < TRAINS:

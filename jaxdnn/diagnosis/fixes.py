@@ -177,7 +177,7 @@ def with_sigma(exam: Exam, sigmas: Mapping[int, float]) -> Any:
 
 
 def _with_biases(exam: Exam, params: Any, sigmas: Mapping[int, float]) -> Any:
-    """Draw biases anew."""
+    """Draw biases, normal with the standard deviations given by index of a layer."""
     leaves, structure = jax.tree.flatten(params)
     for index, sigma in sigmas.items():
         leaf = _bias_leaf(exam, index)

@@ -116,15 +116,15 @@ def _operands(program: Program, step: Step) -> tuple[int, int] | None:
     if step.linear is None and step.name != "gather":
         return None
     values = [(number, program.values[number]) for number in step.inputs]
-    seen = [number for number, value in values if value.depends & Dependence.INPUTS]
+    operands = [number for number, value in values if value.depends & Dependence.INPUTS]
     kernels = [
         number
         for number, value in values
         if value.leaves and not value.depends & Dependence.INPUTS and len(value.shape) > 1
     ]
-    if len(seen) != 1 or not kernels:
+    if len(operands) != 1 or not kernels:
         return None
-    return seen[0], max(kernels, key=lambda number: math.prod(program.values[number].shape))
+    return operands[0], max(kernels, key=lambda number: math.prod(program.values[number].shape))
 
 
 def _main_leaf(program: Program, kernel: int, names: Sequence[str]) -> Leaf:

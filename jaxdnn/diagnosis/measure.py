@@ -152,7 +152,7 @@ class Exam:
       graph: its layers and what lies between them.
       loss: `(logits, targets) -> scalar`.
       inputs: the batch axis first.
-      targets: what the loss takes beside the logits.
+      targets: what the loss takes besides the logits.
       key: of dropout.
       run_pass: compiled `(params, inputs, targets, key) -> PassArrays`.
       measured: with the parameters as they came.
@@ -218,14 +218,14 @@ def examine(
     )
 
 
-def make_pass(graph: Graph, loss: Loss, *, cut: int | None = None) -> Callable[..., PassArrays]:
+def make_pass(graph: Graph, loss: Loss, *, bridged: int | None = None) -> Callable[..., PassArrays]:
     """Return the compiled `(params, inputs, targets, key) -> PassArrays`.
 
     Args:
       graph: what is run and probed.
       loss: `(logits, targets) -> scalar`.
-      cut: a layer from which the gradient goes to the layer below as it is, as if the Jacobian
-        between were the identity.
+      bridged: index of a layer from which the gradient goes to the layer below as it is, as if the
+        Jacobian between were the identity; None for no such layer.
     """
     values = graph.program.values
     numbers = _probed(graph)
@@ -233,7 +233,7 @@ def make_pass(graph: Graph, loss: Loss, *, cut: int | None = None) -> Callable[.
     @jax.jit
     def forward_and_back(params: Any, inputs: Any, targets: Any, key: Array) -> PassArrays:
         def objective(params: Any, zeros: dict[int, Array], partials: list[Array]) -> Any:
-            edits = _edits(graph, zeros, cut)
+            edits = _edits(graph, zeros, bridged)
             uses = {
                 (layer.step, layer.x): lambda x, zero=zero: x + zero
                 for layer, zero in zip(graph.layers, partials, strict=True)
@@ -265,11 +265,11 @@ def _probed(graph: Graph) -> list[int]:
     return sorted(n for n in ends if jnp.issubdtype(values[n].dtype, jnp.floating))
 
 
-def _edits(graph: Graph, zeros: dict[int, Array], cut: int | None) -> dict[int, Edit]:
+def _edits(graph: Graph, zeros: dict[int, Array], bridged: int | None) -> dict[int, Edit]:
     edits: dict[int, Edit] = {n: lambda x, _, zero=zero: x + zero for n, zero in zeros.items()}
-    below = None if cut is None else graph.edges[cut].below
-    if cut is not None and below is not None:
-        z, lower = graph.layers[cut].z, graph.layers[below].z
+    below = None if bridged is None else graph.edges[bridged].below
+    if bridged is not None and below is not None:
+        z, lower = graph.layers[bridged].z, graph.layers[below].z
         edits[z] = lambda x, values: bridge(x + zeros[z], values[lower])
     return edits
 

@@ -6,7 +6,7 @@ Each term is the log of delta's root mean square behind a segment over that befo
 add up exactly. `weights` and `padding` are what independent random weights of the realised scale
 would do; what the real ones do besides stands in the remainder.
 
-Beside each factor stands its band: what the same network gives with its weights drawn anew, each
+Each factor comes with its band: what the same network gives with its weights redrawn, each
 kernel replaced by independent normal numbers of the same root mean square. Where the real factor
 lies outside, it is the weights' structure that acts, not their scale.
 """
@@ -57,7 +57,7 @@ class LayerProfile:
       correlation: mean cosine between the pre-activations of two examples.
       delta_rms: root mean square of dL/dz.
       delta_rms_by_example: the same for each example.
-      delta_band: the least and the greatest delta_rms with weights of the same scale drawn anew.
+      delta_band: the least and the greatest delta_rms with redrawn weights of the same scale.
       factor: delta_rms over that of the layer above (of the logits for the last).
       factor_band: as delta_band.
       terms: log of the factor as a sum; see `jaxdnn.diagnosis.profile`.
@@ -95,7 +95,7 @@ def layer_profiles(
 
     Args:
       exam: what was measured.
-      deltas: with weights drawn anew, from `redrawn_deltas`.
+      deltas: as `redrawn_deltas` returns them, one row for each draw of the weights.
     """
     return tuple(_profile(exam, index, own) for index, own in enumerate(bands(exam.graph, deltas)))
 
@@ -203,7 +203,7 @@ def _band(values: np.ndarray) -> Band:
 
 
 def redrawn_deltas(exam: Exam) -> Float[np.ndarray, "seed layer+1"]:
-    """Return every layer's RMS of delta under weights drawn anew, that of the logits last."""
+    """Return every layer's RMS of delta with redrawn weights, that of the logits last."""
     numbers = [*(layer.z for layer in exam.graph.layers), exam.graph.program.output]
     numbers[-1] = numbers[-1] if numbers[-1] in exam.measured.delta else numbers[-2]
     rows = []

@@ -17,7 +17,7 @@ RMS factor
     √(sigma_w² fan_ratio E phi'(z^l)² / s^(l+1)),    s = 1, or the variance that the norm divided
     by.
 
-One part of the gradient goes another way: that along the signal, which tells what a longer signal
+One part of the gradient goes another way: that along the signal, which says what a longer signal
 does to the loss. By the chain rule it follows p = E x², whatever the weights are, and its RMS takes
 the factor
 

@@ -91,7 +91,7 @@ def fixed_point(
     last = len(Q_GRID) - 1
     above = (sign <= 0) & (start < Q_GRID)
     below = (sign >= 0) & (start > Q_GRID)
-    # 32 bits by name: the default would be cut again if an outer jit is in single precision.
+    # 32 bits by name: the default would be rounded again if an outer jit is in single precision.
     i = lax.argmax(above, 0, np.int32)
     j = last - lax.argmax(below[::-1], 0, np.int32)
     grid = jnp.asarray(Q_GRID)

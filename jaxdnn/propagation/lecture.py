@@ -200,7 +200,7 @@ def train_network(
     fixed = dataclasses.replace(phi, function=phi, slope=None)
     depth = len(params.biases)
     widths, block = (1,) * (depth - 1), BlockOptions(activation=fixed)
-    model = make_mlp(x.shape[1:], 1, widths=widths, unit=block)
+    model = make_mlp(x.shape[1:], 1, widths=widths, options=block)
     options = OptimizerOptions(learning_rate=learning_rate, schedule="constant")
     optimizer = make_optimizer(options, optax.constant_schedule(learning_rate), num_examples=1)
     step = _make_step(model, optimizer)

@@ -11,7 +11,7 @@ import math
 
 @dataclasses.dataclass(frozen=True)
 class EarlyStopping:
-    """What has been seen so far. Each `update` returns a new one.
+    """The scores so far. Each `update` returns a new one.
 
     Attributes:
       greater_is_better: whether the metric is to rise (accuracy) or to fall (loss).

@@ -211,7 +211,7 @@ def _save(progress: Progress, checkpoints: Checkpoints, recorder: Recorder) -> N
 
 
 class _Speed:
-    """Measures steps per second, and tells how many steps fill SECONDS_PER_CALL."""
+    """Measures steps per second, and works out how many steps fill SECONDS_PER_CALL."""
 
     def __init__(self) -> None:
         self._steps = 0
