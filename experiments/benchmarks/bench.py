@@ -180,7 +180,7 @@ def summarise(
       row: what was measured.
       seconds: per unit, for each contender and round.
       failures: contender that does not run -> why.
-      peak: of matrix products, in FLOP/s.
+      peak: rate that matrix products reach on this machine, in FLOP/s.
       elsewhere: share of the cores that other programs took.
     """
     factors = {name: ratios(times, seconds[OURS]) for name, times in seconds.items()}

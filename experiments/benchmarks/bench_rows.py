@@ -51,9 +51,9 @@ class Row(NamedTuple):
 
     Attributes:
       title: what it is, with everything that is the same for all contenders.
-      unit: of the times, `step`, `epoch` or `call`.
-      contenders: by name; ours first.
-      flops: of a unit, counted by formula.
+      unit: what is timed: a `step`, an `epoch` or a `call`.
+      contenders: name -> what runs it; ours first.
+      flops: floating-point operations of one unit, counted by formula.
       target: least ratio to ours that is asked of each of `rivals`.
       rivals: contenders that the target is about.
       notes: what else a reader must know.

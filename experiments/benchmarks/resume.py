@@ -26,9 +26,9 @@ def work_through(
     """Append a row for each item that has none yet; return all, in the order of the items.
 
     Args:
-      groups: of frozen dataclasses, all of one kind; a group is worked on at once.
+      groups: items, frozen dataclasses of one kind; those of a group are worked on at once.
       work: gives what is found of each item of a group.
-      path: of the rows; need not exist.
+      path: file for the rows, one JSON object a line; need not exist.
       stopped: asked before each group.
       progress: show a bar.
 

@@ -46,7 +46,7 @@ class Files:
     Attributes:
       names: paths relative to the root with "/" between the parts, sorted.
       read: the bytes of the file at that place in `names`; thread-safe; raises UnreadableImage.
-      fingerprint: of names, sizes and times of change, in a zip of names, sizes and checksums.
+      fingerprint: returns a hash of names, sizes and times of change, in a zip of checksums.
       ignored: what a user may take for images and is none, with the reason.
     """
 
@@ -310,7 +310,7 @@ def labelled_source(files: Files, *, name: str, home: str | Path) -> Source:
     are left without a label.
 
     Args:
-      files: what was found.
+      files: images and other files, as found.
       name: where it was found, for people.
       home: the folder or zip that holds them, or its address.
 

@@ -71,7 +71,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class ImagesInMemory:
-    """Decoded images, in one array of this machine or of the devices."""
+    """Decoded images, in one array of this machine or of the devices; methods as in `Images`."""
 
     array: Any
     is_streamed: ClassVar[bool] = False
@@ -103,10 +103,10 @@ class ImagesInMemory:
 
 @dataclass(frozen=True)
 class StreamedImages:
-    """Readable images of one split.
+    """Readable images of one split; methods as in `Images`.
 
     Attributes:
-      reader: decodes them.
+      reader: decodes the images to one size.
       items: index of each in the reader's source.
       pixel_stats: mean and standard deviation of the training images.
     """

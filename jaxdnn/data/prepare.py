@@ -52,7 +52,8 @@ def prepare(
       image_size: side of the squares to store, in pixels.
       channels: 1 or 3.
       on_done: called with the number of items decoded since the last call.
-      on_written: the same of those that are in the data set's own files, or nearly so.
+      on_written: called with the number of items written to the data set's own files, or nearly
+        so, since the last call.
 
     Returns:
       The report, as written to OUT/NAME/VERSION/skipped.json: folder, images by split, and the
@@ -181,8 +182,9 @@ class Entry(NamedTuple):
 
     Attributes:
       item: index in the source.
-      offset: of its bytes; -1 where the source's own are taken, or there are none.
-      length: in bytes.
+      offset: position of its first byte in the staging file; -1 where the source's own bytes are
+        taken, or there are none.
+      length: number of its bytes.
       is_grey: whether it has one channel.
       reason: why it is skipped; '' where it is not.
     """

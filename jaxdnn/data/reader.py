@@ -182,7 +182,7 @@ class Reader:
       source: where the items are.
       image_size: side in pixels of the squares to decode to; None keeps each image's own size.
       channels: 1 for grey, 3 for colour; None keeps what each image has.
-      cache: of decoded images by item.
+      cache: decoded images by index of their item; None decodes each time.
       max_workers: decoding threads; None for one per processor.
     """
 

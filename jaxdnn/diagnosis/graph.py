@@ -53,7 +53,7 @@ class Layer:
     Attributes:
       path: in the user's model, `#2` for the second use of the same kernel.
       kind: `dense`, `conv` or `embedding`.
-      step: index of the product.
+      step: index of the product among the steps of the program.
       x: number of what the layer sees; None for a look-up by indices.
       leaf: the largest parameter that it is made of.
       z: number of the pre-activation.
@@ -205,7 +205,7 @@ class Segment:
     """A piece of the way between two layers; a key for what is measured of it.
 
     Attributes:
-      kind: what it does.
+      kind: what it does, a `SegmentKind`.
       start: number of the value it takes.
       end: number of the value it gives.
       steps: from start to end; of a join its last step only.
@@ -337,7 +337,7 @@ class Edge:
     Attributes:
       below: index of the layer below; None for the inputs.
       above: index of the layer above; None for the logits.
-      segments: from below to above.
+      segments: what lies between the two layers, from below to above.
     """
 
     below: int | None

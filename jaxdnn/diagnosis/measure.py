@@ -46,13 +46,13 @@ class PassArrays(NamedTuple):
     """The arrays of one pass forward and back.
 
     Attributes:
-      loss: a scalar.
+      loss: mean over the batch, ().
       logits: (batch, ...).
-      pre_activations: of each layer.
-      biases: by index of a layer that has one.
+      pre_activations: (batch, ..., unit) for each layer.
+      biases: index of a layer that has one -> its bias, (unit,).
       slopes: |phi'| of each activation, in the order of `Graph.segments`.
       kept: share of entries in [0, 1] that each dropout keeps, in the same order.
-      deltas: gradient of the loss, by number of the value.
+      deltas: number of a value -> gradient of the loss with respect to it, of its shape.
       through: gradient of each layer's operand through that layer alone.
       grads: a tree like the parameters.
     """
@@ -72,8 +72,8 @@ class SignalStats(NamedTuple):
     """A layer's pre-activation.
 
     Attributes:
-      mean: over batch and units.
-      rms: root mean square.
+      mean: mean over batch and units.
+      rms: root mean square over batch and units.
       correlation: mean cosine between neighbouring examples.
     """
 
@@ -101,16 +101,16 @@ class Measurement(NamedTuple):
       loss: mean over the batch.
       logits_rms: their root mean square.
       logits_spread: root mean square of the logits minus their mean over the batch.
-      signals: of each layer.
-      bias_rms: of each layer; 0 without one.
-      slopes: of each activation.
-      kept: share of entries that each dropout keeps.
-      delta: root mean square of the gradient, by number of the value.
-      delta_by_example: of each layer, (batch,).
-      through: of each layer, root mean square of the gradient of its operand through it alone;
-        of its output for look-ups.
-      kernel_rms: of each layer.
-      kernel_grad_rms: of each layer.
+      signals: one entry for each layer.
+      bias_rms: root mean square of each layer's bias; 0 without one.
+      slopes: how flat each activation is at the values it got.
+      kept: share of entries in [0, 1] that each dropout keeps.
+      delta: number of a value -> root mean square of the gradient of the loss with respect to it.
+      delta_by_example: root mean square of each example's dL/dz, (batch,) for each layer.
+      through: root mean square of the gradient of each layer's operand through that layer alone;
+        for look-ups, of its output.
+      kernel_rms: root mean square of each layer's weights.
+      kernel_grad_rms: root mean square of their gradient.
       finite: whether loss and all gradients are.
     """
 
@@ -135,7 +135,7 @@ class Gain(NamedTuple):
     Attributes:
       slope: root mean square of phi'.
       value: root mean square of phi.
-      mean: of phi.
+      mean: mean of phi.
     """
 
     slope: float
@@ -148,16 +148,16 @@ class Exam:
     """A network with a batch, and what one pass forward and back shows.
 
     Attributes:
-      network: in training mode.
+      network: the model as a pure function, in training mode.
       graph: its layers and what lies between them.
       loss: `(logits, targets) -> scalar`.
-      inputs: the batch axis first.
+      inputs: an array or a tree of arrays, the batch axis first.
       targets: what the loss takes besides the logits.
-      key: of dropout.
+      key: a typed key, from which dropout draws.
       run_pass: compiled `(params, inputs, targets, key) -> PassArrays`.
-      measured: with the parameters as they came.
-      grads: of the loss with the parameters as they came, a tree like these.
-      gains: of each activation that takes nothing but its input and parameters.
+      measured: what the pass shows with the parameters as they came.
+      grads: gradient of the loss with respect to the parameters as they came, a tree like these.
+      gains: what each activation does that takes nothing but its input and parameters.
     """
 
     network: Network

@@ -48,24 +48,24 @@ class LayerProfile:
     """One layer, the first nearest the input.
 
     Attributes:
-      path: in the user's own model.
+      path: where it is in the user's own model, such as `layers/3`.
       kind: `dense`, `conv` or `embedding`.
       fan_in: summands of a pre-activation.
       fan_out: pre-activations that an input reaches.
-      pre_activation_mean: over batch and units.
-      pre_activation_rms: root mean square.
+      pre_activation_mean: mean of z over batch and units.
+      pre_activation_rms: root mean square of z.
       correlation: mean cosine between the pre-activations of two examples.
       delta_rms: root mean square of dL/dz.
-      delta_rms_by_example: the same for each example.
+      delta_rms_by_example: root mean square of dL/dz for each example.
       delta_band: the least and the greatest delta_rms with redrawn weights of the same scale.
       factor: delta_rms over that of the layer above (of the logits for the last).
-      factor_band: as delta_band.
+      factor_band: the least and the greatest factor with such redrawn weights.
       terms: log of the factor as a sum; see `jaxdnn.diagnosis.profile`.
       dead: share of units with slope 0 in the whole batch; 0 without an activation.
-      saturated: share with less than 1 % of the greatest slope.
+      saturated: share of units and examples with less than 1 % of the greatest slope.
       kernel_rms: root mean square of the weights.
-      kernel_grad_rms: of their gradient.
-      kernel_grad_ratio: that over kernel_rms.
+      kernel_grad_rms: root mean square of dL/dW.
+      kernel_grad_ratio: kernel_grad_rms over kernel_rms.
     """
 
     path: str
@@ -179,8 +179,8 @@ class Bands(NamedTuple):
     """Least and greatest over the seeds.
 
     Attributes:
-      delta: of a layer's RMS of delta.
-      factor: of that over the one above.
+      delta: RMS of a layer's delta.
+      factor: RMS of a layer's delta over that of the layer above.
     """
 
     delta: Band

@@ -56,9 +56,9 @@ def try_fixes(
     """Try fixes; keep those that help, best first.
 
     Args:
-      trials: of the examined network.
-      causes: worst first.
-      before: score as it stands.
+      trials: short trainings of the examined network.
+      causes: what is wrong, worst first.
+      before: score of the network as it stands, in [0, 1].
       progress: show a bar on stderr.
     """
     exam = trials.exam

@@ -105,7 +105,7 @@ def parse_optimizer(spec: str | optax.GradientTransformation) -> optax.GradientT
 
 
 class Scales(NamedTuple):
-    """Factors to try, beside those of the network itself.
+    """Factors to try, on top of what the optimizer and the loss do.
 
     Attributes:
       rate: on the updates, as a learning rate.
@@ -122,10 +122,10 @@ class Trial(NamedTuple):
     """What happened, step by step.
 
     Attributes:
-      loss: before each step.
-      shrunk_loss: the least that making each step's logits more alike gives.
-      constant_loss: of the mean logits of each step.
-      zero_loss: of logits that are all zero.
+      loss: the loss before each step, (step,).
+      shrunk_loss: the least loss that making each step's logits more alike gives, (step,).
+      constant_loss: the loss of each step's mean logits, given for every example, (step,).
+      zero_loss: the loss of logits that are all zero, ().
     """
 
     loss: Array | np.ndarray
@@ -233,7 +233,7 @@ class Trials:
 
         Args:
           exam: gives network, batch, loss and key; nothing of it is changed.
-          optimizer: that will train it.
+          optimizer: the optax transformation that will train it.
           horizon: steps that the training may take.
         """
         self.exam = exam

@@ -42,7 +42,7 @@ class FixedPoints(NamedTuple):
 
     Attributes:
       q: all isolated fixed points, ascending.
-      slopes: V' there.
+      slopes: V'(q) at each of them.
       every: whether every q > 0 is a fixed point.
       grows: whether V(q) > q for the largest q, so that large signals grow without bound.
     """

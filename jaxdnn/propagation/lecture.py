@@ -74,10 +74,10 @@ class Iteration(NamedTuple):
     """What happened in one step, or with a leading axis in each step.
 
     Attributes:
-      x: (input,).
+      x: (input,), the example of this step.
       y: (), the target, 0 or 1.
       a: (neuron,), a_2 ... a_(n+1).
-      params: before the update.
+      params: weights and biases before the update.
       delta: (neuron,), delta_2 ... delta_(n+1).
       gradients: D_1 ... D_n, and for the biases delta_2 ... delta_(n+1).
     """
@@ -154,7 +154,7 @@ def train(
     """Train a chain, one sample for each step; return its steps, stacked, as float64 arrays.
 
     Args:
-      params: where it starts.
+      params: weights and biases before the first step.
       x: (step, input).
       y: (step,), 0 or 1.
       phi: activation of every neuron but the last; a trained or random slope stays at its mean.
@@ -306,7 +306,7 @@ class Walk:
     Attributes:
       layer: its number, 1 nearest the input.
       name: `w3`, or of several inputs' weights in the first layer the one that got farthest.
-      start: before the first step.
+      start: value before the first step.
       updates: (step,), what each step added: -rate * D.
     """
 

@@ -47,8 +47,8 @@ class Nonlinearity:
     """An activation with its breakpoints.
 
     Attributes:
-      name: for messages.
-      function: phi.
+      name: what messages call it.
+      function: phi, elementwise, of a JAX array.
       points: the ends of the panels on which phi is smooth.
       kinks: where phi is continuous and its slope jumps.
       jumps: where phi jumps.

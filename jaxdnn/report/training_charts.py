@@ -153,7 +153,7 @@ def draw_augmentations(originals: np.ndarray, augmented: np.ndarray, path: Path)
     Args:
       originals: uint8 (image, height, width, channel).
       augmented: floats in [0, 1], (image, version, height, width, channel).
-      path: a PNG.
+      path: where to write, ending in .png.
     """
     num_images, num_versions = augmented.shape[:2]
     figure = new_figure(1.3 * (num_versions + 1), 1.35 * num_images + 0.5)

@@ -37,8 +37,8 @@ class Progress:
     """How far a run has come.
 
     Attributes:
-      state: after the last step.
-      stopping: best metric so far.
+      state: parameters and optimizer state after the last step.
+      stopping: the best metric so far, and the evaluations since.
       best: the network at the best step, None before the first evaluation.
     """
 
