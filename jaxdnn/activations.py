@@ -17,7 +17,7 @@ What is made twice is equal, so that programs compiled for it are found again: t
 of their own are cached.
 
 Two of them have a slope that is not a constant: the parametric ReLU trains it, the randomized ReLU
-draws it anew for every unit while training and uses its mean in evaluation.
+draws it for every unit and step of training and uses its mean in evaluation.
 """
 
 from __future__ import annotations
@@ -279,6 +279,15 @@ ALIASES = {
     "softsign": "soft_sign",
     "logistic": "sigmoid",
 }
+
+# What JAX has by another name, a primitive's too, or with another default than here.
+_IN_JAX = {"max": relu, "gelu": functools.partial(gelu, approximate=True)}
+
+
+def jax_activation(name: str) -> Activation | None:
+    """Return what a function of `jax.nn` or a primitive called `name` computes, None if unknown."""
+    factory = _IN_JAX.get(name) or ACTIVATIONS.get(ALIASES.get(name, name))
+    return factory() if factory else None
 
 
 def make_activation(name: str, **parameters: float) -> Activation:

@@ -1,4 +1,4 @@
-"""The settings of a training run, kept as JSON beside the results.
+"""The settings of a training run, kept as JSON with the results.
 
 Every default lives in `jaxdnn/options.py`, or in the recipe that overrides it (`recipes.py`).
 """
@@ -78,7 +78,7 @@ def _from_json(kind: type, stored: Any, path: Path) -> Any:
         differs = (
             ", ".join(sorted(names ^ set(stored))) if isinstance(stored, dict) else "no object"
         )
-        raise InputError(f"{path} was written by another version ({differs}); train anew")
+        raise InputError(f"{path} was written by another version ({differs}); train again")
     hints = get_type_hints(kind)
     values = {}
     for name, value in stored.items():
@@ -89,7 +89,9 @@ def _from_json(kind: type, stored: Any, path: Path) -> Any:
     try:
         return kind(**values)
     except TypeError as error:
-        raise InputError(f"{path} holds a value of the wrong type ({error}); train anew") from error
+        raise InputError(
+            f"{path} holds a value of the wrong type ({error}); train again"
+        ) from error
 
 
 def differences(ours: Config, theirs: Config) -> list[str]:

@@ -83,7 +83,7 @@ def normal(scale: float = DEFAULT_SCALE, gain: float = 1.0) -> Initializer:
 
 
 def truncated_normal(scale: float = DEFAULT_SCALE, gain: float = 1.0) -> Initializer:
-    """Normal cut at two standard deviations, widened to the standard deviation gain * scale."""
+    """Normal truncated at two deviations, widened to the standard deviation gain * scale."""
     std = gain * scale
     draw = jax_initializers.truncated_normal(std / _TRUNCATED_STD)
     return Initializer("truncated_normal", draw, lambda shape: std**2)
@@ -160,7 +160,7 @@ def lecun_uniform(gain: float = 1.0) -> Initializer:
 def orthogonal(gain: float = 1.0) -> Initializer:
     """gain times a random matrix with orthonormal rows or columns, whichever are fewer.
 
-    A convolution kernel is seen as a matrix of fan_in rows. Saxe, McClelland and Ganguli, "Exact
+    A convolution kernel counts as a matrix of fan_in rows. Saxe, McClelland and Ganguli, "Exact
     Solutions to the Nonlinear Dynamics of Learning in Deep Linear Neural Networks", 2014.
     """
 

@@ -30,7 +30,7 @@ class BlockOptions:
     """Norm, activation, initializers and dropout, the same in all hidden layers of a network.
 
     Attributes:
-      activation: phi.
+      activation: phi, what follows the norm.
       kernel_init: draws the kernels, those of the output layer included.
       bias_init: every bias at the start.
       norm: `batch` (its beta replaces the bias), `layer` or `none`.

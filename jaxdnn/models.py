@@ -1,6 +1,6 @@
 """Networks as Flax NNX modules, exported as two pure functions.
 
-    model = make_mlp((28, 28, 1), num_outputs=2, widths=(512,), unit=BlockOptions(norm="batch"))
+    model = make_mlp((28, 28, 1), num_outputs=2, widths=(512,), options=BlockOptions(norm="batch"))
     params, batch_stats = model.init(key)
     output = model.apply(params, batch_stats, images, training=True, key=key)
     output.logits, output.batch_stats, output.pre_activations
@@ -103,7 +103,7 @@ def make_mlp(
     num_outputs: int,
     *,
     widths: Sequence[int],
-    unit: BlockOptions | None = None,
+    options: BlockOptions | None = None,
 ) -> Model:
     """Make a multi-layer perceptron.
 
@@ -111,10 +111,11 @@ def make_mlp(
       input_shape: (height, width, channel) or (feature,) of one example; flattened, row by row.
       num_outputs: k >= 2 softmax units, or 1 sigmoid unit.
       widths: units of each hidden layer, from the input on; may be empty.
-      unit: norm, activation, initializers and dropout of all hidden layers; default `BlockOptions`.
+      options: norm, activation, initializers and dropout of all hidden layers; None for the
+        defaults of `BlockOptions`.
     """
-    num_inputs, options = math.prod(input_shape), unit or BlockOptions()
-    return _export(lambda key: _MLP(num_inputs, widths, num_outputs, options, key))
+    size, filled = math.prod(input_shape), options or BlockOptions()
+    return _export(lambda key: _MLP(size, widths, num_outputs, filled, key))
 
 
 class _Residual(nnx.Module):
@@ -193,7 +194,7 @@ def make_convnet(
     widths: Sequence[int],
     blocks: int = 1,
     stem: int | None = None,
-    unit: BlockOptions | None = None,
+    options: BlockOptions | None = None,
 ) -> Model:
     """Make a small residual convolutional network.
 
@@ -204,15 +205,16 @@ def make_convnet(
       blocks: residual blocks of each stage.
       stem: side of the squares of pixels that become the first stage's channels; default so that
         about 28 x 28 squares, at most, are left.
-      unit: norm, activation, initializers and dropout of all hidden layers; default `BlockOptions`.
+      options: norm, activation, initializers and dropout of all hidden layers; None for the
+        defaults of `BlockOptions`.
 
     References:
       Deep residual learning for image recognition (He, Zhang, Ren and Sun, 2016).
     """
     height, width, channels = input_shape
     side = max(2, round(max(height, width) / 28)) if stem is None else stem
-    options = unit or BlockOptions()
-    return _export(lambda key: _ConvNet(channels, side, widths, blocks, num_outputs, options, key))
+    filled = options or BlockOptions()
+    return _export(lambda key: _ConvNet(channels, side, widths, blocks, num_outputs, filled, key))
 
 
 def _export(make_module: Callable[[Array], nnx.Module]) -> Model:

@@ -78,7 +78,7 @@ def make_optimizer(
     """Return the chain: L2, L1, clipping, then SGD or Adam, then the learning rate.
 
     Args:
-      options: penalties, clipping, momentum and kind of optimizer; 0 or None leaves a link out.
+      options: penalties, clipping, momentum and kind of optimizer; 0 or None leaves one out.
       schedule: `step -> learning rate`, as of `make_schedule`.
       num_examples: m of the penalties, the number of training examples; 1 or more.
 
@@ -86,16 +86,16 @@ def make_optimizer(
       Adam: A method for stochastic optimization (Kingma and Ba, 2015).
       Incorporating Nesterov momentum into Adam (Dozat, 2016).
     """
-    links = []
+    transforms = []
     if options.l2:
-        links.append(optax.add_decayed_weights(options.l2 / num_examples, mask=kernel_mask))
+        transforms.append(optax.add_decayed_weights(options.l2 / num_examples, mask=kernel_mask))
     if options.l1:
-        links.append(optax.masked(_add_l1(options.l1 / (2 * num_examples)), kernel_mask))
+        transforms.append(optax.masked(_add_l1(options.l1 / (2 * num_examples)), kernel_mask))
     if options.clip_norm:
-        links.append(optax.clip_by_global_norm(options.clip_norm))
+        transforms.append(optax.clip_by_global_norm(options.clip_norm))
     momentum = options.resolved_momentum
     if options.optimizer == "adam":
-        links.append(optax.scale_by_adam(b1=momentum, nesterov=options.nesterov))
+        transforms.append(optax.scale_by_adam(b1=momentum, nesterov=options.nesterov))
     elif momentum:
-        links.append(optax.trace(momentum, nesterov=options.nesterov))
-    return optax.chain(*links, optax.scale_by_learning_rate(schedule))
+        transforms.append(optax.trace(momentum, nesterov=options.nesterov))
+    return optax.chain(*transforms, optax.scale_by_learning_rate(schedule))

@@ -103,7 +103,7 @@ class DataOptions:
     max_memory_gib: float | None = None
     """Most memory for decoded images, in GiB; default: a quarter of the machine's."""
     cache_gib: float = 4.0
-    """Most disk, in GiB, for decoded images of a stream, kept beside the data (in .jaxdnn) so that
+    """Most disk, in GiB, for decoded images of a stream, kept with the data (in .jaxdnn) so that
     only the first epoch decodes; 0 for none."""
     allow_duplicates: bool = False
     """Go on although training images are among the test images."""
@@ -167,7 +167,7 @@ class ModelOptions:
     norm_momentum: float = 0.9
     """batch: share of the old running average that each step keeps."""
     norm_statistics: Literal["running", "training_set"] = "running"
-    """batch, in evaluation: the running averages, or estimated anew over the whole training set."""
+    """batch, in evaluation: the running averages, or estimated over the whole training set."""
     dropout: float = 0.0
     """Share of hidden units dropped in training."""
     head: Literal["softmax", "sigmoid"] = "softmax"
@@ -316,7 +316,7 @@ class AugmentOptions:
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
-    """How long, in what portions, and when to stop."""
+    """How long, in batches of what size, and when to stop."""
 
     batch_size: int | Literal["full"] = 128
     """Images for each step: 1 (stochastic), n (mini-batch), or `full` (the whole training set)."""
@@ -345,7 +345,7 @@ class TrainOptions:
     """When a step diverges: stop; or leave its update out and go on, with half the learning rate
     from there if so asked. 25 such steps in a row stop the run in any case."""
     watch_gradients: int = 0
-    """Steps between looks at what every layer does to signals and gradients; 0: none."""
+    """Steps between measurements of what every layer does to signals and gradients; 0: none."""
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -371,7 +371,7 @@ class ProcessOptions:
 
     distributed: bool = False
     """Run as one of several processes, each started with the same command; who they are is found by
-    itself on SLURM, GKE, Open MPI and Cloud TPU, and otherwise told by the next three options."""
+    itself on SLURM, GKE, Open MPI and Cloud TPU, and otherwise given by the next three options."""
     coordinator: str | None = None
     """Address HOST:PORT of process 0, as all processes reach it."""
     num_processes: int | None = None
@@ -392,7 +392,7 @@ class ProcessOptions:
         check(
             len(given) in (0, 3),
             f"{', '.join(given)} came without {', '.join(sorted(by_hand.keys() - set(given)))}; "
-            "give all three, or none where the cluster tells",
+            "give all three, or none where the cluster provides them",
         )
         if self.num_processes is not None and self.process_index is not None:
             check(
@@ -413,7 +413,7 @@ class DeviceOptions(ProcessOptions):
     """On which devices and hosts; may differ when a run is resumed."""
 
     devices: int | None = None
-    """Devices to use at most; default all. The batch is cut over as many as divide it."""
+    """Devices to use at most; default all. The batch is sharded over as many as divide it."""
     fsdp: bool = False
     """Cut parameters and optimizer state over the devices too, where they are too large for one."""
 

@@ -69,8 +69,8 @@ class Race:
       config: settings of a single run; initializer, activation and seed are replaced. It trains a
         multi-layer perceptron on data as it is: not balanced, not augmented, at a constant
         learning rate.
-      initializers: by name.
-      activations: by name.
+      initializers: names, keys or aliases of `INITIALIZERS`.
+      activations: names, keys or aliases of `ACTIVATIONS`.
       seeds: draw the weights, the order of the images and the validation split.
       num_steps: optimizer steps, 1 or more.
       record_every: steps between two records.

@@ -202,9 +202,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read all complete lines of a metrics file; a missing file has none."""
     if not path.exists():
         return []
-    whole = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    complete = [line for line in path.read_text().splitlines() if line.endswith("}")]
     try:
-        return [json.loads(line) for line in whole]
+        return [json.loads(line) for line in complete]
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}); remove it to go on without it") from error
 
@@ -214,7 +214,7 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
     return [line for line in read_metrics(path) if "train/loss" in line]
 
 
-def read_looks(path: Path) -> list[dict[str, Any]]:
+def read_layer_stats(path: Path) -> list[dict[str, Any]]:
     """Read the lines of a metrics file that hold statistics of layers."""
     return [line for line in read_metrics(path) if "train/loss" not in line]
 

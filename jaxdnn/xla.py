@@ -47,7 +47,7 @@ def keep_programs(folder: str) -> None:
     """Keep compiled programs on disk, so that the next start need not compile them again.
 
     Args:
-      folder: where; `auto` for the user's cache folder, or for none if JAX has been told already
+      folder: where; `auto` for the user's cache folder, or for none if JAX has a setting already
         (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE); `off` for none.
 
     Raises:
@@ -59,8 +59,8 @@ def keep_programs(folder: str) -> None:
         jax.config.update("jax_enable_compilation_cache", False)
         return
     settings: Any = jax.config
-    told = settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache
-    if folder == "auto" and told:
+    is_set = settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache
+    if folder == "auto" and is_set:
         return
     path = (_user_cache() if folder == "auto" else Path(folder)) / _machine()
     try:
@@ -90,11 +90,11 @@ def _user_cache() -> Path:
 
 def _machine() -> str:
     """Name the kind of processor: a home may be shared by machines that differ in it."""
-    told = platform.machine() + platform.processor()
+    processor = platform.machine() + platform.processor()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        told += next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return f"{platform.machine() or 'cpu'}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+        processor += next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.machine() or 'cpu'}-{hashlib.sha256(processor.encode()).hexdigest()[:12]}"
 
 
 def trim(folder: Path, most: int) -> None:

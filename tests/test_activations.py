@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdnn.activations import ACTIVATIONS, make_activation
+from jaxdnn.activations import ACTIVATIONS, jax_activation, make_activation
 from jaxdnn.errors import InputError
 
 erf = np.vectorize(math.erf)
@@ -160,6 +160,21 @@ def test_parametric_relu_slope_gets_its_gradient():
 )
 def test_aliases(alias, name):
     assert make_activation(alias).name == name
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in (*ACTIVATIONS, "swish") if hasattr(jax.nn, name)]
+)
+def test_what_jax_calls_so_is_computed_as_jax_does(name):
+    x = jnp.linspace(-3, 3, 13)
+    activation = jax_activation(name)
+    assert activation is not None
+    chex.assert_trees_all_close(activation(x), getattr(jax.nn, name)(x), rtol=1e-6)
+
+
+def test_the_primitive_of_relu_is_known_and_others_are_not():
+    assert jax_activation("max") == make_activation("relu")
+    assert jax_activation("sin") is None
 
 
 def test_an_unknown_name_lists_all_names():

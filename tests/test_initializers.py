@@ -20,20 +20,23 @@ def kernel_fans(shape):
     return {"dense": (300, 200), "wide": (40, 900), "convolution": (180, 360)}[shape]
 
 
-# Var(w) as the papers give it: (fan_in, fan_out, gain) -> variance.
-SCHEMES = {
-    "normal": lambda n_in, n_out, gain: (0.01 * gain) ** 2,
-    "truncated_normal": lambda n_in, n_out, gain: (0.01 * gain) ** 2,
-    "uniform": lambda n_in, n_out, gain: (0.01 * gain) ** 2 / 3,
-    "glorot_normal": lambda n_in, n_out, gain: gain**2 * 2 / (n_in + n_out),
-    "glorot_uniform": lambda n_in, n_out, gain: gain**2 * 2 / (n_in + n_out),
-    "he_normal": lambda n_in, n_out, gain: gain**2 * 2 / n_in,
-    "he_uniform": lambda n_in, n_out, gain: gain**2 * 2 / n_in,
-    "lecun_normal": lambda n_in, n_out, gain: gain**2 / n_in,
-    "lecun_uniform": lambda n_in, n_out, gain: gain**2 / n_in,
+# Distribution, and Var(w) as the papers give it: (fan_in, fan_out, gain) -> variance.
+CASES = {
+    "normal": ("normal", lambda n_in, n_out, gain: (0.01 * gain) ** 2),
+    "truncated_normal": ("truncated", lambda n_in, n_out, gain: (0.01 * gain) ** 2),
+    "uniform": ("uniform", lambda n_in, n_out, gain: (0.01 * gain) ** 2 / 3),
+    "glorot_normal": ("truncated", lambda n_in, n_out, gain: gain**2 * 2 / (n_in + n_out)),
+    "glorot_uniform": ("uniform", lambda n_in, n_out, gain: gain**2 * 2 / (n_in + n_out)),
+    "he_normal": ("truncated", lambda n_in, n_out, gain: gain**2 * 2 / n_in),
+    "he_uniform": ("uniform", lambda n_in, n_out, gain: gain**2 * 2 / n_in),
+    "lecun_normal": ("truncated", lambda n_in, n_out, gain: gain**2 / n_in),
+    "lecun_uniform": ("uniform", lambda n_in, n_out, gain: gain**2 / n_in),
 }
-UNIFORM = [name for name in SCHEMES if name.endswith("uniform")]
-TRUNCATED = ["truncated_normal", "glorot_normal", "he_normal", "lecun_normal"]
+SCHEMES = {name: variance for name, (_, variance) in CASES.items()}
+UNIFORM, TRUNCATED = (
+    [name for name, (distribution, _) in CASES.items() if distribution == wanted]
+    for wanted in ("uniform", "truncated")
+)
 each_shape = pytest.mark.parametrize("shape", SHAPES)
 
 

@@ -70,7 +70,7 @@ def test_squares_become_channels_and_nothing_is_lost():
 @pytest.mark.parametrize("norm", [pytest.param("none", marks=pytest.mark.slow), "batch"])
 def test_convnet(norm):
     options = BlockOptions(activation=make_activation("tanh"), norm=norm)  # smooth
-    model = make_convnet((8, 6, 1), 3, widths=(4, 5), blocks=1, stem=2, unit=options)
+    model = make_convnet((8, 6, 1), 3, widths=(4, 5), blocks=1, stem=2, options=options)
     params, batch_stats = jax.jit(model.init)(jax.random.key(0))
     images = jnp.float32(RNG.normal(size=(7, 8, 6, 1)))
     labels = jnp.arange(7) % 3

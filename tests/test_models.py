@@ -18,7 +18,7 @@ ROWS = IMAGES.reshape(8, 6)
 
 
 def mlp(widths=(5, 4), num_outputs=3, input_shape=(2, 3, 1), seed=0, **options):
-    model = make_mlp(input_shape, num_outputs, widths=widths, unit=BlockOptions(**options))
+    model = make_mlp(input_shape, num_outputs, widths=widths, options=BlockOptions(**options))
     return model, *model.init(jax.random.key(seed))
 
 
@@ -199,8 +199,8 @@ each_activation = pytest.mark.parametrize("name", ACTIVATIONS)
 
 def network(name):
     given = {"negative_slope": SLOPE} if name == "parametric_relu" else {}
-    unit = BlockOptions(activation=make_activation(name, **given), bias_init=0.1)
-    model = make_mlp((4,), 3, widths=(5, 3), unit=unit)
+    options = BlockOptions(activation=make_activation(name, **given), bias_init=0.1)
+    model = make_mlp((4,), 3, widths=(5, 3), options=options)
     return model, *model.init(jax.random.key(0))
 
 
@@ -271,7 +271,7 @@ def test_a_probe_is_added_to_its_pre_activation_and_passed_on():
 
 
 def test_batch_norm_s_probe_comes_after_the_norm():
-    model = make_mlp((4,), 3, widths=(5,), unit=BlockOptions(norm="batch"))
+    model = make_mlp((4,), 3, widths=(5,), options=BlockOptions(norm="batch"))
     params, batch_stats = model.init(jax.random.key(0))
     # A constant added before the norm would vanish in it; added behind, it moves the mean.
     probes = {"layers/0": jnp.full((6, 5), 2.0)}

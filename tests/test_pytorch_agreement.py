@@ -156,8 +156,8 @@ def train_torch(network: Any, batches: Batches, options: OptimizerOptions) -> np
 
 @functools.cache
 def start(norm: Norm, num_outputs: int) -> tuple[Model, Any, Any]:
-    unit = BlockOptions(norm=norm, activation=tanh())
-    model = make_mlp((28, 28, 1), num_outputs, widths=WIDTHS, unit=unit)
+    options = BlockOptions(norm=norm, activation=tanh())
+    model = make_mlp((28, 28, 1), num_outputs, widths=WIDTHS, options=options)
     params, batch_stats = jax.jit(model.init)(jax.random.key(0))
     return model, params, batch_stats
 

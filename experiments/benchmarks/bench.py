@@ -18,8 +18,8 @@ and with what else it does, by more than the differences that matter here, but h
 to the next. So ratios are taken within each round, and their median is reported with its range. A
 turn begins with a pause and a unit that is not timed, so that nobody pays for another's threads or
 cold caches. All have as many threads as there are cores. Where other programs want those cores,
-PyTorch was seen to lose far more than JAX, and the ratios flatter us: each row says how much of the
-machine others took. Measure when it is idle.
+PyTorch lost far more than JAX, and the ratios flatter us: each row says how much of the machine
+others took. Measure when it is idle.
 
 The share of peak is the matrix-multiply FLOP/s that ours reaches, counted by formula (6 * batch *
 in * out for each layer, less 2 * batch * in * out for the first, whose input needs no gradient),
@@ -180,7 +180,7 @@ def summarise(
       row: what was measured.
       seconds: per unit, for each contender and round.
       failures: contender that does not run -> why.
-      peak: of matrix products, in FLOP/s.
+      peak: rate that matrix products reach on this machine, in FLOP/s.
       elsewhere: share of the cores that other programs took.
     """
     factors = {name: ratios(times, seconds[OURS]) for name, times in seconds.items()}

@@ -52,7 +52,7 @@ PARTS = ("decode", "train", "memory", "small")
 
 SIZE, BATCH_SIZE, WORKERS = 227, 128, 2
 OURS, CACHED = "jaxdnn, decoding", "jaxdnn, later epochs, from its cache"
-FIRST = "jaxdnn, first look: hash, statistics and cache too"
+FIRST = "jaxdnn, first pass: hash, statistics and cache too"
 TORCH, PILLOW, OPENCV = "PyTorch DataLoader with Pillow", "Pillow in threads", "OpenCV in threads"
 
 # Gives one epoch of batches.
@@ -93,13 +93,13 @@ def main(args: list[str], prog: str) -> int:
         "photographs": str(arguments.photos or "made up"),
         "num": arguments.num,
     }
-    told = []
+    lines = []
     for part in parts:
         results[part], text = _measure(part, encoded, arguments, results["cores"])
-        told.append(text)
+        lines.append(text)
         print(text, flush=True)
         (arguments.out / "data.json").write_text(json.dumps(results, indent=2) + "\n")
-        (arguments.out / "data.md").write_text("\n".join(told))
+        (arguments.out / "data.md").write_text("\n".join(lines))
     print(f"everything is in {arguments.out}")
     return 0
 
@@ -303,8 +303,8 @@ def _small_rate(reader: Reader) -> float:
     size = STEPS * BATCH_SIZE
     batches = [order[start : start + size] for start in range(0, num, size)]
     start = time.perf_counter()
-    seen = sum(len(batch) for batch in reader.batches(batches))
-    return seen / (time.perf_counter() - start)
+    num_images = sum(len(batch) for batch in reader.batches(batches))
+    return num_images / (time.perf_counter() - start)
 
 
 def _report_small(rates: dict[str, list[float]]) -> str:

@@ -120,14 +120,14 @@ def make_step_work(step: Step, inputs: np.ndarray, labels: np.ndarray) -> Work:
 
 
 def make_standardise(pixel_stats: PixelStats) -> Prepare:
-    """Return `uint8 (batch, channel, height, width) -> float32`, standardised."""
+    """Return `uint8 (batch, channel, height, width) -> float32`, normalised."""
     mean = torch.tensor(pixel_stats.mean)[:, None, None]
     std = torch.tensor(pixel_stats.std)[:, None, None]
     return lambda images: (images.float() / 255 - mean) / std
 
 
 def make_augment(options: AugmentOptions, pixel_stats: PixelStats) -> Prepare:
-    """Return the augmentation of a whole batch at once, standardised.
+    """Return the augmentation of a whole batch at once, normalised.
 
     Scale, crop, flip and rotation are one affine map, read by bilinear interpolation with
     reflection; then noise. Others are left out: the recipes do not use them.
@@ -259,17 +259,17 @@ def _draw(architecture: Architecture) -> list[nn.Linear]:
 def _measure(
     layers: Sequence[nn.Linear], phi: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor
 ) -> list[list[float]]:
-    """Pass a batch forward and back; return what the hooks saw."""
-    seen: list[list[Tensor]] = []
+    """Pass a batch forward and back; return the moments that the hooks take."""
+    moments: list[list[Tensor]] = []
 
     def forward_hook(_: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> None:
         with torch.no_grad():
             unit = z / z.norm(dim=1, keepdim=True)
             cosine = (unit[1:] * unit[:-1]).sum(1).mean()
-            seen.append([z.mean(), z.square().mean().sqrt(), cosine])
+            moments.append([z.mean(), z.square().mean().sqrt(), cosine])
 
     def backward_hook(_: nn.Module, grads: Any, outputs: Any) -> None:
-        seen.append([outputs[0].square().mean().sqrt()])
+        moments.append([outputs[0].square().mean().sqrt()])
 
     handles = [layer.register_forward_hook(forward_hook) for layer in layers]
     handles += [layer.register_full_backward_hook(backward_hook) for layer in layers]
@@ -279,8 +279,8 @@ def _measure(
     nn.functional.cross_entropy(layers[-1](h), labels).backward()
     for layer in layers:
         assert layer.weight.grad is not None
-        seen.append([layer.weight.grad.square().mean().sqrt()])
+        moments.append([layer.weight.grad.square().mean().sqrt()])
         layer.weight.grad = None
     for handle in handles:
         handle.remove()
-    return [[value.item() for value in values] for values in seen]
+    return [[value.item() for value in values] for values in moments]

@@ -51,9 +51,9 @@ class Row(NamedTuple):
 
     Attributes:
       title: what it is, with everything that is the same for all contenders.
-      unit: of the times, `step`, `epoch` or `call`.
-      contenders: by name; ours first.
-      flops: of a unit, counted by formula.
+      unit: what is timed: a `step`, an `epoch` or a `call`.
+      contenders: name -> what runs it; ours first.
+      flops: floating-point operations of one unit, counted by formula.
       target: least ratio to ours that is asked of each of `rivals`.
       rivals: contenders that the target is about.
       notes: what else a reader must know.
@@ -175,7 +175,7 @@ def mlp_step(sizes: Sequence[int], target: float) -> Row:
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(BATCH_SIZE, sizes[0])).astype(np.float32)
     labels = rng.integers(0, sizes[-1], BATCH_SIZE).astype(np.int32)
-    model = make_mlp(sizes[:1], sizes[-1], widths=sizes[1:-1], unit=BlockOptions(norm="none"))
+    model = make_mlp(sizes[:1], sizes[-1], widths=sizes[1:-1], options=BlockOptions(norm="none"))
     contenders = {OURS: make_step_work(model, OPTIMIZER, inputs, labels)}
     for name, compiled in {EAGER: False, COMPILED: True}.items():
         network = pytorch.make_mlp(sizes, batch_norm=False)
@@ -195,8 +195,8 @@ def convnet_step(side: int, widths: Sequence[int], stem: int) -> Row:
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(BATCH_SIZE, side, side, 1)).astype(np.float32)
     labels = rng.integers(0, 2, BATCH_SIZE).astype(np.int32)
-    unit = BlockOptions(norm="batch")
-    model = make_convnet((side, side, 1), 2, widths=widths, stem=stem, unit=unit)
+    options = BlockOptions(norm="batch")
+    model = make_convnet((side, side, 1), 2, widths=widths, stem=stem, options=options)
     contenders = {OURS: make_step_work(model, OPTIMIZER, inputs, labels)}
     for name, compiled in {EAGER: False, COMPILED: True}.items():
         network = pytorch.make_convnet(widths, 2, channels=1, stem=stem)
@@ -246,7 +246,7 @@ def gradient_flow_grid(depth: int, width: int) -> Row:
 
 
 def epoch(augment: AugmentOptions, how: str) -> Row:
-    """Make the row of an epoch over the silhouettes: shuffle, batch, standardise and train."""
+    """Make the row of an epoch over the silhouettes: shuffle, batch, normalise and train."""
     config = Config(
         model=ModelOptions(widths=DEEP.model.widths, norm="batch"),
         optimizer=OPTIMIZER,

@@ -26,9 +26,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from jaxdnn import command_line
+from jaxdnn.progress import progress_bar
 from jaxdnn.run_folder import RunFolder, write_json
 from jaxdnn.training import Checkpoints
 
@@ -78,7 +78,7 @@ class Outcome:
       when: it was killed: `during a save`, or `at any moment`.
       damage: done to it, or `none`.
       killed: whether the kill came before the end.
-      said: whether the resumed run told of damage.
+      said: whether the resumed run reported damage.
       differs: what is not as in the run that nobody killed.
     """
 
@@ -112,10 +112,10 @@ def finish(out: Path, seconds: float) -> str:
 
 def kill_during_save(process: subprocess.Popen[str], out: Path, draw: random.Random) -> bool:
     """Kill when one of the first saves is under way; return whether it was before the end."""
-    num_saves, seen = draw.randint(1, 12), set[Path]()
+    num_saves, temporary = draw.randint(1, 12), set[Path]()
     while process.poll() is None:
-        seen.update((out / "checkpoints").glob(TEMPORARY))
-        if len(seen) >= num_saves:
+        temporary.update((out / "checkpoints").glob(TEMPORARY))
+        if len(temporary) >= num_saves:
             time.sleep(draw.uniform(0, 0.03))
             process.kill()
         time.sleep(0.001)
@@ -216,7 +216,7 @@ def table(outcomes: list[Outcome]) -> str:
     for outcome in outcomes:
         groups[outcome.when, outcome.damage].append(outcome)
     lines = [
-        "| killed | newest checkpoint | runs | bit-identical | told of damage |",
+        "| killed | newest checkpoint | runs | bit-identical | damage reported |",
         "|---|---|---|---|---|",
     ]
     for (when, damage), group in sorted(groups.items()):
@@ -243,7 +243,7 @@ def main() -> int:
     seconds = time.monotonic() - began
     with (
         ThreadPoolExecutor(arguments.workers) as pool,
-        tqdm(total=arguments.runs, unit=" runs") as bar,
+        progress_bar(total=arguments.runs, desc="killing", unit=" runs") as bar,
     ):
         outcomes = []
         jobs = [

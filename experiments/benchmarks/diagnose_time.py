@@ -4,7 +4,7 @@
     python experiments/benchmarks/diagnose_time.py --depth 100 --width 512
 
 A Flax NNX network of dense layers with a batch of 64, once with He's weights and ReLU, which trains
-with Adam, and once with sigmoids, which does not: then changes are tried, and the causes confirmed.
+with Adam, and once with sigmoids, which does not: then fixes are tried, and the causes confirmed.
 Each is diagnosed with nothing compiled before; imports are not counted.
 """
 

@@ -61,8 +61,8 @@ class Draw:
     """One network.
 
     Attributes:
-      seed: of its architecture, weights and inputs.
-      fault: planted; None for a healthy one.
+      seed: decides architecture, weights and inputs; 0 or more.
+      fault: a key of `FAULTS`; None for a healthy network.
     """
 
     seed: int

@@ -46,10 +46,10 @@ class Plan:
 
     Attributes:
       convolutional: 3x3 convolutions on maps of `side`, rather than dense layers.
-      side: of the map.
+      side: height and width of the maps, in pixels.
       widths: units or channels of each layer; the last is replaced by the classes.
-      activations: of each hidden layer.
-      norms: `none`, `batch` or `layer`, of each hidden layer's pre-activation.
+      activations: what follows each hidden layer, elementwise.
+      norms: `none`, `batch` or `layer`: how each hidden layer's pre-activation is normalised.
       residual: whether each hidden layer is added to what it saw.
       dropout: rate by hidden layer.
       softmax: whether the network ends in one.

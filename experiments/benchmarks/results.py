@@ -18,9 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from jaxdnn import command_line
+from jaxdnn.progress import progress_bar
 from jaxdnn.recipes import RECIPES
 from jaxdnn.run_folder import write_json
 
@@ -94,7 +93,8 @@ def main() -> int:
         "| data | recipe | balanced accuracy | accuracy | AUC | commonest answer | seconds |",
         "|---|---|---|---|---|---|---|",
     ]
-    with tqdm(total=len(kinds) * len(arguments.recipes) * arguments.seeds, unit=" runs") as bar:
+    num_runs = len(kinds) * len(arguments.recipes) * arguments.seeds
+    with progress_bar(total=num_runs, desc="training", unit=" runs") as bar:
         for data in kinds:
             for recipe in arguments.recipes:
                 runs = []

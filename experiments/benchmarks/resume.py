@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from jaxdnn.errors import Interrupted
+from jaxdnn.progress import progress_bar
 
 Item = TypeVar("Item", bound=Any)
 Row = dict[str, Any]
@@ -27,9 +26,9 @@ def work_through(
     """Append a row for each item that has none yet; return all, in the order of the items.
 
     Args:
-      groups: of frozen dataclasses, all of one kind; a group is worked on at once.
+      groups: items, frozen dataclasses of one kind; those of a group are worked on at once.
       work: gives what is found of each item of a group.
-      path: of the rows; need not exist.
+      path: file for the rows, one JSON object a line; need not exist.
       stopped: asked before each group.
       progress: show a bar.
 
@@ -40,7 +39,7 @@ def work_through(
     kept = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {item_of(type(items[0]), row): row for row in kept} if items else {}
     num_done = sum(item in done for item in items)
-    bar = tqdm(total=len(items), initial=num_done, desc=path.stem, disable=not progress)
+    bar = progress_bar(total=len(items), initial=num_done, desc=path.stem, disable=not progress)
     with path.open("a") as file, bar:
         for group in groups:
             missing = [item for item in group if item not in done]

@@ -5,8 +5,8 @@
     python experiments/benchmarks/scale.py saving    how long 50 million parameters stop training
     python experiments/benchmarks/scale.py start     time to the first step, cold and warm
 
-Simulated devices share the cores of this machine: they show that a program is cut as it should be,
-not that it gets faster.
+Simulated devices share the cores of this machine: they show that a program is sharded as it should
+be, not that it gets faster.
 """
 
 from __future__ import annotations
@@ -95,10 +95,9 @@ def _weak_row(num: int) -> str:
     setup = _make_up(config, num_images, (28, 28, 1), DeviceOptions(devices=num))
     programs, collectives, seconds = _time_steps(setup)
     batch = PER_DEVICE * num
-    told = ", ".join(f"{count} {kind}" for kind, count in collectives.items()) or "none"
-    return (
-        f"| {num} | {batch} | {programs} | {told} | {1000 * seconds:.1f} | {batch / seconds:,.0f} |"
-    )
+    counts = ", ".join(f"{count} {kind}" for kind, count in collectives.items()) or "none"
+    times = f"{1000 * seconds:.1f} | {batch / seconds:,.0f}"
+    return f"| {num} | {batch} | {programs} | {counts} | {times} |"
 
 
 def _time_steps(setup: Setup) -> tuple[int, dict[str, int], float]:
@@ -145,12 +144,12 @@ def memory_of_a_device() -> str:
         "|---|---|---|---|---|---|",
     ]
     for optimizer in ("sgd", "adam"):
-        whole = _bytes_of(optimizer, fsdp=False)
-        cut = _bytes_of(optimizer, fsdp=True)
-        for name, (state, peak) in (("whole on each", whole), ("`--fsdp`", cut)):
+        replicated = _bytes_of(optimizer, fsdp=False)
+        sharded = _bytes_of(optimizer, fsdp=True)
+        for name, (state, peak) in (("replicated", replicated), ("`--fsdp`", sharded)):
             lines.append(
-                f"| {optimizer} | {name} | {state / GIB:.2f} | 1/{whole[0] / state:.1f} | "
-                f"{peak / GIB:.2f} | 1/{whole[1] / peak:.1f} |"
+                f"| {optimizer} | {name} | {state / GIB:.2f} | 1/{replicated[0] / state:.1f} | "
+                f"{peak / GIB:.2f} | 1/{replicated[1] / peak:.1f} |"
             )
     return "\n".join(lines)
 
@@ -202,13 +201,13 @@ def time_to_save() -> str:
         "|---|---|---|---|---|",
     ]
     for name, copies in (("parameters, momentum", 2), ("parameters, Adam's two moments", 3)):
-        stopped, whole = _time_saves(copies)
+        stopped, saved = _time_saves(copies)
         megabytes = 4 * copies * NUM_PARAMETERS / 1e6
         worst, median = max(stopped), statistics.median(stopped)
         lines.append(
             f"| {name}, and the best parameters | {megabytes + 200:,.0f} | "
             f"{median:.2f} (worst {worst:.2f}) | {worst / INTERVAL_SECONDS:.1%} | "
-            f"{statistics.median(whole):.1f} |"
+            f"{statistics.median(saved):.1f} |"
         )
     return "\n".join(lines)
 
@@ -221,7 +220,7 @@ def _time_saves(copies: int) -> tuple[list[float], list[float]]:
         f"moment_{n}": jax.tree.map(lambda leaf, n=n: leaf * n, params) for n in range(1, copies)
     }
     change = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
-    stopped, whole = [], []
+    stopped, saved = [], []
     with tempfile.TemporaryDirectory() as folder, Checkpoints(Path(folder)) as checkpoints:
         for step in range(SAVE_ROUNDS + 1):
             best = jax.tree.map(jnp.copy, state["params"])
@@ -233,8 +232,8 @@ def _time_saves(copies: int) -> tuple[list[float], list[float]]:
             state = jax.block_until_ready(change(state))
             stopped.append(time.perf_counter() - began)
             checkpoints.wait()
-            whole.append(time.perf_counter() - began)
-    return stopped[1:], whole[1:]
+            saved.append(time.perf_counter() - began)
+    return stopped[1:], saved[1:]
 
 
 def time_to_start() -> str:

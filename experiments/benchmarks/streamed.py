@@ -31,7 +31,7 @@ from jaxdnn.xla import set_flags
 
 KINDS = {
     "cache": "streamed, decoded images on disk",
-    "decode": "streamed, decoded anew in every epoch",
+    "decode": "streamed, decoded again in every epoch",
     "memory": "in memory",
 }
 STEPS_PER_CALL = 5  # As many as `fit` takes in half a second.
@@ -81,9 +81,9 @@ def report_training(results: dict[str, Any], num: int, cores: int) -> str:
 
 def report_memory(peaks: dict[str, float]) -> str:
     """Return peak resident memory as a line."""
-    told = [f"{int(num):,} photographs {peak / 2**20:,.0f} MiB" for num, peak in peaks.items()]
+    measured = [f"{int(num):,} photographs {peak / 2**20:,.0f} MiB" for num, peak in peaks.items()]
     fewer, more = peaks.values()
-    return f"Peak resident memory: {', '.join(told)}: {(more - fewer) / 1e6:+.0f} MB\n"
+    return f"Peak resident memory: {', '.join(measured)}: {(more - fewer) / 1e6:+.0f} MB\n"
 
 
 def _load_photographs(folder: str, kind: str) -> Dataset:

@@ -34,7 +34,7 @@ _PHIS = [make_activation(name) for name in ACTIVATIONS]
 BATCH_SIZE = 128
 # Mean loss over so many last steps decides.
 NUM_LAST = 30
-# Steps of the trial that are kept, for a look at other lengths than the verdict's.
+# Steps of the trial that are kept, for comparison with other lengths than the verdict's.
 NUM_KEPT = 60
 # Rule -> (gradient norm of every kernel, share of zero entries) -> will it fail?
 RULES: dict[str, Callable[[np.ndarray, float], bool]] = {
@@ -53,12 +53,12 @@ class Member:
     """One network of the family.
 
     Attributes:
-      activation: of the hidden layers.
-      initializer: of all kernels.
+      activation: what follows the hidden layers, one of `ACTIVATIONS`.
+      initializer: how all kernels are drawn, one of `INITIALIZERS`.
       depth: kernels, the output's included.
       style: a norm of the pre-activations, or `residual` for shortcuts without norm.
       optimizer: what trains it.
-      seed: of its weights and of the order of the images.
+      seed: decides its weights and the order of the images.
     """
 
     activation: str
@@ -79,7 +79,7 @@ def draw_groups(num: int, seed: int) -> list[list[Member]]:
 
     Args:
       num: members, rounded up to whole groups.
-      seed: of the draw; that of each member is its own.
+      seed: decides which kinds are drawn; each member has a seed of its own.
     """
     kinds = list(itertools.product(ACTIVATIONS, DEPTHS, STYLES, OPTIMIZERS))
     size = len(INITIALIZERS)
@@ -231,11 +231,11 @@ def mean_loss(logits: Array, labels: Array) -> Array:
 
 
 class Judgement(NamedTuple):
-    """What is seen of a network before it is trained.
+    """What is measured of a network before it is trained.
 
     Attributes:
-      trial: on the first batch.
-      norms: of every kernel's gradient.
+      trial: a short training on the first batch.
+      norms: Euclidean norm of every kernel's gradient, the first layer's first.
       zeros: share of the gradient's entries that are zero.
     """
 
@@ -249,7 +249,7 @@ def make_judge(style: str, num_steps: int) -> Callable[..., Judgement]:
 
     Args:
       style: one of `STYLES`.
-      num_steps: of the trial.
+      num_steps: steps of the trial.
     """
     forward = make_forward(style)
 
@@ -288,8 +288,8 @@ class Task(NamedTuple):
     Attributes:
       images: (example, pixel), normalised.
       labels: (example,).
-      num_classes: of the labels.
-      bound: of the final loss of a network that learned.
+      num_classes: labels are in [0, num_classes).
+      bound: final loss below which a network counts as one that learned.
     """
 
     images: jax.Array

@@ -141,9 +141,9 @@ def _run(options: Options, started: float) -> int:
     grid = _make_grid(options)
     processes.run_on_first(lambda: _open(options))
     chunks = chunks_of(options.out)
-    # Theory is compiled beside the sweep's program, which leaves cores idle.
-    with ThreadPoolExecutor(1) as beside:
-        expected = beside.submit(sweep_theory.expect, grid) if processes.is_first() else None
+    # Theory is compiled at the same time as the sweep's program, which leaves cores idle.
+    with ThreadPoolExecutor(1) as background:
+        expected = background.submit(sweep_theory.expect, grid) if processes.is_first() else None
         found = run_until_stopped(
             lambda on_done, interrupted: run_grid(
                 grid, chunks, on_done=on_done, interrupted=interrupted

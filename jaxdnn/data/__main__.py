@@ -15,7 +15,7 @@ from typing import Literal
 import tyro
 
 from jaxdnn import command_line
-from jaxdnn.data.inspect import look_at, report, text, write_sheets
+from jaxdnn.data.inspect import inspect_source, report, text, write_sheets
 from jaxdnn.data.prepare import prepare
 from jaxdnn.data.reader import image_bar
 from jaxdnn.data.sources import open_source
@@ -55,7 +55,7 @@ def look(args: Sequence[str]) -> int:
     )
     source = open_source(options.data, options.data_dir, progress=options.progress)
     with image_bar(len(source.labels), disable=not options.progress) as bar:
-        survey, thumbnails = look_at(source, bar.update)
+        survey, thumbnails = inspect_source(source, bar.update)
     about = report(source, survey)
     try:
         sheets = write_sheets(source, thumbnails, options.out)

@@ -155,7 +155,7 @@ def _compose(outer: Affine, inner: Affine) -> Affine:
 def make_augment(options: AugmentOptions) -> Callable[[Array, Array], Array]:
     """Return `(key, image) -> image`: uint8 (height, width, channel) in, float32 in [0, 1] out."""
     moves = {name: getattr(options, name) for name in GEOMETRIC if getattr(options, name)}
-    changes = {name: getattr(options, name) for name in PHOTOMETRIC if getattr(options, name)}
+    colours = {name: getattr(options, name) for name in PHOTOMETRIC if getattr(options, name)}
 
     def augment(key: Array, image: Array) -> Array:
         keys = dict(zip([*GEOMETRIC, *PHOTOMETRIC], jax.random.split(key, 9), strict=True))
@@ -163,7 +163,7 @@ def make_augment(options: AugmentOptions) -> Callable[[Array, Array], Array]:
         for name, strength in moves.items():
             affine = _compose(affine, GEOMETRIC[name](keys[name], strength))
         pixels = warp(image, affine) if moves else image.astype(jnp.float32) / 255
-        for name, strength in changes.items():
+        for name, strength in colours.items():
             pixels = PHOTOMETRIC[name](keys[name], pixels, strength)
         return pixels
 

@@ -1,4 +1,4 @@
-"""What is known about images, kept beside them or in the user's cache folder.
+"""What is known about images, kept with them or in the user's cache folder.
 
 PATH.u8 holds decoded images, one row of bytes for each, so that only the first epoch has to decode;
 PATH.filled one byte for each that says whether the row is there. Rows are read and written with
@@ -16,9 +16,6 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-
-DECODING = "1"
-"""Changes whenever `decode` gives other values for the same bytes."""
 
 _FREE_SHARE = 0.5  # Of the free disk, what a cache may take.
 _FLUSH_SECONDS = 30.0

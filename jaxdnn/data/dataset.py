@@ -67,8 +67,8 @@ class Dataset:
     """All of a data set, decoded or ready to be.
 
     Attributes:
-      class_names: by label.
-      train, validation, test: without a common item.
+      class_names: name of each label, that of label 0 first.
+      train, validation, test: the three parts; none has an item of another.
       skipped: images left out, with the reason.
       origin: where the images come from, for people.
       inventory: sizes and modes, as stored.
@@ -133,7 +133,7 @@ def load(options: DataOptions, *, seed: int, progress: bool = False) -> Dataset:
 
     Args:
       options: what to learn from, and how.
-      seed: of the draws, >= 0.
+      seed: decides which images are drawn; 0 or more.
       progress: show bars on stderr for what takes more than two seconds.
 
     Raises:

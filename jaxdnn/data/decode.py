@@ -73,6 +73,10 @@ class Header(NamedTuple):
     mode: str
 
 
+DECODING = "1"
+"""To be changed whenever `decode` gives other pixels: what was decoded before is then not used."""
+
+
 def decode(
     item: Stored, *, image_size: int | None, channels: int | None
 ) -> tuple[UInt8[np.ndarray, "height width channel"], Header]:

@@ -46,7 +46,7 @@ class Files:
     Attributes:
       names: paths relative to the root with "/" between the parts, sorted.
       read: the bytes of the file at that place in `names`; thread-safe; raises UnreadableImage.
-      fingerprint: of names, sizes and times of change, in a zip of names, sizes and checksums.
+      fingerprint: returns a hash of names, sizes and times of change, in a zip of checksums.
       ignored: what a user may take for images and is none, with the reason.
     """
 
@@ -161,7 +161,7 @@ def folder_fingerprint(folder: Path) -> str:
 
 
 def _walk(
-    folder: str, prefix: str, seen: set[tuple[int, int]], closed: list[tuple[str, str]]
+    folder: str, prefix: str, visited: set[tuple[int, int]], closed: list[tuple[str, str]]
 ) -> Iterator[str]:
     try:
         status = os.stat(folder)
@@ -174,13 +174,13 @@ def _walk(
             f"cannot list folder {folder!r}: {error.strerror}; expected a readable folder; "
             "change its permissions or choose another"
         ) from error
-    if (status.st_dev, status.st_ino) in seen:
+    if (status.st_dev, status.st_ino) in visited:
         return
-    seen.add((status.st_dev, status.st_ino))
+    visited.add((status.st_dev, status.st_ino))
     for entry in entries:
         name = prefix + entry.name
         if not entry.name.startswith(".") and _is_folder(entry):
-            yield from _walk(entry.path, name + "/", seen, closed)
+            yield from _walk(entry.path, name + "/", visited, closed)
         elif (_is_image(name) or _is_zip(name)) and _is_file(entry):
             yield name
     if prefix:
@@ -306,11 +306,11 @@ def printable(name: str) -> str:
 def labelled_source(files: Files, *, name: str, home: str | Path) -> Source:
     """Find the class and split of every file; folders below the class's own do not matter.
 
-    A single folder around all others is looked through. Files that lie beside the class folders
+    A single folder around all others is opened. Files that lie next to the class folders
     are left without a label.
 
     Args:
-      files: what was found.
+      files: images and other files, as found.
       name: where it was found, for people.
       home: the folder or zip that holds them, or its address.
 

@@ -2,7 +2,7 @@
 
 Streamed images stand where an array would: with a shape, a length, and images by place, so that
 their number does not matter. What is asked of all of them - which can be read, mean and standard
-deviation - is found in one pass and kept beside the data under a fingerprint.
+deviation - is found in one pass and kept with the data under a fingerprint.
 """
 
 import contextlib
@@ -18,13 +18,8 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 from jaxtyping import Bool, Int, Int64, UInt8
 
-from jaxdnn.data.cache import (
-    DECODING,
-    cache_dir,
-    concurrent_write,
-    key_of,
-    open_pixel_cache,
-)
+from jaxdnn.data.cache import cache_dir, concurrent_write, key_of, open_pixel_cache
+from jaxdnn.data.decode import DECODING
 from jaxdnn.data.pipeline import NUM_VALUES, PixelStats, count_values, pixel_stats_from_counts
 from jaxdnn.data.reader import PER_GROUP, Inventory, OnDone, Reader, ReadImage, Survey
 from jaxdnn.errors import InputError
@@ -76,7 +71,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class ImagesInMemory:
-    """Decoded images, in one array of this machine or of the devices."""
+    """Decoded images, in one array of this machine or of the devices; methods as in `Images`."""
 
     array: Any
     is_streamed: ClassVar[bool] = False
@@ -108,10 +103,10 @@ class ImagesInMemory:
 
 @dataclass(frozen=True)
 class StreamedImages:
-    """Readable images of one split.
+    """Readable images of one split; methods as in `Images`.
 
     Attributes:
-      reader: decodes them.
+      reader: decodes the images to one size.
       items: index of each in the reader's source.
       pixel_stats: mean and standard deviation of the training images.
     """
@@ -191,7 +186,7 @@ def stream_all(
     """Make items ready to be streamed.
 
     The first time every image is decoded once, into the cache as far as it reaches; later times
-    find the results beside the data, unless the data has changed.
+    find the results with the data, unless the data has changed.
 
     Args:
       reader: with a size and channels chosen, without a cache.
@@ -293,7 +288,7 @@ def _save_survey(survey: Survey, path: Path) -> None:
 
 
 def _load_survey(path: Path, num_items: int) -> Survey | None:
-    """Read a survey; None where there is none, or none that is whole and of so many items."""
+    """Read a survey; None where there is none, or none that is complete and of so many items."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             digests, unreadable = arrays["digests"], arrays["unreadable"]

@@ -27,7 +27,7 @@ Thumbnails = dict[int, np.ndarray]
 """Pixels by item, of those that are shown."""
 
 
-def look_at(source: Source, on_done: OnDone) -> tuple[Survey, Thumbnails]:
+def inspect_source(source: Source, on_done: OnDone) -> tuple[Survey, Thumbnails]:
     """Decode every item once, each to a thumbnail; keep those of the contact sheets."""
     shown = {int(item) for items in _shown(source) for item in items}
     thumbnails: Thumbnails = {}
@@ -44,7 +44,7 @@ def look_at(source: Source, on_done: OnDone) -> tuple[Survey, Thumbnails]:
 
 
 def duplicates(digests: UInt64[np.ndarray, " num"]) -> list[Int[np.ndarray, " _"]]:
-    """Return the places of each set of two or more equal hashes, 0 (nothing read) left aside."""
+    """Return the places of each set of two or more equal hashes, 0 (nothing read) ignored."""
     order = np.argsort(digests, kind="stable")
     starts = 1 + np.flatnonzero(np.diff(digests[order]))
     groups = np.split(order, starts)

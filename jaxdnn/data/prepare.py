@@ -1,7 +1,7 @@
 """From a folder or a zip to a TFDS data set in array_record files, without TensorFlow.
 
 Encoded images on their way into the data set are appended to one file and noted in a journal. A
-line of the journal is written only after the bytes that it tells of are on the disk, so that
+line of the journal is written only after the bytes that it names are on the disk, so that
 whatever ends the work - Ctrl-C, a full disk, a power cut - what the journal says is true, and the
 next attempt goes on from there.
 """
@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxdnn.data.cache import DECODING, key_of
-from jaxdnn.data.decode import write_png
+from jaxdnn.data.cache import key_of
+from jaxdnn.data.decode import DECODING, write_png
 from jaxdnn.data.reader import OnDone, Reader, ReadImage
 from jaxdnn.data.source import Source
 from jaxdnn.data.tfds_sets import quiet_tfds
@@ -52,7 +52,8 @@ def prepare(
       image_size: side of the squares to store, in pixels.
       channels: 1 or 3.
       on_done: called with the number of items decoded since the last call.
-      on_written: the same of those that are in the data set's own files, or nearly so.
+      on_written: called with the number of items written to the data set's own files, or nearly
+        so, since the last call.
 
     Returns:
       The report, as written to OUT/NAME/VERSION/skipped.json: folder, images by split, and the
@@ -181,8 +182,9 @@ class Entry(NamedTuple):
 
     Attributes:
       item: index in the source.
-      offset: of its bytes; -1 where the source's own are taken, or there are none.
-      length: in bytes.
+      offset: position of its first byte in the staging file; -1 where the source's own bytes are
+        taken, or there are none.
+      length: number of its bytes.
       is_grey: whether it has one channel.
       reason: why it is skipped; '' where it is not.
     """
@@ -231,8 +233,8 @@ class Staging:
             return []
         size = self._images.seek(0, os.SEEK_END)
         text = self._journal.read_text()
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:  # A line cut short: what follows must not be joined to it.
-            self._journal.write_text(whole)
-        entries = [Entry(*json.loads(line)) for line in whole.splitlines()]
+        complete = text[: text.rfind("\n") + 1]
+        if complete != text:  # A line cut short: what follows must not be joined to it.
+            self._journal.write_text(complete)
+        entries = [Entry(*json.loads(line)) for line in complete.splitlines()]
         return [entry for entry in entries if entry.offset + entry.length <= size]

@@ -56,8 +56,8 @@ def map_in_order(
     pool = ThreadPoolExecutor(workers, thread_name_prefix="jaxdnn-data")
     remaining = iter(items)
     try:
-        ahead = _AHEAD_PER_WORKER * workers
-        pending = deque(pool.submit(function, item) for item in islice(remaining, ahead))
+        bound = _AHEAD_PER_WORKER * workers
+        pending = deque(pool.submit(function, item) for item in islice(remaining, bound))
         while pending:
             yield pending.popleft().result()
             pending.extend(pool.submit(function, item) for item in islice(remaining, 1))
@@ -182,7 +182,7 @@ class Reader:
       source: where the items are.
       image_size: side in pixels of the squares to decode to; None keeps each image's own size.
       channels: 1 for grey, 3 for colour; None keeps what each image has.
-      cache: of decoded images by item.
+      cache: decoded images by index of their item; None decodes each time.
       max_workers: decoding threads; None for one per processor.
     """
 
@@ -311,7 +311,7 @@ class Reader:
                 raise InputError(
                     f"{self.source.item_names[item]} in {self.source.name} cannot be read any more "
                     f"({error}); expected the images that the run began with; put it back, or "
-                    "train anew"
+                    "train again"
                 ) from error
         return chunk.batch
 

@@ -16,22 +16,23 @@ class Source:
 
     Attributes:
       name: where they come from, for people.
-      class_names: by label.
+      class_names: name of each label, that of label 0 first.
       item_names: path inside the folder or archive, or the record's index in its split.
-      labels: class of each item.
+      labels: index of the class of each item.
       splits: 'train', 'validation' or 'test' for each item; '' where the source has no splits.
       read: encoded bytes, or uint8 values [height, width, channel], of the item at an index;
         thread-safe; raises UnreadableImage.
-      read_many: the same for several items at once, where that is much faster than one by one;
-        thread-safe; raises UnreadableImage if any of them is.
+      read_many: what `read` gives, for several items in one call; None where that is not much
+        faster than one by one. Thread-safe; raises UnreadableImage if any of them is.
       item_shape: height, width and channels, as far as all items are known to share them.
       unlabelled: names of images that belong to no class.
       ignored: what else was found and is not used, with the reason.
-      default_positive: class names that are one class against the others unless told otherwise.
+      default_positive: class names that are one class against the others where the options name
+        none.
       home: the folder or file that holds the images, or its address; None where they come with
         the package.
-      fingerprint: of the stored images, without reading them: names, sizes and times of change, or
-        checksums where they are kept. Another answer means that an image may have changed.
+      fingerprint: returns a hash of names, sizes and times of change, or of checksums where they
+        are kept, without reading an image. Another one means that an image may have changed.
     """
 
     name: str

@@ -68,7 +68,7 @@ def stratified_split(
     Args:
       labels: class of each item, >= 0.
       fraction: share to draw, in (0, 1).
-      seed: >= 0.
+      seed: decides which are drawn; 0 or more.
       class_names: by label, for the error message.
 
     Returns:

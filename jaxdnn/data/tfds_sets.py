@@ -95,7 +95,7 @@ def _open_folder(
 
 
 def quiet_tfds() -> Any:
-    """Return the module, told to warn of nothing but errors."""
+    """Return the module, set to warn of nothing but errors."""
     logging.getLogger("absl").setLevel(logging.ERROR)
     import tensorflow_datasets  # Half a second: only when asked for.
 

@@ -44,8 +44,8 @@ class CauseKind:
     """A kind of cause.
 
     Attributes:
-      name: as results show it; never changed, for programs read it.
-      place: where the fault lies.
+      name: what results show, such as `zero weights`; never changed, for programs read it.
+      place: where the fault lies, seen from the layer that is named.
       formula: the law behind it.
       words: the law in words.
       quantity: what its picture shows, a key of `QUANTITIES`.
@@ -70,10 +70,10 @@ class Cause:
     """Something wrong with a layer.
 
     Attributes:
-      path: of the layer; None for what is not about a layer.
+      path: where the layer is in the model, such as `layers/3`; None for what is not about one.
       cause: name of its kind, a key of `CAUSES`.
       evidence: the numbers that say so.
-      strength: deviation over the spread of healthy networks.
+      strength: deviation over the spread of healthy networks; 3 or more.
       recovery: log10 of the factor by which the first layer's delta changes once the Jacobian of
         this layer is the identity; NaN where that was not tried.
     """

@@ -42,10 +42,10 @@ class Prescription:
     """A change that was tried and helped.
 
     Attributes:
-      change: in words.
+      change: what to do, in words.
       code: the line of Flax that does it.
-      before: score without it.
-      after: score with it.
+      before: score of the network as it stands, in [0, 1].
+      after: score with the change, in [0, 1].
     """
 
     change: str
@@ -63,9 +63,9 @@ class Diagnosis:
       score: in [0, 1]; see `jaxdnn.diagnosis.trial`.
       reason: the numbers behind the verdict, in a line.
       layers: in the order in which they run.
-      causes: worst first.
-      prescriptions: best first.
-      loss: at the start.
+      causes: what is wrong, worst first.
+      prescriptions: changes that help, best first.
+      loss: mean over the batch, at the start.
       optimizer: that the verdict is for.
     """
 
@@ -87,7 +87,7 @@ class Diagnosis:
     def _table(self) -> list[str]:
         width = max([5, *(len(layer.path) for layer in self.layers)])
         rows = [
-            f"{'layer':{width}}  {'delta':>9}  {'factor':>8}  {'drawn anew':>16}  {'z':>8}  dead"
+            f"{'layer':{width}}  {'delta':>9}  {'factor':>8}  {'redrawn':>16}  {'z':>8}  dead"
             "  mostly"
         ]
         for layer in self.layers:
@@ -133,9 +133,7 @@ class Diagnosis:
 
     def to_markdown(self) -> str:
         """Return headings, lists and a table."""
-        head = (
-            "| layer | delta RMS | factor | drawn anew | " + " | ".join(self.layers[0].terms) + " |"
-        )
+        head = "| layer | delta RMS | factor | redrawn | " + " | ".join(self.layers[0].terms) + " |"
         rule = "|---" * (4 + len(self.layers[0].terms)) + "|"
         rows = [
             f"| `{layer.path}` | {layer.delta_rms:.2e} | {layer.factor:.3g} |"
@@ -195,7 +193,7 @@ def diagnose(
       loss: `(logits, targets) -> scalar or (batch,)`; by default cross-entropy for integers, mean
         squared error for floats.
       optimizer: such as `sgd:0.1` or `adam:0.001`, or an optax transformation.
-      seed: of dropout.
+      seed: decides the masks of dropout and all other random draws of the model; 0 or more.
       horizon: steps that the training may take.
       try_changes: look for prescriptions, and confirm the first cause, unless all goes well.
       progress: show a bar on stderr while fixes are tried.
@@ -211,8 +209,8 @@ def diagnose(
     score = trials.score(trial) if exam.measured.finite else 0.0
     prescriptions: tuple[Prescription, ...] = ()
     if try_changes and score < _WELL and (score < TRAINS or causes):
-        with ThreadPoolExecutor(1) as beside:
-            confirmed = beside.submit(confirm, exam, causes)
+        with ThreadPoolExecutor(1) as background:
+            confirmed = background.submit(confirm, exam, causes)
             attempt = try_fixes(trials, causes, score, progress=progress)
             causes = confirmed.result()
         if score < TRAINS:

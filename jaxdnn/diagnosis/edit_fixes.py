@@ -12,19 +12,17 @@ from typing import Any
 import jax
 from jax import Array
 
-from jaxdnn.activations import ACTIVATIONS, ALIASES, make_activation
+from jaxdnn.activations import jax_activation
 from jaxdnn.diagnosis.fixes import Fix, FixGroup, init_line, with_sigma
 from jaxdnn.diagnosis.graph import Graph, Segment, SegmentKind
 from jaxdnn.diagnosis.measure import Exam, Gain
 from jaxdnn.diagnosis.program import Edit, Environment
 from jaxdnn.layers import BATCH_NORM_EPSILON
 
-# Of an activation, beside its root mean square.
+# Of an activation, in units of its root mean square.
 _MEAN = 0.1
 # E relu'² = E relu² = 1/2, E relu = 1 / sqrt(2 pi).
 _RELU = Gain(math.sqrt(0.5), math.sqrt(0.5), 1 / math.sqrt(2 * math.pi))
-# jax.nn's own default, which is not that of `make_activation`.
-_PARAMETERS = {"gelu": {"approximate": True}}
 
 
 def no_dropout(exam: Exam, index: int) -> Iterator[FixGroup]:
@@ -56,7 +54,7 @@ def usual_activation(exam: Exam, index: int) -> Iterator[FixGroup]:
     signatures = {each: tuple(step.name for step in each.steps) for each in segments}
     counts = list(signatures.values())
     usual = max(segments, key=lambda segment: counts.count(signatures[segment]))
-    function = _function_of(usual)
+    function = jax_activation(usual.label or usual.steps[-1].name)
     if function is not None:
         edits = {
             segment.end: _in_place(function, segment.start)
@@ -64,15 +62,6 @@ def usual_activation(exam: Exam, index: int) -> Iterator[FixGroup]:
         }
         words = f"after {exam.graph.layers[index].path} the other layers' activation"
         yield FixGroup(edits, (Fix(words, "x = nnx.relu(x)", exam.params),))
-
-
-def _function_of(segment: Segment) -> Callable[[Array], Array] | None:
-    """The activation that a segment is, by the name of its function or of its last primitive."""
-    name = segment.label or segment.steps[-1].name
-    name = "relu" if name == "max" else name
-    if name not in ACTIVATIONS and name not in ALIASES:
-        return None
-    return make_activation(name, **_PARAMETERS.get(name, {}))
 
 
 def _in_place(function: Callable[[Array], Array], start: int) -> Edit:
@@ -105,7 +94,7 @@ def _shortcuts(exam: Exam, gains: Mapping[Segment, Gain]) -> Iterator[FixGroup]:
     """At most one group, of one fix."""
     graph = exam.graph
     branches = {segment.start for segment in graph.segments("residual")}
-    # Ends of activations whose mean is not small beside their size.
+    # Ends of activations whose mean is not small compared with their size.
     biased = {segment.end for segment, gain in gains.items() if abs(gain.mean) > _MEAN * gain.value}
     if branches:
         scale = _scale(len(branches), bool(biased & branches))
@@ -195,7 +184,7 @@ def _normalised(z: Array, axes: tuple[int, ...]) -> Array:
     return (z - z.mean(axes, keepdims=True)) * jax.lax.rsqrt(variance + BATCH_NORM_EPSILON)
 
 
-def rectifiers(exam: Exam) -> Iterator[FixGroup]:
+def relu_everywhere(exam: Exam) -> Iterator[FixGroup]:
     """ReLU with He's weights in place of another activation, alone and with shortcuts.
 
     References:
@@ -212,10 +201,10 @@ def rectifiers(exam: Exam) -> Iterator[FixGroup]:
     he = with_sigma(exam, _he_sigmas(exam.graph))
     words = f"ReLU as activation of {len(segments)} layers, with He's weights"
     code = f"x = nnx.relu(x); {init_line(math.sqrt(2))}"
-    rectified = Fix(words, code, he)
-    yield FixGroup(relu, (rectified,))
+    with_relu = Fix(words, code, he)
+    yield FixGroup(relu, (with_relu,))
     for edits, (shortcut,) in _shortcuts(exam, dict.fromkeys(exam.gains, _RELU)):
-        yield FixGroup(_composed(relu, edits), (_both(rectified, shortcut, he),))
+        yield FixGroup(_composed(relu, edits), (_both(with_relu, shortcut, he),))
 
 
 def _is_relu(segment: Segment) -> bool:

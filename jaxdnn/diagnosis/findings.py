@@ -23,7 +23,7 @@ class Finding(NamedTuple):
     Attributes:
       layer: index; None for what is not about a layer.
       evidence: the numbers that say so, in words.
-      strength: deviation over the spread of healthy networks; below `NAMED` it is not told.
+      strength: deviation over the spread of healthy networks; below `NAMED` it is not reported.
     """
 
     layer: int | None

@@ -52,9 +52,9 @@ class Fix(NamedTuple):
     Attributes:
       words: what to change.
       code: the line of Flax that does it.
-      params: changed parameters.
+      params: the parameters to train with, a tree like the network's.
       scales: factors on learning rate, gradient and loss.
-      kind: what it changes.
+      kind: whether the network is changed, or which thing of the step.
     """
 
     words: str
@@ -68,7 +68,7 @@ class FixGroup(NamedTuple):
     """Fixes that share one compiled program.
 
     Attributes:
-      edits: of the forward pass, by number of a value; empty for the network as it is.
+      edits: number of a value -> what is computed in its place; empty for the network as it is.
       fixes: at least one.
     """
 
@@ -81,8 +81,8 @@ class Tried(NamedTuple):
 
     Attributes:
       fix: what was done.
-      edits: of its group.
-      score: with it.
+      edits: number of a value -> what was computed in its place.
+      score: what the trial with it scored, in [0, 1].
     """
 
     fix: Fix
@@ -177,7 +177,7 @@ def with_sigma(exam: Exam, sigmas: Mapping[int, float]) -> Any:
 
 
 def _with_biases(exam: Exam, params: Any, sigmas: Mapping[int, float]) -> Any:
-    """Draw biases anew."""
+    """Draw biases, normal with the standard deviations given by index of a layer."""
     leaves, structure = jax.tree.flatten(params)
     for index, sigma in sigmas.items():
         leaf = _bias_leaf(exam, index)

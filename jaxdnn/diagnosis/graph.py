@@ -53,7 +53,7 @@ class Layer:
     Attributes:
       path: in the user's model, `#2` for the second use of the same kernel.
       kind: `dense`, `conv` or `embedding`.
-      step: index of the product.
+      step: index of the product among the steps of the program.
       x: number of what the layer sees; None for a look-up by indices.
       leaf: the largest parameter that it is made of.
       z: number of the pre-activation.
@@ -116,15 +116,15 @@ def _operands(program: Program, step: Step) -> tuple[int, int] | None:
     if step.linear is None and step.name != "gather":
         return None
     values = [(number, program.values[number]) for number in step.inputs]
-    seen = [number for number, value in values if value.depends & Dependence.INPUTS]
+    operands = [number for number, value in values if value.depends & Dependence.INPUTS]
     kernels = [
         number
         for number, value in values
         if value.leaves and not value.depends & Dependence.INPUTS and len(value.shape) > 1
     ]
-    if len(seen) != 1 or not kernels:
+    if len(operands) != 1 or not kernels:
         return None
-    return seen[0], max(kernels, key=lambda number: math.prod(program.values[number].shape))
+    return operands[0], max(kernels, key=lambda number: math.prod(program.values[number].shape))
 
 
 def _main_leaf(program: Program, kernel: int, names: Sequence[str]) -> Leaf:
@@ -205,7 +205,7 @@ class Segment:
     """A piece of the way between two layers; a key for what is measured of it.
 
     Attributes:
-      kind: what it does.
+      kind: what it does, a `SegmentKind`.
       start: number of the value it takes.
       end: number of the value it gives.
       steps: from start to end; of a join its last step only.
@@ -337,7 +337,7 @@ class Edge:
     Attributes:
       below: index of the layer below; None for the inputs.
       above: index of the layer above; None for the logits.
-      segments: from below to above.
+      segments: what lies between the two layers, from below to above.
     """
 
     below: int | None

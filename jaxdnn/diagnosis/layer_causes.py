@@ -4,7 +4,7 @@ A fault is a property of the layer itself, not of the signal that reaches it: it
 against that of its neighbours, a bias that outweighs the signal, an activation unlike the others, a
 norm that the others have, what dropout leaves, padding, a softmax on the logits. Each deviation is
 a log over the spread that healthy networks show, so that they can be ranked. The last two finders
-tell what does not fit the numbers' format.
+find what does not fit the numbers' format.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def deviating_weights(exam: Exam, *, large: bool) -> Iterator[Finding]:
 
 
 class _WeightScale(NamedTuple):
-    """The scale of a layer's kernel beside those of the others.
+    """The scale of a layer's kernel, compared with those of the others.
 
     Attributes:
       layer: index.

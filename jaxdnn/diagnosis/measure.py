@@ -46,13 +46,13 @@ class PassArrays(NamedTuple):
     """The arrays of one pass forward and back.
 
     Attributes:
-      loss: a scalar.
+      loss: mean over the batch, ().
       logits: (batch, ...).
-      pre_activations: of each layer.
-      biases: by index of a layer that has one.
+      pre_activations: (batch, ..., unit) for each layer.
+      biases: index of a layer that has one -> its bias, (unit,).
       slopes: |phi'| of each activation, in the order of `Graph.segments`.
       kept: share of entries in [0, 1] that each dropout keeps, in the same order.
-      deltas: gradient of the loss, by number of the value.
+      deltas: number of a value -> gradient of the loss with respect to it, of its shape.
       through: gradient of each layer's operand through that layer alone.
       grads: a tree like the parameters.
     """
@@ -72,8 +72,8 @@ class SignalStats(NamedTuple):
     """A layer's pre-activation.
 
     Attributes:
-      mean: over batch and units.
-      rms: root mean square.
+      mean: mean over batch and units.
+      rms: root mean square over batch and units.
       correlation: mean cosine between neighbouring examples.
     """
 
@@ -101,16 +101,16 @@ class Measurement(NamedTuple):
       loss: mean over the batch.
       logits_rms: their root mean square.
       logits_spread: root mean square of the logits minus their mean over the batch.
-      signals: of each layer.
-      bias_rms: of each layer; 0 without one.
-      slopes: of each activation.
-      kept: share of entries that each dropout keeps.
-      delta: root mean square of the gradient, by number of the value.
-      delta_by_example: of each layer, (batch,).
-      through: of each layer, root mean square of the gradient of its operand through it alone;
-        of its output for look-ups.
-      kernel_rms: of each layer.
-      kernel_grad_rms: of each layer.
+      signals: one entry for each layer.
+      bias_rms: root mean square of each layer's bias; 0 without one.
+      slopes: how flat each activation is at the values it got.
+      kept: share of entries in [0, 1] that each dropout keeps.
+      delta: number of a value -> root mean square of the gradient of the loss with respect to it.
+      delta_by_example: root mean square of each example's dL/dz, (batch,) for each layer.
+      through: root mean square of the gradient of each layer's operand through that layer alone;
+        for look-ups, of its output.
+      kernel_rms: root mean square of each layer's weights.
+      kernel_grad_rms: root mean square of their gradient.
       finite: whether loss and all gradients are.
     """
 
@@ -135,7 +135,7 @@ class Gain(NamedTuple):
     Attributes:
       slope: root mean square of phi'.
       value: root mean square of phi.
-      mean: of phi.
+      mean: mean of phi.
     """
 
     slope: float
@@ -148,16 +148,16 @@ class Exam:
     """A network with a batch, and what one pass forward and back shows.
 
     Attributes:
-      network: in training mode.
+      network: the model as a pure function, in training mode.
       graph: its layers and what lies between them.
       loss: `(logits, targets) -> scalar`.
-      inputs: the batch axis first.
-      targets: what the loss takes beside the logits.
-      key: of dropout.
+      inputs: an array or a tree of arrays, the batch axis first.
+      targets: what the loss takes besides the logits.
+      key: a typed key, from which dropout draws.
       run_pass: compiled `(params, inputs, targets, key) -> PassArrays`.
-      measured: with the parameters as they came.
-      grads: of the loss with the parameters as they came, a tree like these.
-      gains: of each activation that takes nothing but its input and parameters.
+      measured: what the pass shows with the parameters as they came.
+      grads: gradient of the loss with respect to the parameters as they came, a tree like these.
+      gains: what each activation does that takes nothing but its input and parameters.
     """
 
     network: Network
@@ -218,14 +218,14 @@ def examine(
     )
 
 
-def make_pass(graph: Graph, loss: Loss, *, cut: int | None = None) -> Callable[..., PassArrays]:
+def make_pass(graph: Graph, loss: Loss, *, bridged: int | None = None) -> Callable[..., PassArrays]:
     """Return the compiled `(params, inputs, targets, key) -> PassArrays`.
 
     Args:
       graph: what is run and probed.
       loss: `(logits, targets) -> scalar`.
-      cut: a layer from which the gradient goes to the layer below as it is, as if the Jacobian
-        between were the identity.
+      bridged: index of a layer from which the gradient goes to the layer below as it is, as if the
+        Jacobian between were the identity; None for no such layer.
     """
     values = graph.program.values
     numbers = _probed(graph)
@@ -233,7 +233,7 @@ def make_pass(graph: Graph, loss: Loss, *, cut: int | None = None) -> Callable[.
     @jax.jit
     def forward_and_back(params: Any, inputs: Any, targets: Any, key: Array) -> PassArrays:
         def objective(params: Any, zeros: dict[int, Array], partials: list[Array]) -> Any:
-            edits = _edits(graph, zeros, cut)
+            edits = _edits(graph, zeros, bridged)
             uses = {
                 (layer.step, layer.x): lambda x, zero=zero: x + zero
                 for layer, zero in zip(graph.layers, partials, strict=True)
@@ -265,11 +265,11 @@ def _probed(graph: Graph) -> list[int]:
     return sorted(n for n in ends if jnp.issubdtype(values[n].dtype, jnp.floating))
 
 
-def _edits(graph: Graph, zeros: dict[int, Array], cut: int | None) -> dict[int, Edit]:
+def _edits(graph: Graph, zeros: dict[int, Array], bridged: int | None) -> dict[int, Edit]:
     edits: dict[int, Edit] = {n: lambda x, _, zero=zero: x + zero for n, zero in zeros.items()}
-    below = None if cut is None else graph.edges[cut].below
-    if cut is not None and below is not None:
-        z, lower = graph.layers[cut].z, graph.layers[below].z
+    below = None if bridged is None else graph.edges[bridged].below
+    if bridged is not None and below is not None:
+        z, lower = graph.layers[bridged].z, graph.layers[below].z
         edits[z] = lambda x, values: bridge(x + zeros[z], values[lower])
     return edits
 

@@ -109,7 +109,7 @@ def _like(state: nnx.State, params: Any) -> nnx.State:
 
 
 def _fresh(rest: nnx.State, key: Array | None) -> nnx.State:
-    """Draw every random stream anew from `key`."""
+    """Make every random stream start from `key`."""
     if key is None:
         return rest
     salt = jax.random.bits(key)
@@ -215,7 +215,7 @@ def make_loss(loss: Loss | None, targets: Any, logits: jax.ShapeDtypeStruct) -> 
     Args:
       loss: `(logits, targets) -> scalar or (batch,)`; None for cross-entropy of integer targets and
         the squared error of floats.
-      targets: what the loss takes beside the logits, the batch axis first.
+      targets: what the loss takes besides the logits, the batch axis first.
       logits: shape and type of what the model gives.
 
     Raises:

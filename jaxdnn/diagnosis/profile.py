@@ -6,7 +6,7 @@ Each term is the log of delta's root mean square behind a segment over that befo
 add up exactly. `weights` and `padding` are what independent random weights of the realised scale
 would do; what the real ones do besides stands in the remainder.
 
-Beside each factor stands its band: what the same network gives with its weights drawn anew, each
+Each factor comes with its band: what the same network gives with its weights redrawn, each
 kernel replaced by independent normal numbers of the same root mean square. Where the real factor
 lies outside, it is the weights' structure that acts, not their scale.
 """
@@ -48,24 +48,24 @@ class LayerProfile:
     """One layer, the first nearest the input.
 
     Attributes:
-      path: in the user's own model.
+      path: where it is in the user's own model, such as `layers/3`.
       kind: `dense`, `conv` or `embedding`.
       fan_in: summands of a pre-activation.
       fan_out: pre-activations that an input reaches.
-      pre_activation_mean: over batch and units.
-      pre_activation_rms: root mean square.
+      pre_activation_mean: mean of z over batch and units.
+      pre_activation_rms: root mean square of z.
       correlation: mean cosine between the pre-activations of two examples.
       delta_rms: root mean square of dL/dz.
-      delta_rms_by_example: the same for each example.
-      delta_band: the least and the greatest delta_rms with weights of the same scale drawn anew.
+      delta_rms_by_example: root mean square of dL/dz for each example.
+      delta_band: the least and the greatest delta_rms with redrawn weights of the same scale.
       factor: delta_rms over that of the layer above (of the logits for the last).
-      factor_band: as delta_band.
+      factor_band: the least and the greatest factor with such redrawn weights.
       terms: log of the factor as a sum; see `jaxdnn.diagnosis.profile`.
       dead: share of units with slope 0 in the whole batch; 0 without an activation.
-      saturated: share with less than 1 % of the greatest slope.
+      saturated: share of units and examples with less than 1 % of the greatest slope.
       kernel_rms: root mean square of the weights.
-      kernel_grad_rms: of their gradient.
-      kernel_grad_ratio: that over kernel_rms.
+      kernel_grad_rms: root mean square of dL/dW.
+      kernel_grad_ratio: kernel_grad_rms over kernel_rms.
     """
 
     path: str
@@ -95,7 +95,7 @@ def layer_profiles(
 
     Args:
       exam: what was measured.
-      deltas: with weights drawn anew, from `redrawn_deltas`.
+      deltas: as `redrawn_deltas` returns them, one row for each draw of the weights.
     """
     return tuple(_profile(exam, index, own) for index, own in enumerate(bands(exam.graph, deltas)))
 
@@ -179,8 +179,8 @@ class Bands(NamedTuple):
     """Least and greatest over the seeds.
 
     Attributes:
-      delta: of a layer's RMS of delta.
-      factor: of that over the one above.
+      delta: RMS of a layer's delta.
+      factor: RMS of a layer's delta over that of the layer above.
     """
 
     delta: Band
@@ -203,7 +203,7 @@ def _band(values: np.ndarray) -> Band:
 
 
 def redrawn_deltas(exam: Exam) -> Float[np.ndarray, "seed layer+1"]:
-    """Return every layer's RMS of delta under weights drawn anew, that of the logits last."""
+    """Return every layer's RMS of delta with redrawn weights, that of the logits last."""
     numbers = [*(layer.z for layer in exam.graph.layers), exam.graph.program.output]
     numbers[-1] = numbers[-1] if numbers[-1] in exam.measured.delta else numbers[-2]
     rows = []

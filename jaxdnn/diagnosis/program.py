@@ -44,7 +44,7 @@ class Leaf(NamedTuple):
     """A leaf of the parameter tree, or one layer's part of a leaf that a scan runs over.
 
     Attributes:
-      index: among the flattened parameters.
+      index: place among the flattened parameters.
       part: index along the leaf's first axis; None for the whole leaf.
     """
 
@@ -68,7 +68,7 @@ class Value:
 
     Attributes:
       shape: without names of axes; the batch comes first where it depends on the inputs.
-      dtype: of its entries.
+      dtype: number format of its entries.
       depends: any of parameters, inputs and key.
       leaves: the parameters it is made of; empty where it depends on the inputs.
     """
@@ -84,13 +84,13 @@ class Step:
     """One operation.
 
     Attributes:
-      name: of its primitive.
-      run: `(*arrays) -> arrays`.
+      name: its primitive in JAX, such as `dot_general`.
+      run: computes it, `(*arrays) -> arrays`.
       inputs: numbers of its operands; literals are part of `run`.
       outputs: numbers of its results.
-      params: of its primitive.
+      params: what its primitive is called with besides arrays.
       inner: names of all primitives inside, its own included.
-      label: of the function it was called in, such as `relu`; empty where unknown.
+      label: name of the function it was called in, such as `relu`; empty where unknown.
       linear: the matrix product or convolution that it is or contains, if exactly one.
       signature: equal for steps that compute the same function of their operands.
     """
@@ -112,7 +112,7 @@ class Program:
 
     Attributes:
       steps: in an order in which they can run.
-      values: of every number.
+      values: what each number stands for.
       constants: arrays that depend on nothing, by number.
       arguments: numbers of the flattened (params, inputs, key).
       output: number of the logits.
@@ -129,7 +129,7 @@ def trace(function: Callable[..., Array], params: Any, inputs: Any, key: Array) 
     """Write `function(params, inputs, key) -> logits` out as steps.
 
     Args:
-      function: pure; traced once.
+      function: pure function of JAX arrays; traced once.
       params: a tree of arrays.
       inputs: a tree of arrays.
       key: a typed key.

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 
 from jaxdnn.diagnosis.causes import Cause, Place
-from jaxdnn.diagnosis.edit_fixes import batch_norms, layer_norms, rectifiers, shortcuts
+from jaxdnn.diagnosis.edit_fixes import batch_norms, layer_norms, relu_everywhere, shortcuts
 from jaxdnn.diagnosis.fixes import Fix, FixGroup, FixKind, Tried, critical_weights, step_fixes
 from jaxdnn.diagnosis.measure import Exam, host_rms, make_pass
 from jaxdnn.diagnosis.profile import log
@@ -46,7 +46,7 @@ def _candidates(exam: Exam, causes: Sequence[Cause], first: FirstStep) -> Iterat
     yield FixGroup({}, (weights, *step_fixes(exam, first)))
     yield from shortcuts(exam, weights)
     yield from batch_norms(exam)
-    yield from rectifiers(exam)
+    yield from relu_everywhere(exam)
     yield from layer_norms(exam)
 
 
@@ -56,9 +56,9 @@ def try_fixes(
     """Try fixes; keep those that help, best first.
 
     Args:
-      trials: of the examined network.
-      causes: worst first.
-      before: score as it stands.
+      trials: short trainings of the examined network.
+      causes: what is wrong, worst first.
+      before: score of the network as it stands, in [0, 1].
       progress: show a bar on stderr.
     """
     exam = trials.exam
@@ -69,7 +69,7 @@ def try_fixes(
     rates = [FixGroup({}, (fix,)) for fix in plain if fix.kind is FixKind.LEARNING_RATE]
     others = tuple(fix for fix in plain if fix.kind is not FixKind.LEARNING_RATE)
     total = len(plain) + sum(len(group.fixes) for group in edited)
-    bar = progress_bar(total=total, desc="trying changes", disable=not progress, leave=False)
+    bar = progress_bar(total=total, desc="trying fixes", disable=not progress, leave=False)
 
     def try_group(group: FixGroup) -> list[Tried]:
         run = trials.program(group.edits)
@@ -81,8 +81,8 @@ def try_fixes(
 
         return [try_one(fix) for fix in group.fixes]
 
-    with bar, ThreadPoolExecutor(1) as beside:
-        later = beside.submit(_try_until_it_trains, edited, try_group)
+    with bar, ThreadPoolExecutor(1) as background:
+        later = background.submit(_try_until_it_trains, edited, try_group)
         tried = try_group(FixGroup({}, others))
         tried += _try_until_it_trains(rates, try_group)
         tried += later.result()
@@ -106,15 +106,15 @@ def confirm(exam: Exam, causes: Sequence[Cause]) -> tuple[Cause, ...]:
     if not causes:
         return ()
     first, *others = causes
-    cut = _way(exam, first)
-    change = math.nan if cut is None else bridged_change(exam, cut)
+    index = _way(exam, first)
+    change = math.nan if index is None else bridged_change(exam, index)
     return (dataclasses.replace(first, recovery=change), *others)
 
 
-def bridged_change(exam: Exam, cut: int) -> float:
-    """Return log10 of the first layer's delta with the way to layer `cut` bridged, over without."""
+def bridged_change(exam: Exam, index: int) -> float:
+    """Return log10 of the first layer's delta with the way to a layer bridged, over without."""
     lowest = exam.graph.layers[0].z
-    forward_and_back = make_pass(exam.graph, exam.loss, cut=cut)
+    forward_and_back = make_pass(exam.graph, exam.loss, bridged=index)
     arrays = forward_and_back(exam.params, exam.inputs, exam.targets, exam.key)
     bridged = host_rms(jax.device_get(arrays.deltas[lowest]))
     return (log(bridged) - log(exam.measured.delta[lowest])) / math.log(10)

@@ -77,7 +77,7 @@ def gradient_below_epsilon(attempt: Attempt) -> Iterator[Finding]:
     if shortfall[worst] > 0:
         number = int(np.sum(shortfall > math.exp(NAMED * FACTOR_SPREAD)))
         text = (
-            f"its gradient is so small beside the optimizer's epsilon that its steps are"
+            f"its gradient is so small compared with the optimizer's epsilon that its steps are"
             f" {shortfall[worst]:.2g} times too small; so are those of {number} of"
             f" {len(shortfall)} layers"
         )

@@ -60,7 +60,7 @@ TRAINS = 1 / 3
 AT_RISK = 0.1
 # What the deviations of the logits from their mean are multiplied by.
 SHRINKING = (0.5, 0.25, 0.125)
-# Steps between looks at the loss; each waits for the device.
+# Steps between readings of the loss; each waits for the device.
 _CHECKED = 10
 # A loss that starts so many times above the best constant may first have to come down.
 _FAR = 2.0
@@ -105,7 +105,7 @@ def parse_optimizer(spec: str | optax.GradientTransformation) -> optax.GradientT
 
 
 class Scales(NamedTuple):
-    """Factors to try, beside those of the network itself.
+    """Factors to try, on top of what the optimizer and the loss do.
 
     Attributes:
       rate: on the updates, as a learning rate.
@@ -122,10 +122,10 @@ class Trial(NamedTuple):
     """What happened, step by step.
 
     Attributes:
-      loss: before each step.
-      shrunk_loss: the least that making each step's logits more alike gives.
-      constant_loss: of the mean logits of each step.
-      zero_loss: of logits that are all zero.
+      loss: the loss before each step, (step,).
+      shrunk_loss: the least loss that making each step's logits more alike gives, (step,).
+      constant_loss: the loss of each step's mean logits, given for every example, (step,).
+      zero_loss: the loss of logits that are all zero, ().
     """
 
     loss: Array | np.ndarray
@@ -233,7 +233,7 @@ class Trials:
 
         Args:
           exam: gives network, batch, loss and key; nothing of it is changed.
-          optimizer: that will train it.
+          optimizer: the optax transformation that will train it.
           horizon: steps that the training may take.
         """
         self.exam = exam
@@ -283,9 +283,11 @@ def score_trial(trial: Trial, *, horizon: int = HORIZON) -> float:
     best = np.minimum(constant, float(trial.zero_loss))
     late = max(1, len(loss) // 4)
     gain = np.maximum(best - shrunk, 0)
-    ahead = float(gain[-late:].mean() - gain[0])
+    learnt = float(gain[-late:].mean() - gain[0])
     to_learn = max(float(best.min()), 1e-12)
-    steps = (len(loss) - 1) * to_learn / ahead if ahead > 0 else _steps_down(loss / to_learn, late)
+    steps = (
+        (len(loss) - 1) * to_learn / learnt if learnt > 0 else _steps_down(loss / to_learn, late)
+    )
     far = max(float(np.log(max(loss[0], 1e-12) / to_learn)), 0.0)
     return horizon / (horizon + steps * (1 + _START_WEIGHT * far))
 

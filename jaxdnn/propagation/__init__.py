@@ -1,6 +1,6 @@
 """What signals and gradients do inside a network: the theory, and what is measured.
 
-`lecture`, `sweep_theory` and `table` are offered whole.
+`lecture`, `sweep_theory` and `table` are offered as modules.
 """
 
 from jaxdnn.propagation import lecture, sweep_theory, table

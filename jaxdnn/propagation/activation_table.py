@@ -67,7 +67,7 @@ class ActivationRow(NamedTuple):
     """What theory says about one activation.
 
     Attributes:
-      name: as in the package, or the user's.
+      name: a key of `ACTIVATIONS`, or what the user calls a function of their own.
       m1: E phi at q = 1.
       m2: E phi² at q = 1.
       d2: E phi'² at q = 1.

@@ -17,7 +17,7 @@ RMS factor
     √(sigma_w² fan_ratio E phi'(z^l)² / s^(l+1)),    s = 1, or the variance that the norm divided
     by.
 
-One part of the gradient goes another way: that along the signal, which tells what a longer signal
+One part of the gradient goes another way: that along the signal, which says what a longer signal
 does to the loss. By the chain rule it follows p = E x², whatever the weights are, and its RMS takes
 the factor
 
@@ -81,7 +81,7 @@ class Prediction(NamedTuple):
       scale: variance that the norm divides by; 1 without one, (layer,).
       factor: RMS of delta in this layer over that in the next, (layer,). The last one is what a
         further layer of the same kind would give, not the output layer.
-      along: the same for the part of delta along the signal alone, (layer,).
+      along: factor of the RMS of that part of delta alone that points along the signal, (layer,).
     """
 
     q: Float[Array, " layer"]
@@ -114,7 +114,8 @@ def predict(
       fan_ratio: fan_out / fan_in of the hidden kernels.
       alpha: scale of the residual branches.
       depth: number of hidden layers, at least 1.
-      norm: of every pre-activation: `none`, `batch` (a large batch of different inputs) or `layer`.
+      norm: how pre-activations are normalised: `none`, `batch` (over a large batch of different
+        inputs) or `layer`.
       residual: whether layers from the second on add their input.
       dropout: share of the units dropped, in [0, 1).
     """

@@ -42,7 +42,7 @@ class FixedPoints(NamedTuple):
 
     Attributes:
       q: all isolated fixed points, ascending.
-      slopes: V' there.
+      slopes: V'(q) at each of them.
       every: whether every q > 0 is a fixed point.
       grows: whether V(q) > q for the largest q, so that large signals grow without bound.
     """
@@ -91,7 +91,7 @@ def fixed_point(
     last = len(Q_GRID) - 1
     above = (sign <= 0) & (start < Q_GRID)
     below = (sign >= 0) & (start > Q_GRID)
-    # 32 bits by name: the default would be cut again if an outer jit is in single precision.
+    # 32 bits by name: the default would be rounded again if an outer jit is in single precision.
     i = lax.argmax(above, 0, np.int32)
     j = last - lax.argmax(below[::-1], 0, np.int32)
     grid = jnp.asarray(Q_GRID)

@@ -48,12 +48,12 @@ class Architecture:
 
     Attributes:
       depth: kernels, the output's included; at least 2.
-      width: units of each hidden layer.
-      norm: of every hidden pre-activation.
+      width: units of each hidden layer, at least 1.
+      norm: `none`, or `batch` or `layer` to normalise every hidden pre-activation.
       residual: add each hidden layer's input to its output.
-      num_outputs: classes.
+      num_outputs: number of classes, at least 2.
       loss: a key of `LOSSES`.
-      precision: of weights, signals and gradients; statistics are in float32.
+      precision: number format of weights, signals and gradients; statistics are in float32.
     """
 
     depth: int
@@ -184,8 +184,8 @@ def find_activation(name: str) -> Activation:
     """Return the activation called `name`.
 
     Args:
-      name: of one of the package's, or `module:function`, an elementwise function of jax.numpy in a
-        module of the current directory or of the Python path.
+      name: a key or an alias of `ACTIVATIONS`, or `module:function`, an elementwise function of
+        jax.numpy in a module of the current directory or of the Python path.
 
     Raises:
       InputError: there is no such activation, module or function, or it is not finite everywhere.

@@ -74,10 +74,10 @@ class Iteration(NamedTuple):
     """What happened in one step, or with a leading axis in each step.
 
     Attributes:
-      x: (input,).
+      x: (input,), the example of this step.
       y: (), the target, 0 or 1.
       a: (neuron,), a_2 ... a_(n+1).
-      params: before the update.
+      params: weights and biases before the update.
       delta: (neuron,), delta_2 ... delta_(n+1).
       gradients: D_1 ... D_n, and for the biases delta_2 ... delta_(n+1).
     """
@@ -154,7 +154,7 @@ def train(
     """Train a chain, one sample for each step; return its steps, stacked, as float64 arrays.
 
     Args:
-      params: where it starts.
+      params: weights and biases before the first step.
       x: (step, input).
       y: (step,), 0 or 1.
       phi: activation of every neuron but the last; a trained or random slope stays at its mean.
@@ -200,7 +200,7 @@ def train_network(
     fixed = dataclasses.replace(phi, function=phi, slope=None)
     depth = len(params.biases)
     widths, block = (1,) * (depth - 1), BlockOptions(activation=fixed)
-    model = make_mlp(x.shape[1:], 1, widths=widths, unit=block)
+    model = make_mlp(x.shape[1:], 1, widths=widths, options=block)
     options = OptimizerOptions(learning_rate=learning_rate, schedule="constant")
     optimizer = make_optimizer(options, optax.constant_schedule(learning_rate), num_examples=1)
     step = _make_step(model, optimizer)
@@ -306,7 +306,7 @@ class Walk:
     Attributes:
       layer: its number, 1 nearest the input.
       name: `w3`, or of several inputs' weights in the first layer the one that got farthest.
-      start: before the first step.
+      start: value before the first step.
       updates: (step,), what each step added: -rate * D.
     """
 

@@ -57,7 +57,7 @@ is infinite, and any depth can be trained.
 and leaves the product of two inputs with separate masks as it is: V has sigma_w²/p, and C(1) < 1.
 There is then no critical point at all.
 
-**Beyond the basics**, in the modules beside this one:
+**Beyond the basics**, in the other modules of this folder:
 
     fixed_points      all q*, what attracts; c*; the depth scales, with what is undefined and why
     critical          all (sigma_w, sigma_b) with chi_1 = 1, and the line that they form

@@ -50,7 +50,7 @@ class Kernels(NamedTuple):
     """The kernels of a network of at least two.
 
     Attributes:
-      first: (input, width).
+      first: (input, width), the layer nearest the input.
       hidden: (depth - 2, width, width), stacked.
       last: (width, output).
     """
@@ -71,7 +71,7 @@ class Moments(NamedTuple):
       saturated_fraction: share of units and examples with |phi'| < 1 % of its maximum.
       correlation: mean cosine between the z of two examples, over neighbouring pairs.
       delta_rms: root mean square of dL/dz over batch and units, L the mean loss.
-      delta_rms_by_example: the same for every example; (layer, batch).
+      delta_rms_by_example: root mean square of dL/dz for each example; (layer, batch).
       kernel_grad_rms: root mean square of dL/dW.
       kernel_rms: root mean square of W.
     """

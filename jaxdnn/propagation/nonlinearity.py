@@ -47,8 +47,8 @@ class Nonlinearity:
     """An activation with its breakpoints.
 
     Attributes:
-      name: for messages.
-      function: phi.
+      name: what messages call it.
+      function: phi, elementwise, of a JAX array.
       points: the ends of the panels on which phi is smooth.
       kinks: where phi is continuous and its slope jumps.
       jumps: where phi jumps.
@@ -212,7 +212,7 @@ def in_float64(function: Callable[P, R]) -> Callable[P, R]:
     The first argument is an activation, `(phi, *numbers, **options)`; its kinks are found here.
     Numbers and arrays become float64 arrays, options are part of the program. Works under jit, vmap
     and jvp (grad only where double precision is on outside). What is returned stays float64:
-    outside, combine it with numpy (`float`, `np.asarray`), since JAX would cut it to its default
+    outside, combine it with numpy (`float`, `np.asarray`), since JAX would round it to its default
     precision.
     """
     options = [

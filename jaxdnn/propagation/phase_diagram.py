@@ -36,8 +36,8 @@ class PhaseDiagram(NamedTuple):
     """Theory over a grid; rows are sigma_b², columns sigma_w².
 
     Attributes:
-      sigma_w2: (column,).
-      sigma_b2: (row,).
+      sigma_w2: (column,), fan_in times the variance of a weight.
+      sigma_b2: (row,), variance of a bias.
       q: fixed point reached from q = 1; infinity where the variance grows without bound.
       chi1: factor of the gradient's variance per layer; a limit where q is infinite.
       c: correlation that inputs go to; NaN where q is infinite.

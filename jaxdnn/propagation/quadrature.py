@@ -71,13 +71,13 @@ def pair_mean(
     """Return E f(u, v, s, t) for scalars q > 0 and -1 <= c <= 1.
 
     Args:
-      function: of u and v, variance q and correlation c, and of the independent normal variables
-        s and t with u = √q (a s + b t), v = √q (a s - b t); a and b are exchanged for c < 0.
-        Elementwise.
+      function: f(u, v, s, t) of u and v, which have variance q and correlation c, and of the
+        independent standard normal variables s and t with u = √q (a s + b t) and
+        v = √q (a s - b t); a and b are exchanged for c < 0. Elementwise.
       points: where f breaks as a function of u, and of v.
       q: variance of u and of v.
       c: correlation of u and v.
-      num_nodes: of each panel.
+      num_nodes: points of the rule between two breaks; more are more exact.
     """
     q, c = jnp.asarray(q), jnp.asarray(c)
     root = jnp.sqrt(jnp.maximum(q, SMALLEST_VARIANCE))

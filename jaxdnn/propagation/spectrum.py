@@ -92,7 +92,7 @@ def _power(k: int):
 
 
 def _times(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Multiply power series, cut at their length."""
+    """Multiply power series, truncated to their length."""
     return polynomial.polymul(a, b)[: len(a)] if len(a) > 1 else a * b
 
 

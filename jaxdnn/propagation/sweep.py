@@ -146,7 +146,7 @@ class CompiledSweep(NamedTuple):
       norm: `none`, `batch` or `layer`, of its networks.
       depth: kernels of its networks.
       compile_seconds: from Python to machine code.
-      bytes: that it needs at once.
+      bytes: memory that it needs at once.
       run: `(initializer indices, seeds) -> Moments`.
     """
 

@@ -48,7 +48,7 @@ class Expected(NamedTuple):
     Attributes:
       pre_activation_rms: root mean square of the pre-activation, (hidden,).
       factor: RMS of delta in a layer over that in the next hidden one, (hidden,); NaN in the last.
-      along: the same for the part of delta along the signal alone.
+      along: factor of the RMS of that part of delta alone that points along the signal, (hidden,).
     """
 
     pre_activation_rms: Float[np.ndarray, " hidden"]

@@ -1,4 +1,4 @@
-"""Charts from results on disk, and the look that all charts have in common."""
+"""Charts from results on disk, and the style that all charts have in common."""
 
 from jaxdnn.report.flow_charts import draw_gradient_flow, draw_race
 from jaxdnn.report.lecture_charts import draw_lecture

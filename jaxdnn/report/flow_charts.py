@@ -251,9 +251,11 @@ def _draw_band(
     axes: Axes, x: np.ndarray, values: np.ndarray, place: int, name: str, width: float
 ) -> None:
     """Draw median and 5-95 % band over seeds; a value that is not finite ends the line."""
-    whole = np.isfinite(values).all(axis=0)
+    finite = np.isfinite(values).all(axis=0)
     low, median, high = np.full((3, len(x)), np.nan)
-    low[whole], median[whole], high[whole] = np.percentile(values[:, whole], [5, 50, 95], axis=0)
+    low[finite], median[finite], high[finite] = np.percentile(
+        values[:, finite], [5, 50, 95], axis=0
+    )
     axes.fill_between(x, low, high, color=_colour(place), alpha=0.2, linewidth=0)
     style = "-" if place % 2 == 0 else "--"
     axes.plot(x, median, style, color=_colour(place), linewidth=width, label=name)

@@ -1,4 +1,4 @@
-"""The look of every chart: readable on a slide, and by the colour-blind.
+"""The style of every chart: readable on a slide, and by the colour-blind.
 
 Colours: Okabe and Ito, "Color Universal Design", 2008.
 """
@@ -33,7 +33,7 @@ def tidy(axes: Axes, *, title: str = "", x: str = "", y: str = "") -> None:
 
 
 def save(figure: Figure, path: Path, *, svg: bool = False) -> None:
-    """Write the figure as a PNG, and beside it as SVG if asked."""
+    """Write the figure as a PNG, and as an SVG of the same name if asked."""
     figure.savefig(path, dpi=120, facecolor="white")
     if svg:
         # The layout stands; to find it again takes longer than to draw.

@@ -60,8 +60,8 @@ def draw_phase_diagram(
     axes.plot(line.sigma_w2, line.sigma_b2, color="white", linewidth=5, zorder=3)
     for part, style in ((~line.repels, "-"), (line.repels, (0, (3, 2)))):
         shown = np.where(part, line.sigma_w2, np.nan)
-        look = {"color": VERMILION, "linewidth": 2.5, "linestyle": style, "zorder": 4}
-        axes.plot(shown, line.sigma_b2, **look)
+        options = {"color": VERMILION, "linewidth": 2.5, "linestyle": style, "zorder": 4}
+        axes.plot(shown, line.sigma_b2, **options)
     axes.set_xlim(extent[0], extent[1])
     axes.set_ylim(extent[2], extent[3])
     _name_phases(axes, diagram)
@@ -81,8 +81,8 @@ def _hatch_unbounded(axes: Axes, diagram: PhaseDiagram, extent: _Extent) -> None
     if unbounded.any():
         rows = np.linspace(extent[2], extent[3], len(unbounded))
         columns = np.linspace(extent[0], extent[1], unbounded.shape[1])
-        look = {"colors": ["#eeeeee"], "hatches": ["//"], "zorder": 2}
-        axes.contourf(columns, rows, unbounded.astype(float), [0.5, 1.5], **look)
+        options = {"colors": ["#eeeeee"], "hatches": ["//"], "zorder": 2}
+        axes.contourf(columns, rows, unbounded.astype(float), [0.5, 1.5], **options)
 
 
 def _name_phases(axes: Axes, diagram: PhaseDiagram) -> None:
@@ -122,10 +122,10 @@ def _name_line(axes: Axes, line: CriticalLine, extent: _Extent) -> None:
         & (line.sigma_b2 >= 0)
         & (line.sigma_b2 < extent[3])
     )
-    look = {"fontsize": 12, "color": VERMILION, "zorder": 7, "bbox": _BOX}
+    options = {"fontsize": 12, "color": VERMILION, "zorder": 7, "bbox": _BOX}
     if not inside.any():
         text = r"no critical line ($\chi_1 = 1$) in this range"
-        axes.text(0.99, 0.98, text, transform=axes.transAxes, ha="right", va="top", **look)
+        axes.text(0.99, 0.98, text, transform=axes.transAxes, ha="right", va="top", **options)
         return
     w, b = line.sigma_w2[inside], line.sigma_b2[inside]
     if np.ptp(w) + np.ptp(b) < 1e-3 * (extent[1] - extent[0]):
@@ -135,7 +135,7 @@ def _name_line(axes: Axes, line: CriticalLine, extent: _Extent) -> None:
     else:
         i, text = int(np.argmin(np.abs(b - 0.85 * extent[3]))), r"critical line, $\chi_1 = 1$"
         shift, side = (-8, 8), "right"
-    axes.annotate(text, (w[i], b[i]), shift, textcoords="offset points", ha=side, **look)
+    axes.annotate(text, (w[i], b[i]), shift, textcoords="offset points", ha=side, **options)
 
 
 def _mark_initializers(axes: Axes, initializers: Mapping[str, float], extent: _Extent) -> None:
@@ -200,8 +200,8 @@ def _draw_factor(axes: Axes, i: int, j: int, value: float, norm: TwoSlopeNorm) -
     colour = "#f2f2f2" if math.isnan(log) else colormaps["PuOr_r"](norm(clipped))
     axes.fill_between([j + 0.03, j + 0.97], i + 0.04, i + 0.96, color=colour, linewidth=0)
     dark = not math.isnan(log) and abs(clipped) > 0.55
-    look = {"ha": "center", "va": "center", "color": "white" if dark else "black"}
-    axes.text(j + 0.5, i + 0.5, _number(value), fontsize=11, **look)
+    options = {"ha": "center", "va": "center", "color": "white" if dark else "black"}
+    axes.text(j + 0.5, i + 0.5, _number(value), fontsize=11, **options)
 
 
 def _number(value: float) -> str:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from jaxdnn.report.style import BLUE, GREY, ORANGE, VERMILION, new_figure, save, tidy
-from jaxdnn.run_folder import RunFolder, read_evaluations, read_looks
+from jaxdnn.run_folder import RunFolder, read_evaluations, read_layer_stats
 
 MISTAKES_PER_ROW = 6
 # Names of what a watched run logs of a layer: gradients/layers/0/delta_rms.
@@ -21,7 +21,7 @@ _PREFIX, _SUFFIX = "gradients/", "/delta_rms"
 def draw_training(folder: RunFolder) -> list[Path]:
     """Draw every chart of a finished run; return their paths."""
     draws = {"curves": _draw_curves, "confusion": _draw_confusion, "mistakes": _draw_mistakes}
-    if read_looks(folder.metrics):
+    if read_layer_stats(folder.metrics):
         draws["gradients"] = draw_gradients
     paths = []
     for name, draw in draws.items():
@@ -116,17 +116,17 @@ def _draw_mistakes(folder: RunFolder, path: Path) -> None:
 
 def draw_gradients(folder: RunFolder, path: Path) -> None:
     """Draw log10 of delta's RMS by layer and step; grey where it is zero or not finite."""
-    looks = read_looks(folder.metrics)
-    layers = [name[len(_PREFIX) : -len(_SUFFIX)] for name in looks[0] if name.endswith(_SUFFIX)]
+    rows = read_layer_stats(folder.metrics)
+    layers = [name[len(_PREFIX) : -len(_SUFFIX)] for name in rows[0] if name.endswith(_SUFFIX)]
     values = np.array(
-        [[look[f"{_PREFIX}{layer}{_SUFFIX}"] or np.nan for look in looks] for layer in layers]
+        [[row[f"{_PREFIX}{layer}{_SUFFIX}"] or np.nan for row in rows] for layer in layers]
     )
     logs = np.ma.masked_invalid(np.log10(values))
-    figure = new_figure(max(6.5, min(13, 3 + 0.12 * len(looks))), 2.2 + 0.32 * min(len(layers), 30))
+    figure = new_figure(max(6.5, min(13, 3 + 0.12 * len(rows))), 2.2 + 0.32 * min(len(layers), 30))
     axes = figure.subplots()
     axes.set_facecolor(GREY)
     # No step comes before the first.
-    steps = np.maximum(_edges([look["step"] for look in looks]), 0)
+    steps = np.maximum(_edges([row["step"] for row in rows]), 0)
     # cividis: the same to people with and without red-green blindness.
     mesh = axes.pcolormesh(steps, _edges(range(len(layers))), logs, cmap="cividis")
     figure.colorbar(mesh, ax=axes, label="log10 of delta's RMS")
@@ -148,12 +148,12 @@ def _edges(steps: Sequence[float]) -> np.ndarray:
 
 
 def draw_augmentations(originals: np.ndarray, augmented: np.ndarray, path: Path) -> None:
-    """Draw each image beside its augmented versions.
+    """Draw each image next to its augmented versions.
 
     Args:
       originals: uint8 (image, height, width, channel).
       augmented: floats in [0, 1], (image, version, height, width, channel).
-      path: a PNG.
+      path: where to write, ending in .png.
     """
     num_images, num_versions = augmented.shape[:2]
     figure = new_figure(1.3 * (num_versions + 1), 1.35 * num_images + 0.5)

@@ -5,7 +5,7 @@ it can be read without the program that wrote it. One more entry is the fingerpr
 what the disk has changed since, by a single bit, is not taken for what was saved.
 
 At any moment at most one latest and one best are being written, and two of each are kept: whenever
-the machine stops, a latest and the best that it knows of are whole.
+the machine stops, a latest and the best that it knows of are undamaged.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Checkpoints:
 
     Args:
       folder: holds `latest` and `best`.
-      about: kept beside every checkpoint, as JSON: what the run is.
+      about: kept with every checkpoint, as JSON: what the run is.
       tidy: remove what a killed run left half-written; only where no other can be writing.
     """
 
@@ -145,7 +145,7 @@ class Checkpoints:
         step = self.step(kind)
         if step is None:
             where = self._checkpointers[kind].directory
-            raise InputError(f"{where} holds no checkpoint; train anew")
+            raise InputError(f"{where} holds no checkpoint; train again")
         try:
             return self.read(kind, step, like)
         except Mismatch as mismatch:
@@ -154,7 +154,7 @@ class Checkpoints:
             ) from mismatch
         except Damaged as damage:
             raise InputError(
-                f"the {kind} checkpoint at step {step} is damaged ({damage}); train anew"
+                f"the {kind} checkpoint at step {step} is damaged ({damage}); train again"
             ) from damage
 
     def read(self, kind: str, step: int, like: Any = None) -> Any:

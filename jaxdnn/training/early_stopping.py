@@ -11,15 +11,15 @@ import math
 
 @dataclasses.dataclass(frozen=True)
 class EarlyStopping:
-    """What has been seen so far. Each `update` returns a new one.
+    """The scores so far. Each `update` returns a new one.
 
     Attributes:
       greater_is_better: whether the metric is to rise (accuracy) or to fall (loss).
       patience: evaluations without improvement before `should_stop`; None: never.
       min_improvement: a smaller change does not count; at least 0.
       best_value: best metric so far; NaN before the first that counts.
-      best_step: its step, or None.
-      num_bad: evaluations since.
+      best_step: step of the best evaluation; None before the first.
+      num_bad: number of evaluations since then.
     """
 
     greater_is_better: bool

@@ -37,7 +37,7 @@ class Chunk(NamedTuple):
 
     Attributes:
       first: number of the first step.
-      end: after the last step.
+      end: number of the step after the last.
       images: uint8 (steps * batch, height, width, channel); rows after the last are undefined.
       rows: (steps * batch,) places of the images in their split.
     """
@@ -117,18 +117,18 @@ class StreamedTrain:
     Each process decodes its own part of every batch.
 
     Args:
-      step: takes one step.
+      step: `make_step`'s, takes one step.
       order: `key -> (steps, batch)` places of an epoch.
-      images: of the training split.
+      images: those of the training split, (image, height, width, channel), streamed.
       labels: (image,) classes.
       key: the run's key, from which `keys.py` makes all others.
-      steps_per_epoch: rows of the order.
+      steps_per_epoch: optimizer steps, the rows of `order`.
       layout: the devices, of which each gets its part of every batch.
       num_microbatches: how many a batch is made of.
 
     Attributes:
       wait_seconds: how long the device has had nothing to do because images were not ready.
-      next_step: for which the next chunk is being decoded.
+      next_step: number of the step at which the chunk begins that is being decoded.
     """
 
     def __init__(

@@ -37,8 +37,8 @@ class Progress:
     """How far a run has come.
 
     Attributes:
-      state: after the last step.
-      stopping: best metric so far.
+      state: parameters and optimizer state after the last step.
+      stopping: the best metric so far, and the evaluations since.
       best: the network at the best step, None before the first evaluation.
     """
 
@@ -211,7 +211,7 @@ def _save(progress: Progress, checkpoints: Checkpoints, recorder: Recorder) -> N
 
 
 class _Speed:
-    """Measures steps per second, and tells how many steps fill SECONDS_PER_CALL."""
+    """Measures steps per second, and works out how many steps fill SECONDS_PER_CALL."""
 
     def __init__(self) -> None:
         self._steps = 0

@@ -50,7 +50,7 @@ def load_predictor(folder: RunFolder) -> Predictor:
     try:
         about = json.loads(folder.dataset.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder.dataset} cannot be read ({error}); train anew") from error
+        raise InputError(f"{folder.dataset} cannot be read ({error}); train again") from error
     shape = (about["height"], about["width"], about["channels"])
     pixel_stats = PixelStats(tuple(about["mean"]), tuple(about["std"]))
     model = make_model(config.model, shape, len(about["class_names"]))

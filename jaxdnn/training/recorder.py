@@ -18,9 +18,9 @@ class Recorder:
     Args:
       folder: where the numbers go; None, for all processes of a run but the first, records nothing.
       num_steps: where training ends at the latest.
-      batch_size: images in a step.
+      batch_size: number of images in a step.
       start: steps taken before; what was recorded of later ones is dropped.
-      progress: show a bar.
+      progress: show a bar on stderr.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """One run: data, network, training, test, and everything that is kept of it.
 
-A run goes on at its newest checkpoint that is whole, together with the best it knows of. One that
-starts anew repeats itself to the bit, so that nothing is lost for good even where every checkpoint
-is damaged; only time.
+A run goes on at its newest checkpoint that is not damaged, together with the best it knows of. One
+that starts again repeats itself to the bit, so that where every checkpoint is damaged only time is
+lost.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdnn import __version__
 from jaxdnn.config import Config, save_config
 from jaxdnn.data import Split, load
 from jaxdnn.errors import InputError
@@ -118,11 +119,11 @@ def _streaming(config: Config) -> Config:
 
 
 def _about(setup: Setup) -> dict[str, Any]:
-    """Return what stands beside every checkpoint."""
-    packages = ("jaxdnn", "jax", "jaxlib", "flax", "optax")
+    """Return what is kept with every checkpoint."""
+    packages = ("jax", "jaxlib", "flax", "optax")
     return {
         "config": dataclasses.asdict(setup.config),
-        "versions": {name: version(name) for name in packages},
+        "versions": {"jaxdnn": __version__, **{name: version(name) for name in packages}},
         "num_devices": setup.layout.num_devices,
     }
 
@@ -140,7 +141,7 @@ def _keep_settings(folder: RunFolder, setup: Setup) -> None:
         if differs:
             raise InputError(
                 f"the data is not what {folder.path} was started with "
-                f"({', '.join(differs)} differ); put the same images back, or train anew"
+                f"({', '.join(differs)} differ); put the same images back, or train again"
             )
     write_json(folder.dataset, description)
     save_config(setup.config, folder.config)
@@ -210,7 +211,7 @@ def _pretrained(setup: Setup, state: TrainState) -> TrainState:
 
 
 def find_progress(fresh: Progress, checkpoints: Checkpoints) -> Progress | None:
-    """Return where the newest whole checkpoint left off, None to begin anew.
+    """Return where the newest checkpoint that is not damaged left off, None to start again.
 
     What is damaged, and what came after, is removed with a line on stderr.
 
@@ -235,7 +236,7 @@ def find_progress(fresh: Progress, checkpoints: Checkpoints) -> Progress | None:
         return found
     if damages and all(isinstance(damage, Mismatch) for damage in damages):
         raise InputError(f"{damages[0]}; resume with the settings that the run was started with")
-    _tell_damages(steps, damages, "beginning anew")
+    _tell_damages(steps, damages, "starting again")
     for kind in ("latest", "best"):
         checkpoints.forget_after(kind, -1)
     return None

@@ -82,7 +82,7 @@ def make_model(
             f"--head sigmoid tells two classes apart, the data has {num_classes}; "
             "name the positive ones with --positive, or use --head softmax"
         )
-    unit = BlockOptions(
+    block_options = BlockOptions(
         activation=options.make_activation(),
         kernel_init=options.make_initializer(),
         bias_init=options.bias_init,
@@ -98,9 +98,9 @@ def make_model(
             widths=options.widths,
             blocks=options.blocks,
             stem=options.stem,
-            unit=unit,
+            options=block_options,
         )
-    return make_mlp(input_shape, num_outputs, widths=options.widths, unit=unit)
+    return make_mlp(input_shape, num_outputs, widths=options.widths, options=block_options)
 
 
 @dataclasses.dataclass(frozen=True)

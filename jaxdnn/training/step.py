@@ -95,7 +95,7 @@ class TrainState(NamedTuple):
     """All that changes in training.
 
     Attributes:
-      step: number of steps taken.
+      step: number of steps taken so far, ().
       params: what is trained, nested dicts of float32 arrays.
       batch_stats: running averages of the batch norms.
       opt_state: what the optax chain remembers.

@@ -47,7 +47,7 @@ class Layer(NamedTuple):
 
     Attributes:
       path: such as `layers/0`.
-      shape: of its pre-activation, without the batch.
+      shape: axes of its pre-activation, without the batch.
       fan_in: inputs of each unit.
     """
 
@@ -61,12 +61,12 @@ class LayerStats(NamedTuple):
 
     Attributes:
       delta_rms: root mean square of dL/dz.
-      pre_activation_rms: of z.
+      pre_activation_rms: root mean square of z.
       dead_fraction: share of features with phi' = 0 for every example and place; 0 in the output.
       saturated_fraction: share of all z with |phi'| < 1 % of its maximum; 0 in the output.
-      kernel_grad_rms: of dL/dW.
-      kernel_rms: of W.
-      slope_rms: of phi'; 1 in the output.
+      kernel_grad_rms: root mean square of dL/dW.
+      kernel_rms: root mean square of W.
+      slope_rms: root mean square of phi'(z); 1 in the output.
     """
 
     delta_rms: Float[np.ndarray, " layer"]

@@ -50,9 +50,9 @@ def test_bridge_takes_delta_past_a_small_layer():
     apply, kernels = zoo.deep()
     kernels[4] = 0.01 * kernels[4]
     exam = examine((apply, kernels), *BATCH)
-    at, beside = (bridged_change(exam, cut) for cut in (4, 6))
+    at, elsewhere = (bridged_change(exam, index) for index in (4, 6))
     chex.assert_trees_all_close(at, 2, atol=0.5, rtol=0)
-    assert abs(beside) < 0.5
+    assert abs(elsewhere) < 0.5
 
 
 def not_scalar(logits, targets):

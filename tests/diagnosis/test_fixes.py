@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from jaxdnn.diagnosis import examine
-from jaxdnn.diagnosis.edit_fixes import batch_norms, rectifiers, shortcuts
+from jaxdnn.diagnosis.edit_fixes import batch_norms, relu_everywhere, shortcuts
 from jaxdnn.diagnosis.fixes import FixKind, critical_weights, step_fixes
 from jaxdnn.diagnosis.profile import log_factor
 from jaxdnn.diagnosis.trial import take_first_step
@@ -71,13 +71,13 @@ def test_what_has_a_mean_is_added_over_the_number_of_blocks():
 
 def test_relu_replaces_the_activations_with_hes_weights():
     exam = examine((plain(jax.nn.sigmoid), KERNELS), INPUTS, TARGETS)
-    group = next(rectifiers(exam))
+    group = next(relu_everywhere(exam))
     sigmas = [np.sqrt(np.mean(k**2) * len(k)) for k in group.fixes[0].params]
     chex.assert_trees_all_close(sigmas, [1.0, *[np.sqrt(2)] * (HIDDEN + 1)], rtol=1e-5)
     expected = plain(jax.nn.relu)(group.fixes[0].params, INPUTS)
     chex.assert_trees_all_close(logits_of(exam, group), expected, rtol=1e-5, atol=1e-5)
-    rectified = examine((plain(jax.nn.relu), KERNELS), INPUTS, TARGETS)
-    assert not list(rectifiers(rectified))
+    with_relu = examine((plain(jax.nn.relu), KERNELS), INPUTS, TARGETS)
+    assert not list(relu_everywhere(with_relu))
 
 
 def normalised(axis):

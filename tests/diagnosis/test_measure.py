@@ -153,8 +153,8 @@ def test_nnx_module_is_left_as_it_was_and_seen_in_training_mode():
 
 
 def test_delta_and_pre_activations_are_those_of_the_probes_in_models():
-    unit = BlockOptions(make_activation("tanh"))
-    model = make_mlp((4,), 3, widths=(8, 8), unit=unit)
+    options = BlockOptions(make_activation("tanh"))
+    model = make_mlp((4,), 3, widths=(8, 8), options=options)
     params, stats = model.init(jax.random.key(0))
     zeros = {path: jnp.zeros((6, width)) for path, width in
              {"layers/0": 8, "layers/1": 8, "head": 3}.items()}  # fmt: skip

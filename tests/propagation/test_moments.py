@@ -39,8 +39,8 @@ def small(norm: Norm = "none", activation="tanh", **options):
 @pytest.mark.parametrize("norm", slow_but(("none", "batch", "layer"), "none", "batch"))
 def test_agrees_with_the_general_network_code(norm):
     kernels, batch, moments = small(norm)
-    unit = BlockOptions(make_activation("tanh"), norm=norm)
-    model = make_mlp((4,), 3, widths=(WIDTH,) * (DEPTH - 1), unit=unit)
+    options = BlockOptions(make_activation("tanh"), norm=norm)
+    model = make_mlp((4,), 3, widths=(WIDTH,) * (DEPTH - 1), options=options)
     params, stats = model.init(jax.random.key(0))
     all_kernels = [kernels.first, *kernels.hidden, kernels.last]
     for layer, kernel in enumerate(all_kernels[:-1]):

@@ -91,8 +91,8 @@ def ignore(_):
 
 
 def test_chunks_hold_every_pair_once_and_fill_up_the_last():
-    portions = pair_chunks(2, range(5, 8), 4)
-    pairs = [tuple(pair) for portion in portions for pair in portion.T.tolist()]
+    chunks = pair_chunks(2, range(5, 8), 4)
+    pairs = [tuple(pair) for chunk in chunks for pair in chunk.T.tolist()]
     assert pairs[:6] == [(i, s) for i in (0, 1) for s in (5, 6, 7)]
     assert pairs[6:] == [(1, 7)] * 2
 

@@ -19,7 +19,7 @@ from .runs import data_file, flip_a_bit, truncate
 
 
 def train_state(width=4, seed=0):
-    model = make_mlp((3,), 2, widths=(width,), unit=BlockOptions(norm="batch"))
+    model = make_mlp((3,), 2, widths=(width,), options=BlockOptions(norm="batch"))
     return make_init(model, optax.adam(0.1))(jax.random.key(seed))
 
 

@@ -43,7 +43,7 @@ def test_patience_counts_evaluations_without_improvement(patience):
     values = [1.0, 2.0] + [1.5] * (patience - 1)
     assert not after(values, patience=patience).should_stop
     assert after([*values, 1.5], patience=patience).should_stop
-    assert not after([*values, 2.5], patience=patience).should_stop  # counted anew
+    assert not after([*values, 2.5], patience=patience).should_stop  # counted again
 
 
 def test_without_patience_nothing_stops():

@@ -38,8 +38,8 @@ STATS = ImagesInMemory(IMAGES).pixel_stats
 
 @functools.cache
 def network(norm_momentum=0.9):
-    unit = BlockOptions(norm="batch", norm_momentum=norm_momentum, dropout=0.5)
-    model = make_mlp((2, 3, 1), 3, widths=(5, 4), unit=unit)
+    options = BlockOptions(norm="batch", norm_momentum=norm_momentum, dropout=0.5)
+    model = make_mlp((2, 3, 1), 3, widths=(5, 4), options=options)
     return model, Variables(*jax.jit(model.init)(jax.random.key(0)))
 
 

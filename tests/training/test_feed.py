@@ -128,7 +128,7 @@ def test_a_step_that_diverges_is_the_last(monkeypatch):
 def seen(setup: Setup, shard: int, num_shards: int, *turns: int) -> list[list[int]]:
     """Return the images of each step of the first epoch, by identity, as one process sees them.
 
-    Every turn takes so many steps and then starts anew at the next step, as a resumed run does.
+    Every turn takes so many steps and then starts again at the next step, as a resumed run does.
     """
     images, (_, key) = setup.dataset.train.images, seed_keys(0)
     assert isinstance(images, StreamedImages)

@@ -111,12 +111,12 @@ def test_damage_leads_to_the_one_before_and_is_told(folder, kind, how, capsys):
     assert_is(found_in(folder), 3)
 
 
-def test_where_nothing_is_whole_a_run_begins_anew_and_says_so(folder, capsys):
+def test_where_every_checkpoint_is_damaged_a_run_starts_again_and_says_so(folder, capsys):
     for step in (2, 3):
         damage(folder, "latest", step, flip_a_bit)
     assert found_in(folder) is None
     said = capsys.readouterr().err
-    assert said.count("beginning anew") == said.count("\n") == 2
+    assert said.count("starting again") == said.count("\n") == 2
     with Checkpoints(folder) as checkpoints:
         assert checkpoints.steps("latest") == checkpoints.steps("best") == []
         save(checkpoints, progress_at(1), "latest")

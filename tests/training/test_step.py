@@ -47,10 +47,10 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def classifier(weights=(1.0, 1.0, 1.0), *, prepare=prepare, limit=1e3, rate=LEARNING_RATE, **unit):
-    """The init and step of a linear classifier, or of one hidden layer where `unit` is given."""
-    options = BlockOptions(**unit) if unit else None
-    model = make_mlp((2, 2, 1), 3, widths=(4,) if unit else (), unit=options)
+def classifier(weights=(1.0, 1.0, 1.0), *, prepare=prepare, limit=1e3, rate=LEARNING_RATE, **given):
+    """The init and step of a linear classifier, or of one hidden layer where options are given."""
+    options = BlockOptions(**given) if given else None
+    model = make_mlp((2, 2, 1), 3, widths=(4,) if given else (), options=options)
     optimizer = optax.sgd(rate)
     step = make_step(
         model, optimizer, prepare=prepare, class_weights=jnp.array(weights), loss_limit=limit
@@ -125,7 +125,7 @@ def test_calls_within_an_epoch_do_not_show_and_the_program_is_traced_once():
         chex.assert_trees_all_equal(steps_of(train, state, *counts), whole)
 
 
-def test_a_call_ends_with_the_epoch_and_sums_start_anew():
+def test_a_call_ends_with_the_epoch_and_sums_start_again():
     state, step = classifier()
     train = trainer(step)
     epoch = steps_of(train, state, 100)
@@ -222,7 +222,7 @@ NAN = BATCHES[0].at[1, 2].set(jnp.nan)
 @functools.cache
 def machine(on_nan):
     """An initial state, and the compiled step of a network with batch norm and momentum."""
-    model = make_mlp((4,), 3, widths=(5,), unit=BlockOptions(norm="batch"))
+    model = make_mlp((4,), 3, widths=(5,), options=BlockOptions(norm="batch"))
     optimizer = optax.sgd(0.1, momentum=0.9)
     step = make_step(
         model,

@@ -16,7 +16,7 @@ from jaxdnn.layers import BlockOptions
 from jaxdnn.models import make_mlp
 from jaxdnn.options import AugmentOptions, ModelOptions, OptimizerOptions, TrainOptions
 from jaxdnn.report import draw_gradients
-from jaxdnn.run_folder import RunFolder, read_evaluations, read_looks, read_metrics
+from jaxdnn.run_folder import RunFolder, read_evaluations, read_layer_stats, read_metrics
 from jaxdnn.training import (
     Recorder,
     Setup,
@@ -102,7 +102,7 @@ def test_watching_changes_nothing_and_survives_an_interruption(model, tmp_path):
     chex.assert_trees_all_equal(actual.state, expected.state)
     found, wanted = (RunFolder(tmp_path / name).metrics for name in ("watched", "unwatched"))
     assert read_evaluations(found) == read_metrics(wanted)
-    assert [line["step"] for line in read_looks(found)] == [1, 3, 6, 9]
+    assert [line["step"] for line in read_layer_stats(found)] == [1, 3, 6, 9]
     with pytest.raises(Interrupted):
         run(state, trainer, tmp_path / "resumed", stop_after=2)
     resumed = run(state, trainer, tmp_path / "resumed")
@@ -214,7 +214,7 @@ def test_dead_units_are_seen(fragile):
 
 
 def test_layers_come_in_the_order_of_the_network():
-    model = make_mlp((2, 2, 1), 3, widths=(5,) * 12, unit=BlockOptions())
+    model = make_mlp((2, 2, 1), 3, widths=(5,) * 12, options=BlockOptions())
     layers = layers_of(model, (2, 2, 1))
     assert [layer.path for layer in layers] == [f"layers/{i}" for i in range(12)] + ["head"]
     assert [layer.fan_in for layer in layers[:2]] == [4, 5]
@@ -245,7 +245,7 @@ def test_nothing_is_seen_after_the_step_that_diverged(fragile, tmp_path):
     folder = RunFolder(tmp_path)
     with Recorder(folder, num_steps=10, batch_size=4, start=0, progress=False) as recorder:
         watch_of(trainer).record(recorder)
-    assert [line["step"] for line in read_looks(folder.metrics)] == list(range(1, last + 1))
+    assert [line["step"] for line in read_layer_stats(folder.metrics)] == list(range(1, last + 1))
 
 
 def broken(values, value):
@@ -276,7 +276,7 @@ def test_a_run_that_diverges_says_where_and_records_no_step_that_was_not_taken(f
     said = str(caught.value)
     assert "\n" not in said
     step = int(said.split("at step ")[1].split(":")[0])
-    lines = read_looks(RunFolder(tmp_path).metrics)
+    lines = read_layer_stats(RunFolder(tmp_path).metrics)
     assert [line["step"] for line in lines] == list(range(1, step + 1))
     # What was measured at that step agrees with the name, and nothing before it was broken.
     bad = said.split("not finite is ")[1].split(",")[0]
