@@ -1,7 +1,7 @@
 """Losses from logits, in their stable form, and the probabilities that belong to them.
 
 A network ends in k softmax units, or for two classes in one sigmoid unit. The shape of the logits
-tells which: (batch, k) or (batch, 1).
+says which: (batch, k) or (batch, 1).
 
     >>> import jax.numpy as jnp
     >>> from jaxdnn.losses import predictions, probabilities

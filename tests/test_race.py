@@ -173,7 +173,7 @@ def test_together_gives_the_same_numbers_and_compiles_once(race, finished, monke
         chex.assert_trees_all_close(start.delta_rms, deltas, rtol=1e-4)
 
 
-@pytest.mark.slow  # The command's test tells the same in short.
+@pytest.mark.slow  # The command's test is the short version.
 def test_interrupted_race_goes_on_without_what_is_finished(race, finished, tmp_path):
     few = dataclasses.replace(
         race, initializers=("glorot_normal",), activations=race.activations[:2], seeds=range(3, 4)

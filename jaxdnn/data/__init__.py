@@ -4,7 +4,7 @@ from jaxdnn.data.augmentation import make_augment
 from jaxdnn.data.cache import PixelCache
 from jaxdnn.data.dataset import Dataset, Split, load
 from jaxdnn.data.decode import UnreadableImage
-from jaxdnn.data.images import Images, ImagesInMemory, StreamedImages, take_survey
+from jaxdnn.data.images import Images, ImagesInMemory, take_survey
 from jaxdnn.data.pipeline import (
     PixelStats,
     make_order,
@@ -28,7 +28,6 @@ __all__ = [
     "Reader",
     "Source",
     "Split",
-    "StreamedImages",
     "UnreadableImage",
     "class_weights",
     "image_folder",

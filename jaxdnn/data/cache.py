@@ -24,7 +24,7 @@ _FLUSH_SECONDS = 30.0
 def cache_dir(home: Path | str | None) -> Path | None:
     """Return a folder for what is known about the images of a source; None where there is none.
 
-    It is `.jaxdnn` in a folder of images, `.NAME.jaxdnn` beside a zip; where that cannot be
+    It is `.jaxdnn` in a folder of images, `.NAME.jaxdnn` next to a zip; where that cannot be
     written, or is not on this machine, a folder in $XDG_CACHE_HOME or ~/.cache.
 
     Args:
@@ -86,7 +86,7 @@ class PixelCache:
         """Open or make the files.
 
         Args:
-          path: without ending; its name tells what the rows hold, or rows of others are read.
+          path: without ending; its name says what the rows hold, or rows of others are read.
           num_images: places in all, whether or not they fit.
           row_bytes: size of one decoded image.
           max_bytes: most that the rows may take on disk; half of what is free at most.

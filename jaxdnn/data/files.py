@@ -386,7 +386,7 @@ def _has_splits(paths: list[tuple[str, ...]], origin: str) -> bool:
     nested = any(len(path) > 1 and path[0] in splits for path in paths)
     if splits and splits != tops and nested:
         raise InputError(
-            f"split folders ({', '.join(sorted(splits))}) beside others "
+            f"split folders ({', '.join(sorted(splits))}) next to others "
             f"({', '.join(sorted(tops - splits)[:5])}) in {origin}; {_EXPECTED}; move the others"
         )
     return bool(splits) and splits == tops

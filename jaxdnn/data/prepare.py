@@ -161,7 +161,7 @@ def _build(
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(download_dir=staging.folder)
-    except RuntimeError as error:  # How array_record tells of a disk that is full.
+    except RuntimeError as error:  # How array_record reports a disk that is full.
         raise OSError(*error.args) from error
 
 

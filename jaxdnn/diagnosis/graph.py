@@ -54,7 +54,7 @@ class Layer:
       path: in the user's model, `#2` for the second use of the same kernel.
       kind: `dense`, `conv` or `embedding`.
       step: index of the product among the steps of the program.
-      x: number of what the layer sees; None for a look-up by indices.
+      x: number of what the layer takes; None for a look-up by indices.
       leaf: the largest parameter that it is made of.
       z: number of the pre-activation.
       bias: number of what is added in between; None if nothing.

@@ -33,11 +33,9 @@ from jaxdnn.propagation.gradient_flow import (
 )
 from jaxdnn.propagation.mean_field import correlation_slope, phi_moments
 from jaxdnn.propagation.moments import (
-    DEAD_FRACTION,
     HEALTHY_LOG10,
     SATURATED,
     Kernels,
-    correlation,
     dead_fraction,
     measure,
     normalise,
@@ -51,7 +49,6 @@ from jaxdnn.propagation.sweep import CompiledSweep, Grid, cached_chunk, make_swe
 from jaxdnn.propagation.table import Combination, Flow
 
 __all__ = [
-    "DEAD_FRACTION",
     "FORMATS",
     "HEALTHY_LOG10",
     "LONGEST",
@@ -75,7 +72,6 @@ __all__ = [
     "activation_table",
     "batch_norm_rate",
     "cached_chunk",
-    "correlation",
     "correlation_fixed_point",
     "correlation_slope",
     "critical_line",

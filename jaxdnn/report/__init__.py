@@ -15,7 +15,7 @@ from jaxdnn.report.style import (
     tidy,
 )
 from jaxdnn.report.theory_charts import draw_activation_table, draw_phase_diagram
-from jaxdnn.report.training_charts import draw_augmentations, draw_gradients, draw_training
+from jaxdnn.report.training_charts import draw_augmentations, draw_training
 
 __all__ = [
     "BLUE",
@@ -29,7 +29,6 @@ __all__ = [
     "draw_activation_table",
     "draw_augmentations",
     "draw_gradient_flow",
-    "draw_gradients",
     "draw_lecture",
     "draw_phase_diagram",
     "draw_race",

@@ -79,7 +79,7 @@ def make_model(
     """
     if options.head == "sigmoid" and num_classes != 2:
         raise InputError(
-            f"--head sigmoid tells two classes apart, the data has {num_classes}; "
+            f"--head sigmoid separates two classes, the data has {num_classes}; "
             "name the positive ones with --positive, or use --head softmax"
         )
     block_options = BlockOptions(

@@ -164,7 +164,7 @@ def test_large_sets_are_read_by_place_and_keep_their_labels(
     large = tfds(name, str(tmp_path), kept_bytes=0)
     with monkeypatch.context() as patched:
         patched.delattr(_Records, "load")
-        again = tfds(name, str(tmp_path), kept_bytes=0)  # From the labels beside the data.
+        again = tfds(name, str(tmp_path), kept_bytes=0)  # From the labels stored with the data.
     for source in (large, again):
         chex.assert_trees_all_equal(source.labels, small.labels)
         assert list(source.item_names) == list(small.item_names)
@@ -325,13 +325,13 @@ def test_dog_or_other(tmp_path, mocked, name, names, splits, num_dogs):
     is_dog = np.array([n.lower() == "dog" or n in DOG_SYNSETS for n in names])
     assert is_dog.sum() == num_dogs
     num_hidden = NUM if name == "imagenet2012" else 0
-    seen = []
+    read = []
     for part in parts(dataset):
         corners = part.in_memory()[:, 0, 0].astype(int)
         numbers = corners[:, 0] + 256 * corners[:, 1]
         chex.assert_trees_all_equal(part.labels, is_dog[numbers % NUM % len(names)])
-        seen += numbers.tolist()
-    assert len(set(seen)) == len(seen) == len(splits) * NUM - num_hidden
+        read += numbers.tolist()
+    assert len(set(read)) == len(read) == len(splits) * NUM - num_hidden
     own = "validation" if "validation" in splits else None
     if own:
         assert all(n.startswith("validation/") for n in dataset.validation.names)

@@ -57,8 +57,8 @@ def test_processes_together_train_as_one_does(num, options, args, alone, tmp_pat
     out = tmp_path / "together"
     said = start_together(num, deep_dog, *args, *options, "--out", out)
     if "--watch-gradients" in options:
-        looks = [line for line in read_metrics(out / "metrics.jsonl") if "train/loss" not in line]
-        assert len(looks) == 4  # Steps 1, 4, 8 and 12.
+        rows = [line for line in read_metrics(out / "metrics.jsonl") if "train/loss" not in line]
+        assert len(rows) == 4  # Steps 1, 4, 8 and 12.
         kept = [line for line in read_metrics(out / "metrics.jsonl") if "train/loss" in line]
         (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
     assert_close(RunFolder(out), alone)

@@ -27,7 +27,7 @@ def test_chi(reference):
             assert found.q == pytest.approx(row["q"], rel=1e-7)
 
 
-@pytest.mark.slow  # The command's test tells one row of it.
+@pytest.mark.slow  # The command's test covers one row of it.
 @pytest.mark.shared_data
 def test_depth_scales(reference):
     scales = reference["depth_scales"]

@@ -11,7 +11,6 @@ from jaxdnn.activations import make_activation
 from jaxdnn.initializers import make_initializer
 from jaxdnn.layers import BlockOptions, Norm
 from jaxdnn.models import make_mlp
-from jaxdnn.propagation import correlation, dead_fraction, rms, saturated_fraction
 from jaxdnn.propagation.gradient_flow import (
     LOSSES,
     Architecture,
@@ -19,6 +18,7 @@ from jaxdnn.propagation.gradient_flow import (
     flow,
     gaussian_batch,
 )
+from jaxdnn.propagation.moments import correlation, dead_fraction, rms, saturated_fraction
 from tests.propagation.cases import slow_but
 
 DEPTH, WIDTH, BATCH = 5, 12, 7

@@ -68,7 +68,7 @@ def test_side_by_side_gives_the_same_numbers(table):
             )
 
 
-@pytest.mark.slow  # The command's test tells the same in short.
+@pytest.mark.slow  # The command's test is the short version.
 def test_interrupted_grid_goes_on_without_what_is_finished(table, tmp_path, monkeypatch):
     monkeypatch.setattr("jaxdnn.propagation.sweep.OPERATIONS_PER_CALL", 0)
     asked = []
@@ -132,7 +132,7 @@ def test_gradients_that_leave_float32_vanish_or_explode():
     alive = np.zeros((1, 4))
     assert summarise(np.array([[0.0, 1e-30, 1e-3, 1.0]]), alive).verdict == "vanishes"
     assert summarise(np.array([[np.inf, 1e30, 1e-3, 1.0]]), alive).verdict == "explodes"
-    # A signal that overflows on its way forward leaves nothing to be told of the way back.
+    # A signal that overflows on its way forward leaves nothing to be said of the way back.
     lost = summarise(np.full((1, 4), np.nan), alive)
     assert lost.verdict == "explodes"
     assert np.isnan(lost.log10_total)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxdnn.data import Dataset, ImagesInMemory, Reader, Source, Split, StreamedImages
+from jaxdnn.data import Dataset, ImagesInMemory, Reader, Source, Split
+from jaxdnn.data.images import StreamedImages
 from jaxdnn.run_folder import RunFolder
 from jaxdnn.training import Checkpoints, Recorder, TrainState
 from jaxdnn.training.checkpoint import tree_copy

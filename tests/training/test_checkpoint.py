@@ -163,20 +163,20 @@ def arrays():
     }
 
 
-def seen(flat):
+def checksums(flat):
     return np.asarray(fingerprint(flat))
 
 
 def test_any_single_bit_is_seen():
     flat = arrays()
-    before = seen(flat)
+    before = checksums(flat)
     assert before.shape == (4, 3)
     bits = np.asarray(flat["kernel"]).view(np.uint32)
     for _ in range(64):
         place, bit = RNG.integers(0, bits.size), RNG.integers(0, 32)
         changed = bits.copy()
         changed.reshape(-1)[place] ^= np.uint32(1) << np.uint32(bit)
-        after = seen(flat | {"kernel": jnp.asarray(changed.view(np.float32))})
+        after = checksums(flat | {"kernel": jnp.asarray(changed.view(np.float32))})
         # In both sums of the one array, and nowhere else.
         rows = sorted(flat).index("kernel")
         assert (after[rows, :2] != before[rows, :2]).all()
@@ -188,13 +188,13 @@ def test_every_kind_of_number_is_looked_at(name):
     flat = arrays()
     changed = flat[name].reshape(-1)
     changed = changed.at[-1].set(~changed[-1] if name == "flags" else changed[-1] * 2)
-    after = seen(flat | {name: changed.reshape(flat[name].shape)})
-    assert (after != seen(flat)).any()
+    after = checksums(flat | {name: changed.reshape(flat[name].shape)})
+    assert (after != checksums(flat)).any()
 
 
 def test_what_an_array_is_called_and_where_its_numbers_stand_counts():
     flat = {"a": jnp.arange(12.0).reshape(3, 4), "b": jnp.zeros(2)}
-    before = seen(flat)
+    before = checksums(flat)
     for changed in (
         {"a": flat["a"].reshape(4, 3), "b": flat["b"]},
         {"c": flat["a"], "b": flat["b"]},
@@ -202,12 +202,12 @@ def test_what_an_array_is_called_and_where_its_numbers_stand_counts():
         {"a": flat["a"], "b": jnp.zeros(2, jnp.int32)},
         {"a": flat["a"], "b": -flat["b"]},
     ):
-        assert (seen(changed) != before).any()
+        assert (checksums(changed) != before).any()
 
 
 def test_it_does_not_depend_on_the_devices():
     flat, layout = arrays(), make_layout(jax.devices())
-    whole = seen(flat)
+    whole = checksums(flat)
     for spec in (PartitionSpec("batch"), PartitionSpec(None, "batch")):
         cut = jax.device_put(flat["kernel"], NamedSharding(layout.mesh, spec))
-        chex.assert_trees_all_equal(seen(flat | {"kernel": cut}), whole)
+        chex.assert_trees_all_equal(checksums(flat | {"kernel": cut}), whole)

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from jaxdnn.config import Config
-from jaxdnn.data import Dataset, ImagesInMemory, StreamedImages
+from jaxdnn.data import Dataset, ImagesInMemory
+from jaxdnn.data.images import StreamedImages
 from jaxdnn.errors import InputError
 from jaxdnn.options import AugmentOptions, DataOptions, ModelOptions, OptimizerOptions, TrainOptions
 from jaxdnn.training import (
@@ -125,7 +126,7 @@ def test_a_step_that_diverges_is_the_last(monkeypatch):
     assert bool(state.diverged)
 
 
-def seen(setup: Setup, shard: int, num_shards: int, *turns: int) -> list[list[int]]:
+def visited(setup: Setup, shard: int, num_shards: int, *turns: int) -> list[list[int]]:
     """Return the images of each step of the first epoch, by identity, as one process sees them.
 
     Every turn takes so many steps and then starts again at the next step, as a resumed run does.
@@ -161,15 +162,15 @@ def numbered() -> Setup:
 @pytest.mark.parametrize("turns", [(25,), (11, 14), (1, 23, 1)])
 def test_nothing_is_lost_and_nothing_seen_twice(numbered, num_shards, turns, monkeypatch):
     monkeypatch.setattr(feed, "CHUNK_BYTES", 600)
-    of_shards = [seen(numbered, shard, num_shards, *turns) for shard in range(num_shards)]
+    of_shards = [visited(numbered, shard, num_shards, *turns) for shard in range(num_shards)]
     assert sorted(np.concatenate(of_shards, axis=None).tolist()) == list(range(1000))
     by_step = np.concatenate(of_shards, axis=1)
-    chex.assert_trees_all_equal(by_step, np.array(seen(numbered, 0, 1, 25)))
+    chex.assert_trees_all_equal(by_step, np.array(visited(numbered, 0, 1, 25)))
 
 
 def test_a_batch_that_cannot_be_shared_equally_is_refused(numbered):
     with pytest.raises(InputError, match=r"--batch-size 40 .* 3 processes; expected a multiple"):
-        seen(numbered, 0, 3, 1)
+        visited(numbered, 0, 3, 1)
 
 
 def test_waiting_is_told(monkeypatch):
@@ -261,7 +262,7 @@ def numbers(text: str) -> list[list[int]]:
 @pytest.mark.slow
 def test_processes_that_are_killed_are_gone_on_from_by_any_number_of_others(tmp_path):
     photographs(tmp_path)
-    step = 11  # What a checkpoint holds; the step after it is under way, and seen again.
+    step = 11  # What a checkpoint holds; the step after it is under way, and visited again.
     killed, before = start(tmp_path, 2, 0), []
     for process in killed:
         assert process.stdout is not None
@@ -273,7 +274,7 @@ def test_processes_that_are_killed_are_gone_on_from_by_any_number_of_others(tmp_
     resumed = start(tmp_path, 4, step)
     after = [numbers(process.communicate()[0]) for process in resumed]
     assert [process.returncode for process in resumed] == [0] * 4
-    seen = [*np.concatenate(before, axis=1).tolist(), *np.concatenate(after, axis=1).tolist()]
-    assert np.shape(seen) == (NUM_TRAIN // BATCH, BATCH)
-    assert len(np.unique(seen)) == NUM_TRAIN
-    assert set(np.ravel(seen)) <= set(range(NUM))
+    visited = [*np.concatenate(before, axis=1).tolist(), *np.concatenate(after, axis=1).tolist()]
+    assert np.shape(visited) == (NUM_TRAIN // BATCH, BATCH)
+    assert len(np.unique(visited)) == NUM_TRAIN
+    assert set(np.ravel(visited)) <= set(range(NUM))

@@ -103,27 +103,27 @@ def test_a_finished_run_has_nothing_to_do(state, trainer, whole):
 
 def scripted(trainer: Trainer, values: list[float]) -> tuple[Trainer, dict[int, Any]]:
     """The trainer with these validation losses, and the parameters that each was for."""
-    seen: dict[int, Any] = {}
+    evaluated: dict[int, Any] = {}
 
     def evaluate(state):
         step = int(state.step)
         # jnp.copy, because a NumPy view of a buffer keeps it from being donated.
-        seen[step] = jax.tree.map(jnp.copy, state.variables)
+        evaluated[step] = jax.tree.map(jnp.copy, state.variables)
         value = values[step // STEPS_PER_EPOCH - 1]
         return {"val/loss": value, "val/balanced_accuracy": 0.5}, state.batch_stats
 
-    return dataclasses.replace(trainer, evaluate=evaluate), seen
+    return dataclasses.replace(trainer, evaluate=evaluate), evaluated
 
 
 def test_patience_stops_and_the_best_weights_are_kept(state, trainer, tmp_path):
-    script, seen = scripted(trainer, [3.0, 2.0, math.nan, 1.0])
+    script, evaluated = scripted(trainer, [3.0, 2.0, math.nan, 1.0])
     progress = run(state, script, tmp_path, patience=1)
     assert int(progress.state.step) == 15
     assert progress.stopping.best_step == 10
-    chex.assert_trees_all_equal(progress.best, seen[10])
+    chex.assert_trees_all_equal(progress.best, evaluated[10])
     with Checkpoints(RunFolder(tmp_path).checkpoints) as checkpoints:
         assert (checkpoints.step("latest"), checkpoints.step("best")) == (15, 10)
-        chex.assert_trees_all_equal(checkpoints.restore("best", seen[10]), seen[10])
+        chex.assert_trees_all_equal(checkpoints.restore("best", evaluated[10]), evaluated[10])
     again = run(state, script, tmp_path, patience=1)
     assert_same(again, progress)
 

@@ -180,7 +180,7 @@ def test_a_step_moves_its_gradient_and_nothing_else():
     setup = make_setup(with_model(CONFIG, norm="layer"), DATASET, DeviceOptions())
     found = collectives(compiled(setup))
     assert found.keys() == {"all-reduce"}
-    # Every gradient once; beside them only the sums of losses and of correct answers.
+    # Every gradient once; apart from them only the sums of losses and of correct answers.
     moved = sorted(found["all-reduce"])
     scalars = [size for size in moved if size == 1]
     assert len(scalars) <= 2

@@ -197,21 +197,21 @@ def test_every_epoch_has_an_order_of_its_own_with_every_image():
 
 
 def test_every_step_has_randomness_of_its_own():
-    seen = []
+    drawn = []
 
     def spy(key, images):
-        jax.debug.callback(lambda bits: seen.append(int(bits)), jax.random.bits(key))
+        jax.debug.callback(lambda bits: drawn.append(int(bits)), jax.random.bits(key))
         return images / 255
 
     state, step = classifier(prepare=spy)
     train = trainer(step)
     steps_of(train, state, STEPS, STEPS)
     jax.effects_barrier()
-    assert len(set(seen)) == 2 * STEPS
-    first = list(seen)
+    assert len(set(drawn)) == 2 * STEPS
+    first = list(drawn)
     steps_of(train, state, 1, STEPS, STEPS)
     jax.effects_barrier()
-    assert seen[len(first) :] == first
+    assert drawn[len(first) :] == first
 
 
 CLASSES = jnp.array([0, 1, 2])

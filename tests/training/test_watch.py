@@ -15,7 +15,7 @@ from jaxdnn.errors import Interrupted
 from jaxdnn.layers import BlockOptions
 from jaxdnn.models import make_mlp
 from jaxdnn.options import AugmentOptions, ModelOptions, OptimizerOptions, TrainOptions
-from jaxdnn.report import draw_gradients
+from jaxdnn.report.training_charts import draw_gradients
 from jaxdnn.run_folder import RunFolder, read_evaluations, read_layer_stats, read_metrics
 from jaxdnn.training import (
     Recorder,
