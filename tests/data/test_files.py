@@ -136,7 +136,7 @@ def test_names_in_any_script(tmp_path, kind):
         (["1.png", "2.png"], r"2 images but no class folders in .*'1.png'"),
         (["train/1.png", "test/2.png"], r"2 images but no class folders"),
         (["dog/1.png", "dog/2.png"], r"one class only \('dog'\).*add the others"),
-        (["train/dog/1.png", "extra/dog/2.png"], r"split folders \(train\) beside others \(extra"),
+        (["train/dog/1.png", "extra/dog/2.png"], r"split folders \(train\) next to others \(extra"),
     ],
 )
 def test_a_layout_that_cannot_be_used_is_one_clear_line(tmp_path, kind, names, message):
