@@ -76,7 +76,7 @@ class Activation:
       derivative_range: infimum and supremum of phi'.
       slope: how the negative side's slope comes about, or None where it is part of `function`.
       common_gain: factor on the standard deviation 1/√fan_in in common use with it (PyTorch's
-        `calculate_gain`; He et al., 2015, whose √2 is used for ELU, GELU and SiLU as well), NaN
+        `calculate_gain`; He et al., 2015, whose √2 is used for ELU, GELU and SiLU as well); None
         where there is none.
     """
 
@@ -85,7 +85,7 @@ class Activation:
     value_range: Range
     derivative_range: Range
     slope: Slope | None = None
-    common_gain: float = math.nan
+    common_gain: float | None = None
 
     @property
     def max_slope(self) -> float:

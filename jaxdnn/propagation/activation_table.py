@@ -49,7 +49,8 @@ def gains(phi: Phi) -> Gains:
       Kumar, "On Weight Initialization in Deep Neural Networks", 2017.
     """
     m2, d2 = (float(moment) for moment in phi_moments(phi)[1:])
-    common = phi.common_gain if isinstance(phi, Activation) else math.nan
+    common = phi.common_gain if isinstance(phi, Activation) else None
+    common = math.nan if common is None else common
     return Gains(
         _inverse_root(m2),
         _inverse_root(d2),
