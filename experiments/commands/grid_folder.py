@@ -8,11 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from jaxdnn import command_line
 from jaxdnn.errors import InputError, Interrupted
 from jaxdnn.processes import is_first
+from jaxdnn.progress import progress_bar
 from jaxdnn.run_folder import write_json
 
 # What a folder can hold -> the file that keeps its settings.
@@ -80,7 +79,9 @@ def run_until_stopped(
     """
     with (
         command_line.StopSignal() as stopped,
-        tqdm(total=num_networks, unit=" networks", disable=not progress) as bar,
+        progress_bar(
+            total=num_networks, desc="done", unit=" networks", disable=not progress
+        ) as bar,
     ):
         try:
             return run(bar.update, stopped)
