@@ -44,7 +44,7 @@ def progress_bar(
         disable=disable,
         initial=initial,
         unit=unit,
-        unit_scale=True,
+        unit_scale=total >= 1000,  # 1.2k, but 12 and not 12.0
         leave=leave,
         delay=delay,
         file=sys.stderr,

@@ -80,7 +80,7 @@ def run_until_stopped(
     with (
         command_line.StopSignal() as stopped,
         progress_bar(
-            total=num_networks, desc="networks", unit=" networks", disable=not progress
+            total=num_networks, desc="done", unit=" networks", disable=not progress
         ) as bar,
     ):
         try:

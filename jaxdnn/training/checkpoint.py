@@ -85,10 +85,11 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, about: Mapping[str, Any] | None = None, tidy: bool = False):
-        # Orbax reports every save as a warning, and what `wait` explains as an error.
-        self._logger = logging.getLogger("absl")
-        self._level = self._logger.level
-        self._logger.setLevel(logging.CRITICAL)
+        # Orbax reports every save as a warning, and what `wait` explains as an error; asyncio tells
+        # of each of its readers that failed when the first had.
+        self._levels = {name: logging.getLogger(name).level for name in ("absl", "asyncio")}
+        for name in self._levels:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._about = dict(about or {})
         self._checkpointers = {kind: _open(folder / kind, tidy) for kind in KINDS}
         self._pending: list[Any] = []
@@ -105,7 +106,8 @@ class Checkpoints:
                 with contextlib.suppress(Exception):  # It raises again what `wait` has explained.
                     checkpointer.close()
             threading.excepthook = self._excepthook
-            self._logger.setLevel(self._level)
+            for name, level in self._levels.items():
+                logging.getLogger(name).setLevel(level)
 
     def save(self, kind: str, step: int, tree: Any) -> None:
         """Start to save a tree of arrays as the `latest` or `best`.

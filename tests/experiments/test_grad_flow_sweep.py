@@ -10,6 +10,7 @@ from jaxdnn import command_line
 from .conftest import load_program
 
 grad_flow, sweep = load_program("grad_flow"), load_program("commands.sweep")
+grid_folder = load_program("commands.grid_folder")
 
 HEADER = (
     "initializer,activation,norm,depth,width,seed,layer,pre_activation_mean,pre_activation_rms,"
@@ -194,3 +195,14 @@ def test_out_that_cannot_be_written(call, tmp_path):
     assert code == 2
     assert "cannot be written" in said
     assert said.count("\n") == 1
+
+
+def test_a_log_file_gets_lines_of_progress(capsys, tmp_path):
+    def run(on_done, interrupted):
+        for _ in range(3):
+            on_done(4)
+
+    grid_folder.run_until_stopped(run, num_networks=12, out=tmp_path, progress=True)
+    said = capsys.readouterr().err
+    assert "\r" not in said
+    assert said.splitlines()[-1].startswith("done: 100% 12/12 networks")
