@@ -208,15 +208,14 @@ PROCESS = f"""
 import sys
 import jax, numpy as np
 jax.config.update("jax_platforms", "cpu")
-from jaxdnn.data.dataset import load
-from jaxdnn.data.pipeline import make_order
-from jaxdnn.training.keys import seed_keys
+from jaxdnn.data import load, make_order
+from jaxdnn.options import DataOptions
+from jaxdnn.training import seed_keys
 from jaxdnn.training.feed import chunks, make_rows, shard_of
 
 folder, shard, num_shards, start = sys.argv[1], *map(int, sys.argv[2:])
-dataset = load(folder, data_dir=None, positive=(), image_size=None, channels=1,
-               validation_fraction=0.1, test_fraction=1 / 9, seed={SEED}, streaming=True,
-               cache_bytes=1e9, max_workers=2)
+dataset = load(DataOptions(data=folder, positive=(), channels=1, validation_fraction=0.1,
+                           test_fraction=1 / 9, streaming=True, cache_gib=1), seed={SEED})
 labels, images = dataset.train.labels, dataset.train.images
 order = make_order(labels, batch_size={BATCH}, balanced=False, num_classes=2)
 steps = len(labels) // {BATCH}
