@@ -20,6 +20,8 @@ MODULES_WITH_EXAMPLES = sorted(
     for path in (ROOT / "jaxdnn").rglob("*.py")
     if ">>> " in path.read_text(encoding="utf-8")
 )
+# They compile for seconds; README's example is fast.
+_SLOW = {"jaxdnn.diagnosis.diagnose", "jaxdnn.propagation.gradient_flow"}
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 _SCORE = re.compile(r"score ([\d.]+)")
 
@@ -41,7 +43,13 @@ def test_readme_is_short():
     assert len(PAGES[0].read_text(encoding="utf-8").splitlines()) <= 150
 
 
-@pytest.mark.parametrize("name", MODULES_WITH_EXAMPLES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in _SLOW else [])
+        for name in MODULES_WITH_EXAMPLES
+    ],
+)
 def test_docstring_examples(name: str):
     result = doctest.testmod(
         importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS

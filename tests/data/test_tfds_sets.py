@@ -381,6 +381,7 @@ def same(ours: Any, theirs: Any) -> None:
     assert contents(ours) == contents(theirs)
 
 
+@pytest.mark.slow
 def test_the_silhouettes_are_a_tfds_builder_too(tmp_path):
     import tensorflow_datasets as module
 

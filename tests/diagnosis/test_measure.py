@@ -83,7 +83,7 @@ WAYS = {
 
 
 # One network of every kind that a law is about; the others are of the same kinds.
-SLOW = {"mlp", "cnn", "linen_mlp", "linen_resnet", "linen_transformer"}
+SLOW = {"mlp", "cnn", "resnet", "linen_mlp", "linen_resnet", "linen_transformer"}
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in zoo.ZOO]
 
 

@@ -130,6 +130,7 @@ def test_divergence_names_the_step_and_keeps_a_good_checkpoint(photos, call, tmp
     chex.assert_tree_all_finite({name: leaf for name, leaf in saved.items() if "params" in name})
 
 
+@pytest.mark.slow
 def test_augmentations_are_shown(photos, call, tmp_path):
     args = ["lecture", "--horizontal-flip", 0.5, "--data", photos, "--no-progress"]
     code, said, _ = call(deep_dog, *args, "--show-augmentations", "--out", tmp_path / "x")
@@ -209,6 +210,7 @@ def patient(photos, trained_with):
     return trained_with("--data", photos, "--epochs", 50, "--patience", 2)
 
 
+@pytest.mark.slow
 def test_without_positive_every_class_stands_for_itself(patient):
     assert summary_of(patient.path)["class_names"] == ["cat", "dog", "owl"]
 

@@ -128,6 +128,7 @@ def test_activation_that_is_not_finite_gets_one_line(command, option, module, ca
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_interrupted_sweep_goes_on_to_the_same_table(
     finished, call, no_charts, tmp_path, monkeypatch
 ):

@@ -71,7 +71,7 @@ def test_critical_line_goes_through_the_critical_points():
 @pytest.mark.parametrize("name", slow_but(("tanh", "selu"), "tanh"))
 def test_phase_diagram_agrees_with_the_theory_of_each_point(name):
     phi = make_activation(name)
-    sigma_w2, sigma_b2 = np.array([0.5, 1.2, 1.75, 2.5, 4.0]), np.array([0.0, 0.05, 0.4])
+    sigma_w2, sigma_b2 = np.array([0.5, 1.75, 4.0]), np.array([0.0, 0.05])
     found = phase_diagram(phi, sigma_w2, sigma_b2)
     for (i, j), q in np.ndenumerate(found.q):
         alone = theory(phi, sigma_w2[j], sigma_b2[i])

@@ -98,6 +98,7 @@ def test_statistics_do_not_depend_on_the_running_averages():
     chex.assert_trees_all_equal(first, second)
 
 
+@pytest.mark.slow
 def test_statistics_do_not_depend_on_whether_the_images_are_sorted_by_class():
     """Folders come class by class, but no batch of the estimate may be of one class alone."""
     num = 4096

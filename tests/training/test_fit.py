@@ -73,6 +73,7 @@ def test_a_run_takes_every_step_and_records_every_evaluation(whole):
         assert checkpoints.step("best") == progress.stopping.best_step
 
 
+@pytest.mark.slow
 def test_resuming_in_the_middle_of_an_epoch_changes_nothing(state, trainer, whole, tmp_path):
     for stop_after in (2, 3):  # the first two calls take one step each
         with pytest.raises(Interrupted):
@@ -115,6 +116,7 @@ def scripted(trainer: Trainer, values: list[float]) -> tuple[Trainer, dict[int, 
     return dataclasses.replace(trainer, evaluate=evaluate), evaluated
 
 
+@pytest.mark.slow
 def test_patience_stops_and_the_best_weights_are_kept(state, trainer, tmp_path):
     script, evaluated = scripted(trainer, [3.0, 2.0, math.nan, 1.0])
     progress = run(state, script, tmp_path, patience=1)

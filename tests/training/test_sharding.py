@@ -210,6 +210,7 @@ def moved_under_fsdp(setup: Setup, more_than: int) -> dict[str, list[int]]:
     }
 
 
+@pytest.mark.slow
 def test_fsdp_gathers_a_kernel_and_scatters_its_gradient():
     setup = make_setup(with_model(CONFIG, norm="layer"), DATASET, DeviceOptions(fsdp=True))
     moved = moved_under_fsdp(setup, 512)

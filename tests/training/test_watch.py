@@ -93,7 +93,8 @@ def fragile():
     return make(RELU, every=1, optimizer=OptimizerOptions(learning_rate=1e25))
 
 
-@pytest.mark.parametrize("model", [MLP, pytest.param(CONVNET, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [MLP, CONVNET])
 def test_watching_changes_nothing_and_survives_an_interruption(model, tmp_path):
     _, trainer, state = make(model)
     unwatched = dataclasses.replace(trainer, watch=None)
