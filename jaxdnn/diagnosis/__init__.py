@@ -2,15 +2,14 @@
 
 from jaxdnn.diagnosis.causes import CAUSES, Cause, find_causes
 from jaxdnn.diagnosis.diagnose import Diagnosis, Prescription, assert_trainable, diagnose
-from jaxdnn.diagnosis.fixes import Tried
 from jaxdnn.diagnosis.measure import examine
-from jaxdnn.diagnosis.search import try_fixes
+from jaxdnn.diagnosis.search import search
+from jaxdnn.diagnosis.setups import Trials, Tried
 from jaxdnn.diagnosis.trial import (
     HORIZON,
     NUM_STEPS,
     Scales,
     Trial,
-    Trials,
     make_scanned_trial,
     make_trial,
     parse_optimizer,
@@ -37,6 +36,6 @@ __all__ = [
     "make_trial",
     "parse_optimizer",
     "score_trial",
-    "try_fixes",
+    "search",
     "verdict_of",
 ]
