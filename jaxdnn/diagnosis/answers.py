@@ -17,7 +17,7 @@ divides by their sum; one that is flat or not a number outside (0, 1) takes prob
 from __future__ import annotations
 
 import dataclasses
-import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -39,6 +39,8 @@ _MEMORY = 0.9
 _EQUAL = 1e-4
 # Factors on a constant answer that show a loss without a lower bound.
 _GROWING = (1e2, 1e4, 1e6)
+# A slope that counts as none.
+_FLAT = 1e-12
 
 
 class Answers(NamedTuple):
@@ -81,7 +83,6 @@ class LossTraits:
       softmax: takes a softmax itself; the outputs' level does not matter.
       symmetric: the same if the output columns are exchanged, for more than one.
       mixes: what is asked of one example depends on the targets of others.
-      summed: a sum over the examples rather than a mean.
     """
 
     independent: bool = False
@@ -91,7 +92,6 @@ class LossTraits:
     softmax: bool = False
     symmetric: bool = False
     mixes: bool = False
-    summed: bool = False
 
 
 def best_answers(
@@ -186,106 +186,113 @@ def _fit(objective: Callable[[Array], Array], starts: Array, scale: float) -> fl
     return float(np.min(jax.device_get(descend(begin, rates))))
 
 
-def loss_traits(loss: Loss, targets: Any, outputs: Array, *, summed: bool = False) -> LossTraits:
+def loss_traits(loss: Loss, targets: Any, outputs: Array) -> LossTraits:
     """Ask a loss what it takes.
 
     Args:
       loss: `(outputs, targets) -> scalar`.
       targets: what it takes besides the outputs.
-      outputs: shape and type of what it is given, (batch, ...).
-      summed: whether the user's own loss adds up rather than averages.
+      outputs: what the network gives, (batch, ...).
     """
-    shape, dtype = outputs.shape, outputs.dtype
-    key = jax.random.key(0)
-    inside = jax.random.uniform(key, shape, jnp.float32, 0.1, 0.9).astype(dtype)
-    normal = jax.random.normal(jax.random.fold_in(key, 1), shape).astype(dtype)
-    several = len(shape) > 1 and shape[-1] > 1
-
-    @jax.jit
-    def ask(inside: Array, normal: Array) -> dict[str, Array]:
-        value_and_grad = jax.value_and_grad(lambda x: loss(x, targets))
-        at, slope = value_and_grad(inside)
-        points = [slope, value_and_grad(normal)[1], value_and_grad(outputs)[1]]
-        below, above = (value_and_grad(jnp.full_like(inside, x))[1] for x in (-0.5, 1.5))
-        rolled = jnp.roll(inside, 1, axis=-1)
-        return {
-            "at": at,
-            "halved": loss(0.5 * inside, targets),
-            "raised": loss(inside + 3, targets),
-            "rolled": loss(rolled, targets),
-            "moves": jnp.stack([jnp.abs(jnp.nan_to_num(g)).max() for g in points]).max(),
-            "inside": jnp.abs(jnp.nan_to_num(slope)).max(),
-            "below": jnp.abs(jnp.nan_to_num(below)).max(),
-            "above": jnp.abs(jnp.nan_to_num(above)).max(),
-        }
-
-    said = {name: float(x) for name, x in jax.device_get(ask(inside, normal)).items()}
-    same = functools.partial(_same, said["at"])
-    ways = [_constants_fall(loss, targets, shape, dtype, sign) for sign in (-1.0, 1.0)]
-    independent = said["moves"] <= 1e-12
-    probabilities = (said["inside"] > 0 and said["below"] <= 1e-12 and said["above"] <= 1e-12) or (
-        several and _needs_positive(loss, targets, shape, dtype)
-    )
+    said = jax.device_get(_ask(loss, targets, outputs))
+    several = outputs.ndim > 1 and outputs.shape[-1] > 1
+    at = float(said["at"])
+    raised, halved, rolled = (float(said[name]) for name in ("raised", "halved", "rolled"))
+    independent = max(map(_most, said["slopes"])) <= _FLAT
+    outside = max(_most(said["below"]), _most(said["above"])) <= _FLAT < _most(said["inside"])
+    probabilities = outside or (several and _needs_positive(said))
     return LossTraits(
         independent=independent,
-        unbounded=any(ways),
-        probabilities=bool(probabilities) and not independent,
-        normalises=several and same(said["halved"]) and not same(said["raised"]),
-        softmax=several and same(said["raised"]) and not independent,
-        symmetric=several and same(said["rolled"]) and not independent,
-        mixes=_mixes(loss, targets, inside),
-        summed=summed,
+        unbounded=any(_falls(values) for values in said["growing"]),
+        probabilities=probabilities and not independent,
+        normalises=several and _same(at, halved) and not _same(at, raised),
+        softmax=several and _same(at, raised) and not independent,
+        symmetric=several and _same(at, rolled) and not independent,
+        mixes=_mixes(said),
     )
+
+
+def _ask(loss: Loss, targets: Any, outputs: Array) -> dict[str, Any]:
+    """Put outputs of several kinds before a loss, in one program."""
+    shape, dtype = outputs.shape, outputs.dtype
+    arrays, structure = jax.tree.flatten(targets)
+    other = None
+    if len(arrays) == 1 and np.shape(arrays[0])[:1] == shape[:1]:
+        own = np.asarray(arrays[0])
+        unlike = np.flatnonzero((own != own[:1]).reshape(len(own), -1).any(1))
+        other = int(unlike[0]) if len(unlike) else None
+
+    @jax.jit
+    def ask(outputs: Array, targets: Any, key: Array) -> dict[str, Any]:
+        keys = jax.random.split(key, 3)
+        inside = jax.random.uniform(keys[0], shape, jnp.float32, 0.1, 0.9)
+        normal = jax.random.normal(keys[1], shape)
+        signs = jnp.where(jax.random.bernoulli(keys[2], shape=shape), 1.0, -1.0)
+        points = [
+            outputs,
+            inside,
+            normal,
+            signs * inside,
+            *(jnp.full(shape, x) for x in (-0.5, 1.5)),
+        ]
+        value_and_grad = jax.vmap(jax.value_and_grad(loss), in_axes=(0, None))
+        values, slopes = value_and_grad(jnp.stack([p.astype(dtype) for p in points]), targets)
+        own, at, random, signed, below, above = slopes
+        others = [0.5 * inside, inside + 3, jnp.roll(inside, 1, axis=-1)]
+        halved, raised, rolled = (loss(x.astype(dtype), targets) for x in others)
+        middle = jnp.full((1, *shape[1:]), 0.5, dtype)
+        slope = jax.grad(lambda c: loss(jnp.broadcast_to(c, shape), targets))(middle)
+        way = jnp.nan_to_num(slope)
+        way = way / jnp.maximum(jnp.abs(way).max(), 1e-30)
+        growing = [
+            jnp.stack(
+                [loss(jnp.broadcast_to(middle - sign * x * way, shape), targets) for x in _GROWING]
+            )
+            for sign in (-1.0, 1.0)
+        ]
+        said = {
+            "at": values[1], "halved": halved, "raised": raised, "rolled": rolled,
+            "slopes": [own, at, random], "inside": at, "below": below, "above": above,
+            "signs": signs, "signed": signed, "growing": growing,
+        }  # fmt: skip
+        if other is not None:
+            (array,) = jax.tree.leaves(targets)
+            changed = jax.tree.unflatten(structure, [jnp.asarray(array).at[0].set(array[other])])
+            said["changed"] = jax.grad(loss)(inside.astype(dtype), changed)
+        return said
+
+    return ask(outputs, targets, jax.random.key(0))
+
+
+def _most(slope: Any) -> float:
+    return float(np.abs(np.nan_to_num(np.asarray(slope, np.float64))).max(initial=0.0))
 
 
 def _same(a: float, b: float) -> bool:
     return abs(a - b) <= _EQUAL * max(abs(a), abs(b), 1e-6)
 
 
-def _needs_positive(loss: Loss, targets: Any, shape: tuple[int, ...], dtype: Any) -> bool:
-    """Tell whether outputs of both signs make a loss flat or not a number, and positive do not."""
-    key = jax.random.key(2)
-    size = jax.random.uniform(key, shape, jnp.float32, 0.1, 0.9)
-    signs = jnp.where(jax.random.bernoulli(jax.random.fold_in(key, 1), shape=shape), 1.0, -1.0)
-    slope = jax.grad(lambda x: loss(x, targets))((size * signs).astype(dtype))
-    positive = jax.grad(lambda x: loss(x, targets))(size.astype(dtype))
-    negative = np.asarray(signs) < 0
-    dead = (np.asarray(slope, np.float64) == 0) | ~np.isfinite(np.asarray(slope, np.float64))
-    alive = np.abs(np.nan_to_num(np.asarray(positive, np.float64))) > 0
-    asked = negative & alive
-    return bool(asked.any() and dead[asked].mean() > 0.9 and not (~negative & alive & dead).all())
+def _falls(values: Any) -> bool:
+    """Tell whether answers that grow lower a loss without end."""
+    numbers = [float(x) for x in values]
+    falls = all(b < a for a, b in itertools.pairwise(numbers))
+    return falls and all(map(math.isfinite, numbers)) and numbers[-1] < -1e3
 
 
-def _constants_fall(
-    loss: Loss, targets: Any, shape: tuple[int, ...], dtype: Any, sign: float
-) -> bool:
-    """Tell whether one answer for all lowers the loss without end when it is made greater."""
-    row = jnp.zeros((1, *shape[1:]), dtype)
-    slope = jax.grad(lambda c: loss(jnp.broadcast_to(c, shape), targets))(row + 0.5)
-    way = jnp.nan_to_num(slope)
-    size = float(jnp.abs(way).max())
-    if not size > 0:
-        return False
-    way = sign * way / size
-    values = [
-        float(loss(jnp.broadcast_to((0.5 - step * way).astype(dtype), shape), targets))
-        for step in _GROWING
-    ]
-    falls = all(b < a for a, b in zip(values, values[1:], strict=False))
-    return falls and all(map(math.isfinite, values)) and values[-1] < -1e3
+def _needs_positive(said: dict[str, Any]) -> bool:
+    """Tell whether negative outputs make a loss flat or not a number, and positive ones do not."""
+    slope, at = (np.asarray(said[name], np.float64) for name in ("signed", "inside"))
+    negative = np.asarray(said["signs"]) < 0
+    dead = (slope == 0) | ~np.isfinite(slope)
+    alive = np.abs(np.nan_to_num(at)) > 0
+    asked, others = negative & alive, ~negative & alive
+    return bool(asked.any() and dead[asked].mean() > 0.9 and not dead[others].all())
 
 
-def _mixes(loss: Loss, targets: Any, outputs: Array) -> bool:
+def _mixes(said: dict[str, Any]) -> bool:
     """Tell whether another target changes what is asked of examples that are not its own."""
-    arrays = jax.tree.leaves(targets)
-    if len(arrays) != 1 or arrays[0].shape[:1] != outputs.shape[:1]:
+    if "changed" not in said:
         return False
-    (own,) = arrays
-    others = np.flatnonzero((np.asarray(own) != np.asarray(own[:1])).reshape(len(own), -1).any(1))
-    if not len(others):
-        return False
-    changed = jax.tree.map(lambda t: jnp.asarray(t).at[0].set(t[int(others[0])]), targets)
-    slopes = [jax.grad(loss)(outputs, t) for t in (targets, changed)]
-    before, after = (np.asarray(slope, np.float64)[1:] for slope in slopes)
+    before, after = (np.asarray(said[name], np.float64)[1:] for name in ("inside", "changed"))
     size = np.abs(before).max(initial=0.0)
     return bool(size > 0 and np.abs(after - before).max(initial=0.0) > 1e-3 * size)

@@ -83,7 +83,7 @@ class Cause:
     """Something wrong with a layer.
 
     Attributes:
-      path: where the layer is in the model, such as `layers/3`; None for what is not about one.
+      path: where the layer is in the model, such as `layers/3`; empty for what is not about one.
       cause: name of its kind, a key of `CAUSES`.
       evidence: the numbers that say so.
       strength: deviation over the spread of healthy networks; 3 or more.
@@ -95,7 +95,7 @@ class Cause:
         this layer is the identity; NaN where that was not tried.
     """
 
-    path: str | None
+    path: str
     cause: str
     evidence: str
     strength: float
@@ -130,7 +130,7 @@ def find_training_causes(attempt: Attempt) -> tuple[Cause, ...]:
 def _causes(exam: Exam, kind: CauseKind, findings: Iterable[Finding]) -> Iterator[Cause]:
     for finding in findings:
         if finding.strength >= NAMED:
-            path = None if finding.layer is None else exam.graph.layers[finding.layer].path
+            path = "" if finding.layer is None else exam.graph.layers[finding.layer].path
             yield Cause(
                 path,
                 kind.name,

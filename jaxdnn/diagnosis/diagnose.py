@@ -16,7 +16,7 @@ from jaxtyping import Float
 from jaxdnn.diagnosis.causes import Cause, find_causes
 from jaxdnn.diagnosis.measure import Exam, examine
 from jaxdnn.diagnosis.profile import LayerProfile, layer_profiles, redrawn_deltas
-from jaxdnn.diagnosis.search import confirm, search
+from jaxdnn.diagnosis.search import confirm, find_fixes
 from jaxdnn.diagnosis.setups import Fix, Trials, Tried
 from jaxdnn.diagnosis.trial import (
     HORIZON,
@@ -221,7 +221,9 @@ def diagnose(
     tried: tuple[Tried, ...] = ()
     if try_changes:
         if score < TRAINS or (score < _WELL and causes):
-            causes, tried = search(trials, causes, base._replace(score=score), progress=progress)
+            causes, tried = find_fixes(
+                trials, causes, base._replace(score=score), progress=progress
+            )
             causes = confirm(exam, causes)
         else:
             causes = tuple(cause for cause in causes if cause.kind.regardless)

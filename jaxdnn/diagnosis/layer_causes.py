@@ -86,7 +86,9 @@ def _weight_scales(exam: Exam) -> list[_WeightScale]:
     alive = [
         (index, layer)
         for index, layer in enumerate(exam.graph.layers)
-        if layer.kind != "embedding" and exam.measured.kernel_rms[index] > 0
+        if layer.kind != "embedding"
+        and exam.measured.kernel_rms[index] > 0
+        and "#" not in layer.path
     ]
     if len(alive) < 3:
         return []
@@ -132,7 +134,12 @@ def heavy_bias(exam: Exam, *, dead: bool) -> Iterator[Finding]:
 
 def saturating_activation(exam: Exam) -> Iterator[Finding]:
     """Find activations whose slope is unlike that of the others."""
-    hidden = {each: gain.slope for each, gain in exam.gains.items() if each.above is not None}
+    # The gates of a recurrent cell are used at every step, and flat on purpose.
+    hidden = {
+        each: gain.slope
+        for each, gain in exam.gains.items()
+        if each.above is not None and not _is_repeated(exam, each.below)
+    }
     if len(hidden) < 3:
         return
     usual = float(np.median([log(slope) for slope in hidden.values()]))
@@ -144,6 +151,14 @@ def saturating_activation(exam: Exam) -> Iterator[Finding]:
                 f" {exam.measured.slopes[segment].saturated:.0%} saturated"
             )
             yield Finding(segment.below, text, abs(log(gain) - usual) / ACTIVATION_SPREAD)
+
+
+def _is_repeated(exam: Exam, index: int | None) -> bool:
+    """Tell whether a layer's kernel is used more than once."""
+    if index is None:
+        return False
+    leaf = exam.graph.layers[index].leaf
+    return sum(layer.leaf == leaf for layer in exam.graph.layers) > 1
 
 
 def missing_norm(exam: Exam) -> Iterator[Finding]:

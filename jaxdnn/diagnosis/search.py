@@ -29,7 +29,7 @@ from jaxdnn.diagnosis.measure import Exam, host_rms, make_pass
 from jaxdnn.diagnosis.profile import log
 from jaxdnn.diagnosis.setups import MOST_STEPS, Fix, FixKind, Trials, Tried, both
 from jaxdnn.diagnosis.training_causes import Attempt
-from jaxdnn.diagnosis.trial import NUM_STEPS, TRAINS, Scales, rate_curve, take_first_step
+from jaxdnn.diagnosis.trial import TRAINS, Scales, rate_curve, take_first_step
 from jaxdnn.errors import InputError
 from jaxdnn.progress import progress_bar
 
@@ -73,9 +73,11 @@ class Search:
         """
         self.trials, self.base = trials, base
         self.exam = trials.exam
-        self.slow = trials.num_steps < NUM_STEPS * 3
+        self.slow = trials.num_steps < trials.horizon
         self.tried: list[Tried] = []
-        self._bar = progress_bar(total=_USUAL_TRIALS, desc="trying fixes", disable=not progress, leave=False)
+        self._bar = progress_bar(
+            total=_USUAL_TRIALS, desc="trying fixes", disable=not progress, leave=False
+        )
 
     def helps(self, each: Tried) -> bool:
         """Tell whether a fix made the score rise clearly."""
@@ -103,7 +105,7 @@ class Search:
         self._bar.close()
 
 
-def search(
+def find_fixes(
     trials: Trials, causes: Sequence[Cause], base: Tried, *, progress: bool = False
 ) -> Found:
     """Find what is wrong and what to change.
@@ -151,11 +153,15 @@ class _Answered:
 def _answer(run: Search, causes: Sequence[Cause]) -> list[_Answered]:
     """Repair every finding alone."""
     most = _MOST_ANSWERED_SLOW if run.slow else _MOST_ANSWERED
-    answered = []
+    answered: list[_Answered] = []
     done: dict[str, list[Tried]] = {}
+    blocked = any(cause.strength >= _BLOCKS for cause in causes)
     for number, cause in enumerate(causes):
         tried: list[Tried] = []
-        if number < most:
+        cured = any(each.score >= _GOOD for each in answered)
+        # What stops all learning leaves nothing to see of other repairs.
+        hidden = blocked and cause.strength < _BLOCKS
+        if number < most and not hidden and not (cured and (blocked or run.slow)):
             index = run.exam.graph.index_of(cause.path)
             for answer in cause.kind.fixes:
                 fixes = list(answer(run.exam, index))
@@ -172,26 +178,28 @@ def _combine(run: Search, answered: list[_Answered]) -> list[_Answered]:
     """Where no repair is enough alone, repair two findings together, the blocking one first."""
     if run.base.score >= TRAINS or any(each.score >= TRAINS for each in answered):
         return answered
-    able = [each for each in answered if each.best is not None]
-    if not able:
-        return answered
-    able.sort(
+    able = sorted(
+        (each for each in answered if each.best is not None),
         key=lambda each: (
             each.cause.strength < _BLOCKS,
-            -each.score if each.cause.strength < _BLOCKS else -each.cause.strength,
-        )
+            -each.cause.strength if each.cause.strength >= _BLOCKS else -each.score,
+        ),
     )
     pairs = 0
     for first in able[:2]:
-        for second in able:
-            if second is first or pairs >= _MOST_PAIRS:
+        for second in answered:
+            if second is first or second.cause.cause == first.cause.cause:
                 continue
+            index = run.exam.graph.index_of(second.cause.path)
+            others = [fix for answer in second.cause.kind.fixes for fix in answer(run.exam, index)]
             for one in first.alone[:2]:
-                for other in second.alone[:2]:
-                    if one.fix.output is not None and other.fix.output is not None:
+                for fix in others[:2]:
+                    if pairs >= _MOST_PAIRS or (
+                        one.fix.output is not None and fix.output is not None
+                    ):
                         continue
                     pairs += 1
-                    for each in run.try_all([both(one.fix, other.fix)]):
+                    for each in run.try_all([both(one.fix, fix)]):
                         if each.score >= TRAINS:
                             first.together = second.together = each
                             return answered
@@ -207,8 +215,7 @@ def _look_wider(run: Search, answered: Sequence[_Answered]) -> list[_Answered]:
     starts = [each.best.fix for each in blocked[:1] if each.best is not None]
     plain = Fix("", "", "", size=0)
     start = starts[0] if starts and not cured else plain
-    steps = list(_steps(run, start, first, cured))
-    tried = run.try_all(steps, until=_GOOD)
+    tried = [] if cured and run.slow else run.try_all(_steps(run, start, first, cured), until=_GOOD)
     if not cured and max((each.score for each in tried), default=0.0) < _GOOD:
         edits = _lecture(exam)
         most = _MOST_EDITED_SLOW if run.slow else _MOST_EDITED

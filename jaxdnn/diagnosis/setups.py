@@ -37,7 +37,7 @@ from jaxdnn.errors import InputError
 # What a trial may cost, in multiply-adds of its products, and what each operation costs besides.
 _AFFORDABLE = 2.5e10
 _OVERHEAD = 2e5
-_CONVOLUTION = 4.0
+_CONVOLUTION = 20.0
 # Networks of more operations are too slow to compile with edits inside.
 MOST_STEPS = 1500
 

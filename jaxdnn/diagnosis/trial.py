@@ -182,7 +182,12 @@ def make_trial(
                 break
             if index % _CHECKED == 0 and index >= NUM_STEPS:
                 rows = jax.device_get(rows)
-                if np.mean([row[0] for row in rows[-_CHECKED:]]) < enough:
+                recent = [float(row[0]) for row in rows[-NUM_STEPS:]]
+                if np.mean(recent[-_CHECKED:]) < enough:
+                    break
+                if np.ptp(recent) == 0:
+                    # Nothing moves, and nothing will.
+                    rows += [losses] * (num_steps - index)
                     break
         return Trial(*np.array(jax.device_get(rows)).T)
 
@@ -240,8 +245,8 @@ def _times(factor: float, x: Array) -> Array:
 
 # Factors on the learning rate that the curve shows, and the steps that it takes with each.
 _FACTORS = np.logspace(-6, 4, 32)
-_FEW_FACTORS = np.logspace(-4, 3, 8)
-_CURVE_STEPS = 20
+_FEW_FACTORS = np.logspace(-4, 2, 7)
+_CURVE_STEPS, _FEW_STEPS = 20, 10
 
 
 def rate_curve(
@@ -285,7 +290,7 @@ def rate_curve(
     ends = []
     for factor in _FEW_FACTORS:
         carry, losses = (params, init(params)), (np.nan,)
-        for index in range(_CURVE_STEPS):
+        for index in range(_FEW_STEPS):
             carry, losses = one(carry, index, inputs, targets, key, Scales(rate=float(factor)))
         ends.append(float(losses[0]))
     return _FEW_FACTORS, np.array(ends)
