@@ -34,8 +34,6 @@ _PHIS = [make_activation(name) for name in ACTIVATIONS]
 BATCH_SIZE = 128
 # Mean loss over so many last steps decides.
 NUM_LAST = 30
-# Steps of the trial that are kept, for comparison with other lengths than the verdict's.
-NUM_KEPT = 60
 # Rule -> (gradient norm of every kernel, share of zero entries) -> will it fail?
 RULES: dict[str, Callable[[np.ndarray, float], bool]] = {
     "first over last gradient < 1e-3, first < 1e-4": lambda norms, zeros: bool(
@@ -333,7 +331,7 @@ def make_judge_and_train(
     @functools.lru_cache(maxsize=1)
     def programs(program: tuple[int, str]) -> tuple[Callable[..., Any], Callable[..., Any]]:
         jax.clear_caches()
-        judge = make_judge(program[1], NUM_KEPT)
+        judge = make_judge(program[1], num_steps)
         train = make_train(make_forward(program[1]), num_steps)
         return (
             jax.jit(jax.vmap(judge, in_axes=(0, None, None, None))),
@@ -349,6 +347,10 @@ def make_judge_and_train(
         losses = train(params, choice, task.images, task.labels, keys)
         for index, loss in enumerate(losses.tolist()):
             own = jax.tree.map(lambda leaf, index=index: leaf[index], said)
-            yield report(own) | {"final_loss": loss, "learned": bool(loss < task.bound)}
+            yield report(own) | {
+                "guess_loss": guess_loss(np.asarray(task.first_batch[1])),
+                "final_loss": loss,
+                "learned": bool(loss < task.bound),
+            }
 
     return judge_and_train

@@ -45,16 +45,17 @@ from trainability import (
 
 from jaxdnn import command_line
 from jaxdnn.diagnosis import (
-    NUM_STEPS,
+    AS_IT_IS,
+    Answers,
     Scales,
     Trial,
     Trials,
     Tried,
     examine,
     find_causes,
+    find_fixes,
     parse_optimizer,
     score_trial,
-    try_fixes,
     verdict_of,
 )
 from jaxdnn.errors import Interrupted
@@ -139,7 +140,7 @@ def make_repair(
         words, score, repaired = "nothing", None, False
         if best is not None:
             words, score = best.fix.words, float(best.score)
-            repaired = learns(forward, best.fix.params, member, best.fix.scales)
+            repaired = learns(forward, best.setup.params, member, best.fix.scales)
         changed = another(member, np.random.default_rng(member.seed))
         by_chance = learns(make_forward(changed.style), start(changed, task), changed)
         return {
@@ -160,12 +161,11 @@ def prescribed(
     model = make_model(member), start(member, task)
     exam = examine(model, *task.first_batch, loss=mean_loss)
     trials = Trials(exam, parse_optimizer(member.optimizer), horizon=num_steps)
-    before = trials.score(trials.program({})(exam.params, Scales()))
-    best = next(iter(try_fixes(trials, find_causes(exam), before).tried), None)
-    if best is None or not best.edits:
+    before = trials.try_fix(AS_IT_IS)
+    best = next(iter(find_fixes(trials, find_causes(exam), before).tried), None)
+    if best is None or not best.fix.edits:
         return make_forward(member.style), best
-    program = exam.edited(best.edits)
-    return lambda params, inputs, _: program(params, inputs, exam.key), best
+    return lambda params, inputs, _: best.setup.forward(params, inputs, exam.key), best
 
 
 def markdown(trained: Rows, repaired: Rows, *, horizon: int) -> str:
@@ -176,7 +176,7 @@ def markdown(trained: Rows, repaired: Rows, *, horizon: int) -> str:
       repaired: rows of repairs.jsonl.
       horizon: steps of the training.
     """
-    scores = [score_of(row, num_steps=NUM_STEPS, horizon=horizon) for row in trained]
+    scores = [score_of(row, num_steps=horizon, horizon=horizon) for row in trained]
     trained = [row | {"score": score} for row, score in zip(trained, scores, strict=True)]
     learned = np.array([row["learned"] for row in trained])
     lines = [
@@ -222,9 +222,8 @@ def _share(found: Sequence[bool]) -> str:
 
 def score_of(row: dict[str, Any], *, num_steps: int, horizon: int) -> float:
     """Return the score of a row's trial, or of its first steps."""
-    loss, shrunk, constant = (np.array(row[name][: num_steps + 1]) for name in Trial._fields[:3])
-    trial = Trial(loss, shrunk, constant, np.array(row["zero_loss"]))
-    return score_trial(trial, horizon=horizon)
+    trial = Trial(*(np.array(row[name][: num_steps + 1]) for name in Trial._fields))
+    return score_trial(trial, Answers(row["guess_loss"], 0.0, 0.0), horizon=horizon)
 
 
 def auc(scores: Float[np.ndarray, " network"], learned: np.ndarray) -> float:

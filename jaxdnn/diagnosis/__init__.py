@@ -1,10 +1,11 @@
 """Will a network train, which layer stops it, why, and what to change."""
 
+from jaxdnn.diagnosis.answers import Answers
 from jaxdnn.diagnosis.causes import CAUSES, Cause, find_causes
 from jaxdnn.diagnosis.diagnose import Diagnosis, Prescription, assert_trainable, diagnose
 from jaxdnn.diagnosis.measure import examine
 from jaxdnn.diagnosis.search import find_fixes
-from jaxdnn.diagnosis.setups import Trials, Tried
+from jaxdnn.diagnosis.setups import AS_IT_IS, Trials, Tried
 from jaxdnn.diagnosis.trial import (
     HORIZON,
     NUM_STEPS,
@@ -18,9 +19,11 @@ from jaxdnn.diagnosis.trial import (
 )
 
 __all__ = [
+    "AS_IT_IS",
     "CAUSES",
     "HORIZON",
     "NUM_STEPS",
+    "Answers",
     "Cause",
     "Diagnosis",
     "Prescription",

@@ -7,7 +7,7 @@ that probabilities stay probabilities. Fitted for each example by itself they te
 can come down at all, and without the last activation, how far if that did not stand in the way:
 
     constant >= reachable >= floor
-    share learnt = (constant - loss) / (constant - reachable)
+    share learnt = (constant - loss) / (constant - floor)
 
 What a loss takes is asked of the loss as well, not of its name: one that does not change when all
 outputs rise together takes a softmax of them itself; one that does not change with their scale
@@ -60,7 +60,7 @@ class Answers(NamedTuple):
     def to_learn(self) -> float:
         """What telling the inputs apart can gain; at most the size of the loss, or 1."""
         lowest = self.constant - max(abs(self.constant), 1.0)
-        return self.constant - max(self.reachable, lowest)
+        return self.constant - max(self.floor, lowest)
 
     @property
     def reach(self) -> float:

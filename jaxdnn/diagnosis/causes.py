@@ -541,6 +541,16 @@ _TABLE = (
         find_in_training=partial(training_causes.wrong_rate, small=False),
     ),
     CauseKind(
+        "weight decay",
+        "regularisation",
+        Place.STEP,
+        "ΔW = −η (∂L/∂W + λ W)",
+        "A penalty on the weights draws them to 0 at every step. Where it is stronger than the "
+        "gradient, the weights go there, and the answers with them.",
+        "step",
+        find_in_training=training_causes.strong_decay,
+    ),
+    CauseKind(
         "optimizer",
         "optimizer",
         Place.STEP,

@@ -17,7 +17,7 @@ from jaxdnn.diagnosis.causes import Cause, find_causes
 from jaxdnn.diagnosis.measure import Exam, examine
 from jaxdnn.diagnosis.profile import LayerProfile, layer_profiles, redrawn_deltas
 from jaxdnn.diagnosis.search import confirm, find_fixes
-from jaxdnn.diagnosis.setups import Fix, Trials, Tried
+from jaxdnn.diagnosis.setups import AS_IT_IS, Trials, Tried
 from jaxdnn.diagnosis.trial import (
     HORIZON,
     TRAINS,
@@ -216,7 +216,7 @@ def diagnose(
     exam = examine(model, inputs, targets, loss=loss, seed=seed)
     causes = find_causes(exam)
     trials = Trials(exam, transformation, horizon=horizon)
-    base = trials.try_fix(_AS_IT_IS)
+    base = trials.try_fix(AS_IT_IS)
     score = base.score if exam.measured.finite else 0.0
     tried: tuple[Tried, ...] = ()
     if try_changes:
@@ -238,9 +238,6 @@ def diagnose(
         loss=exam.measured.loss,
         optimizer=optimizer if isinstance(optimizer, str) else "the given optimizer",
     )
-
-
-_AS_IT_IS = Fix("as_it_is", "the network as it is", "")
 
 
 def _prescription(trials: Trials, tried: Tried, before: float) -> Prescription:

@@ -13,7 +13,7 @@ from jax import Array
 
 from jaxdnn.activations import jax_activation
 from jaxdnn.diagnosis.fixes import init_line, with_sigma
-from jaxdnn.diagnosis.graph import Graph, Segment, SegmentKind
+from jaxdnn.diagnosis.graph import Graph, Segment
 from jaxdnn.diagnosis.measure import Exam, Gain
 from jaxdnn.diagnosis.program import Edit
 from jaxdnn.diagnosis.setups import Fix, both
@@ -21,6 +21,8 @@ from jaxdnn.layers import BATCH_NORM_EPSILON
 
 # What leaves a way linear.
 _LINEAR_WAYS = {"shape", "scale", "gain", "dropout", "norm"}
+# Of a dropout that is left out.
+_KEPT = 0.5
 # Share of units without a slope for any input.
 _DEAD = 0.99
 # Of an activation, in units of its root mean square.
@@ -30,27 +32,17 @@ _RELU = Gain(math.sqrt(0.5), math.sqrt(0.5), 1 / math.sqrt(2 * math.pi))
 
 
 def no_dropout(exam: Exam, index: int) -> Iterator[Fix]:
-    """Leave out the dropout that follows a layer."""
-    path = exam.graph.layers[index].path
-    words = f"no dropout after {path}"
-    yield from _without(
-        exam, index, "dropout", Fix("no_dropout", words, "nnx.Dropout(0.0)", size=1)
-    )
-
-
-def no_softmax(exam: Exam, index: int) -> Iterator[Fix]:
-    """Leave out the softmax that follows a layer."""
-    fix = Fix("no_softmax", "return logits, without softmax", "return self.head(x)", size=1)
-    yield from _without(exam, index, "softmax", fix)
-
-
-def _without(exam: Exam, index: int, kind: SegmentKind, fix: Fix) -> Iterator[Fix]:
-    edits = {
-        segment.end: lambda value, values, start=segment.start: values[start].reshape(value.shape)
-        for segment in exam.graph.following(index, kind)
+    """Leave out every dropout that leaves less than half."""
+    del index
+    segments = [each for each in exam.graph.segments("dropout") if exam.measured.kept[each] < _KEPT]
+    edits: dict[int, Edit] = {
+        each.end: lambda value, values, start=each.start: values[start].reshape(value.shape)
+        for each in segments
     }
     if edits:
-        yield fix._replace(edits=edits)
+        paths = [exam.graph.layers[e.below].path for e in segments if e.below is not None]
+        words = f"no dropout after {', '.join(paths) or 'the inputs'}"
+        yield Fix("no_dropout", words, "nnx.Dropout(0.0)", size=1, edits=edits)
 
 
 def usual_activation(exam: Exam, index: int) -> Iterator[Fix]:

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.program import Edit, Leaf
@@ -28,8 +29,6 @@ from jaxdnn.diagnosis.trial import FirstStep, Scales
 _MOST_SIGMA = 1e3
 # Of a bias; less is none.
 _LEAST_SIGMA = 0.05
-# A step of so many times the weights is a common one; only where to start looking.
-_USUAL_STEP = 1e-3
 # An epsilon should be so much smaller than the gradient.
 _WELL_BELOW = 100.0
 _MOST_SCALE = 1e12
@@ -148,17 +147,13 @@ def _bias_leaf(exam: Exam, index: int) -> Leaf | None:
 
 
 def step_fixes(exam: Exam, first: FirstStep) -> Iterator[Fix]:
-    """Fixes that leave the network as it is: rate, scale of gradient or loss, parameters' format.
+    """Fixes that leave the network as it is: scale of gradient or loss, parameters' format.
 
     Args:
       exam: gives parameters, their formats, and delta.
       first: what the optimizer makes of the first gradient.
     """
     params = exam.params
-    for rate in _rates(first):
-        words = f"{rate:g} x the learning rate"
-        code = f"learning_rate = {rate:g} * learning_rate"
-        yield Fix("learning_rate", words, code, FixKind.LEARNING_RATE, 1, scales=Scales(rate=rate))
     shortfall = max(np.nan_to_num(first.shortfall))
     if shortfall > _WELL_BELOW:
         scale = min(_power(10, _WELL_BELOW * shortfall), _MOST_SCALE)
@@ -178,6 +173,22 @@ def step_fixes(exam: Exam, first: FirstStep) -> Iterator[Fix]:
         yield Fix("parameter_format", words, code, FixKind.PARAMETER_FORMAT, 1, params=wide)
 
 
+def no_decay(exam: Exam, optimizer: optax.GradientTransformation) -> Iterator[Fix]:
+    """Leave out what the optimizer takes off the weights besides the gradient, if it does."""
+    params = jax.tree.map(jnp.asarray, exam.params)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        return optimizer.update(updates, state, jax.tree.map(jnp.zeros_like, params))
+
+    moved = optimizer.update(zeros, optimizer.init(params), params)[0]
+    if any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(moved)):
+        yield Fix(
+            "no_decay", "no weight decay", "weight_decay=0.0", FixKind.DECAY, 1,
+            optimizer=optax.GradientTransformation(optimizer.init, update),
+        )  # fmt: skip
+
+
 def underflowing(exam: Exam) -> list[int]:
     """Return the layers whose delta lies below their format's normal numbers.
 
@@ -189,14 +200,6 @@ def underflowing(exam: Exam) -> list[int]:
         for index, layer in enumerate(graph.layers)
         if 0 < delta[layer.z] < float(jnp.finfo(graph.value_of(layer).dtype).tiny)
     ]
-
-
-def _rates(first: FirstStep) -> list[float]:
-    """Factors on the learning rate, the one that makes a usual step first."""
-    relative = first.relative[first.greatest]
-    usual = _power(10, _USUAL_STEP / relative) if 0 < relative < math.inf else 1.0
-    factors = {float(f"{x:.3g}") for x in (0.1, 0.01, 0.1 * usual, usual, 10 * usual)} - {1.0}
-    return sorted(factors, key=lambda factor: (abs(math.log10(factor / usual)), factor))
 
 
 def _power(base: int, x: float) -> float:

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,11 +31,14 @@ from jaxdnn.diagnosis.findings import (
     Finding,
 )
 from jaxdnn.diagnosis.fixes import underflowing
+from jaxdnn.diagnosis.graph import Layer
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.profile import log, log_factor
 
 # An activation that passes less on of the gradient, in the mean, makes it vanish with depth.
 _FLAT = 0.5
+# Variance times fan of the initializers of LeCun and Glorot, and of He.
+_USUAL_GAINS = (1.0, 2.0)
 
 
 def zero_weights(exam: Exam) -> Iterator[Finding]:
@@ -104,8 +108,23 @@ def _weight_scales(exam: Exam) -> list[_WeightScale]:
             float(row[mode]),
             mode == 0 and abs(row[2]) < 0.25 * abs(row[0]),
         )
-        for (index, _), row, scale in zip(alive, deviations, scales, strict=True)
+        for (index, layer), row, scale in zip(alive, deviations, scales, strict=True)
+        if not _is_usual(exam, layer, exam.measured.kernel_rms[index])
     ]
+
+
+def _is_usual(exam: Exam, layer: Layer, rms: float) -> bool:
+    """Tell whether a kernel has the scale that a common initializer gives it."""
+    fans = layer.fan_in, (layer.fan_in + layer.fan_out) / 2
+    leaf = layer.leaf.take(jax.tree.leaves(exam.params))
+    if len(jnp.shape(leaf)) > 1:
+        # Of a convolution with strides, what initializers call its fan_out.
+        *window, num_in, num_out = jnp.shape(leaf)
+        fans += (math.prod(window) * (num_in + num_out) / 2,)
+    near = 0.02 + 3 / math.sqrt(2 * jnp.size(leaf))
+    return any(
+        abs(math.log(rms * math.sqrt(fan / gain))) < near for fan in fans for gain in _USUAL_GAINS
+    )
 
 
 def _fan_mode(deviations: np.ndarray) -> int:
@@ -208,7 +227,9 @@ def padding(exam: Exam) -> Iterator[Finding]:
 
 def linear_stack(exam: Exam) -> Iterator[Finding]:
     """Find hidden layers without an activation after them."""
-    bare = bare_layers(exam)
+    bare = sorted(
+        bare_layers(exam), key=lambda index: -math.prod(_shape(exam, exam.graph.layers[index])[1:])
+    )
     if bare:
         paths = ", ".join(exam.graph.layers[index].path for index in bare[:3])
         text = (
@@ -216,6 +237,10 @@ def linear_stack(exam: Exam) -> Iterator[Finding]:
             " each other directly are one layer"
         )
         yield Finding(bare[0], text, STRUCTURAL)
+
+
+def _shape(exam: Exam, layer: Layer) -> tuple[int, ...]:
+    return exam.graph.value_of(layer).shape
 
 
 def dead_layers(exam: Exam) -> Iterator[Finding]:
@@ -232,6 +257,7 @@ def dead_layers(exam: Exam) -> Iterator[Finding]:
                 yield Finding(
                     index, text, CERTAIN, "output activation" if last else "hidden activation"
                 )
+                return
 
 
 def flat_activations(exam: Exam) -> Iterator[Finding]:

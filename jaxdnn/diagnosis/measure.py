@@ -275,7 +275,9 @@ def _ending(graph: Graph, params: Any, inputs: Any, key: Array) -> Ending:
     steps = [step for segment in edge.segments for step in segment.steps]
     if not steps:
         return Ending(last, outputs, None, (), "")
-    labels = [segment.label for segment in edge.segments if segment.kind == "activation"]
+    labels = [
+        each.label or each.steps[-1].name for each in edge.segments if each.kind == "activation"
+    ]
     tail = replay(steps, environment, z, program.output)
     return Ending(last, environment[z], tail, tuple(edge.kinds), labels[-1] if labels else "")
 

@@ -48,7 +48,14 @@ def _name(exam: Exam) -> str:
 def _is_regression(exam: Exam, targets: Targets) -> bool:
     """Tell whether the targets themselves are the best outputs, and any number may be one."""
     size = exam.outputs.size == targets.values.size
-    if not size or exam.traits.probabilities or exam.traits.normalises or exam.traits.softmax:
+    traits = exam.traits
+    if (
+        not size
+        or traits.probabilities
+        or traits.normalises
+        or traits.softmax
+        or traits.independent
+    ):
         return False
     same_shape = jnp.asarray(targets.values, jnp.float32).reshape(exam.outputs.shape)
     at = float(exam.loss(same_shape.astype(exam.outputs.dtype), exam.targets))
@@ -83,7 +90,7 @@ def independent_loss(exam: Exam) -> Iterator[Finding]:
         text = f"the loss is {exam.answers.constant:.3g} whatever the network answers"
         if _num_outputs(exam) == 1:
             text += ": a softmax, or a division by the sum, over one output is always 1"
-        yield Finding(None, text, BLOCKING)
+        yield Finding(_last(exam) if _num_outputs(exam) == 1 else None, text, BLOCKING)
 
 
 def symmetric_loss(exam: Exam) -> Iterator[Finding]:
@@ -214,11 +221,13 @@ def relative_error(exam: Exam) -> Iterator[Finding]:
     if exam.traits.probabilities or exam.traits.normalises or exam.traits.softmax:
         return
     wanted = jnp.asarray(targets.values, jnp.float32).reshape(exam.outputs.shape)
-    slopes = jax.grad(exam.loss)((wanted + 0.1).astype(exam.outputs.dtype), exam.targets)
+    off = 0.1 * max(float(np.std(targets.values)), 1e-6)
+    slopes = jax.grad(exam.loss)((wanted + off).astype(exam.outputs.dtype), exam.targets)
     sizes = np.abs(np.asarray(slopes, np.float64)).ravel()
-    zero = np.abs(targets.values.ravel()) < 1e-3
+    zero = np.abs(targets.values.ravel()) < 1e-3 * max(float(np.std(targets.values)), 1e-30)
     if zero.any() and (~zero).any() and np.isfinite(sizes).all():
-        ratio = float(np.median(sizes[zero])) / max(float(np.median(sizes[~zero])), 1e-30)
+        usual = float(np.median(sizes[~zero]))
+        ratio = float(np.median(sizes[zero])) / usual if usual > 0 else 0.0
         if ratio > _RELATIVE:
             text = (
                 f"the error is divided by the target, and {zero.mean():.0%} of the targets are 0:"

@@ -24,12 +24,12 @@ import optax
 from jaxdnn.diagnosis.causes import Cause, Place, find_training_causes
 from jaxdnn.diagnosis.edit_fixes import batch_norms, layer_norms, relu_everywhere, shortcuts
 from jaxdnn.diagnosis.findings import BLOCKING
-from jaxdnn.diagnosis.fixes import critical_weights, step_fixes
+from jaxdnn.diagnosis.fixes import critical_weights, no_decay, step_fixes
 from jaxdnn.diagnosis.measure import Exam, host_rms, make_pass
 from jaxdnn.diagnosis.profile import log
-from jaxdnn.diagnosis.setups import MOST_STEPS, Fix, FixKind, Trials, Tried, both
+from jaxdnn.diagnosis.setups import AS_IT_IS, MOST_STEPS, Fix, FixKind, Trials, Tried, both
 from jaxdnn.diagnosis.training_causes import Attempt
-from jaxdnn.diagnosis.trial import TRAINS, Scales, rate_curve, take_first_step
+from jaxdnn.diagnosis.trial import TRAINS, FirstStep, Scales, rate_curve, take_first_step
 from jaxdnn.errors import InputError
 from jaxdnn.progress import progress_bar
 
@@ -213,8 +213,7 @@ def _look_wider(run: Search, answered: Sequence[_Answered]) -> list[_Answered]:
     cured = any(each.score >= _GOOD for each in answered) or any(e.together for e in answered)
     blocked = [each for each in answered if each.cause.strength >= _BLOCKS and each.best]
     starts = [each.best.fix for each in blocked[:1] if each.best is not None]
-    plain = Fix("", "", "", size=0)
-    start = starts[0] if starts and not cured else plain
+    start = starts[0] if starts and not cured else AS_IT_IS
     tried = [] if cured and run.slow else run.try_all(_steps(run, start, first, cured), until=_GOOD)
     if not cured and max((each.score for each in tried), default=0.0) < _GOOD:
         edits = _lecture(exam)
@@ -222,7 +221,7 @@ def _look_wider(run: Search, answered: Sequence[_Answered]) -> list[_Answered]:
         for number, fix in enumerate(edits):
             if number >= most:
                 break
-            run.try_all([fix if start is plain else both(start, fix)])
+            run.try_all([fix if start is AS_IT_IS else both(start, fix)])
             if run.tried and run.tried[-1].score >= _GOOD:
                 break
     helped = [each for each in run.tried if run.helps(each)]
@@ -241,22 +240,23 @@ _REPAIRED_BY = {
     "learning rate too small": (FixKind.LEARNING_RATE,),
     "learning rate too large": (FixKind.LEARNING_RATE,),
     "optimizer": (FixKind.OPTIMIZER,),
-    "decay": (FixKind.OPTIMIZER,),
+    "weight decay": (FixKind.DECAY,),
     "gradient below epsilon": (FixKind.GRADIENT_SCALE,),
     "step rounded away": (FixKind.PARAMETER_FORMAT,),
 }
 
 
-def _steps(run: Search, start: Fix, first: object, cured: bool) -> Iterator[Fix]:
+def _steps(run: Search, start: Fix, first: FirstStep, cured: bool) -> Iterator[Fix]:
     """Other steps: rates from the curve, the format and scale that steps need, Adam."""
     exam = run.exam
-    plain = start.size == 0
+    plain = start is AS_IT_IS
 
     def on_top(fix: Fix) -> Fix:
         return fix if plain else both(start, fix)
 
-    others = [fix for fix in step_fixes(exam, first) if fix.kind is not FixKind.LEARNING_RATE]
-    yield from map(on_top, others)
+    if plain:
+        yield from no_decay(exam, run.trials.optimizer)
+    yield from map(on_top, step_fixes(exam, first))
     for rate in _rates(run, start):
         words = f"{rate:.3g} x the learning rate"
         code = f"learning_rate = {rate:.3g} * learning_rate"

@@ -50,6 +50,7 @@ class FixKind(enum.Enum):
     OUTPUT = enum.auto()
     LEARNING_RATE = enum.auto()
     OPTIMIZER = enum.auto()
+    DECAY = enum.auto()
     GRADIENT_SCALE = enum.auto()
     LOSS_SCALE = enum.auto()
     PARAMETER_FORMAT = enum.auto()
@@ -100,6 +101,9 @@ class Fix(NamedTuple):
     optimizer: optax.GradientTransformation | None = None
     inputs: Callable[[Any], Any] | None = None
     targets: Callable[[Any], Any] | None = None
+
+
+AS_IT_IS = Fix("as_it_is", "the network as it is", "", size=0)
 
 
 def both(one: Fix, other: Fix) -> Fix:
@@ -189,6 +193,8 @@ class _Rewritten:
 
     def _ending(self, graph: Graph, output: Output, params: Any) -> dict[int, Edit]:
         program, last = graph.program, graph.layers[-1]
+        if output.units is None and last.z == program.output:
+            return {program.output: lambda z, _: output.after(z)}
         if output.units is None:
             return {program.output: lambda _, values: output.after(values[last.z])}
         x = last.x

@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxdnn.diagnosis.findings import CERTAIN, FACTOR_SPREAD, NAMED, STRUCTURAL, Finding
-from jaxdnn.diagnosis.measure import Exam
+from jaxdnn.diagnosis.measure import Exam, host_rms
 from jaxdnn.diagnosis.setups import FixKind, Trials, Tried
 from jaxdnn.diagnosis.trial import TRAINS, FirstStep
 
@@ -138,3 +139,25 @@ def other_optimizer(attempt: Attempt) -> Iterator[Finding]:
     if scores[FixKind.OPTIMIZER] >= TRAINS > scores[FixKind.LEARNING_RATE]:
         text = "no rate of this optimizer makes the network learn, and Adam at 0.001 does"
         yield Finding(None, text, STRUCTURAL)
+
+
+def strong_decay(attempt: Attempt) -> Iterator[Finding]:
+    """Blame weight decay where the network learns without it."""
+    scores = [each.score for each in attempt.tried if each.fix.kind is FixKind.DECAY]
+    if scores and max(scores) >= TRAINS:
+        params = jax.tree.map(jnp.asarray, attempt.exam.params)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        optimizer = attempt.trials.optimizer
+        state = optimizer.init(params)
+        decay, both = (
+            host_rms(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(updates)]))
+            for updates in (
+                optimizer.update(zeros, state, params)[0],
+                optimizer.update(jax.tree.map(jnp.asarray, attempt.exam.grads), state, params)[0],
+            )
+        )
+        text = (
+            f"of the first step's size of {both:.2g}, weight decay alone makes {decay:.2g}: the"
+            " weights are drawn to 0 faster than the gradient moves them"
+        )
+        yield Finding(None, text, CERTAIN)
