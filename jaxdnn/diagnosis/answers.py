@@ -173,9 +173,10 @@ def _fit(objective: Callable[[Array], Array], starts: Array, scale: float) -> fl
             value, grad = jax.value_and_grad(objective)(x)
             grad = jnp.nan_to_num(grad, posinf=0.0, neginf=0.0)
             update, state = adam.update(grad, state)
+            moved: Any = update
             least = jnp.where(jnp.isfinite(value), jnp.minimum(value, least), least)
             shrink = 0.5 * (1 + jnp.cos(jnp.pi * index / _NUM_STEPS))
-            return (x - rate * shrink * update, state, least), None
+            return (x - rate * shrink * moved, state, least), None
 
         (x, _, least), _ = jax.lax.scan(
             step, (x, adam.init(x), jnp.float32(jnp.inf)), jnp.arange(_NUM_STEPS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from jax import Array
 from jaxtyping import Float
 
 from jaxdnn.diagnosis.causes import Cause, find_causes
+from jaxdnn.diagnosis.findings import BLOCKING
 from jaxdnn.diagnosis.measure import Exam, examine
 from jaxdnn.diagnosis.profile import LayerProfile, layer_profiles, redrawn_deltas
 from jaxdnn.diagnosis.search import confirm, find_fixes
@@ -24,6 +25,8 @@ from jaxdnn.diagnosis.trial import (
     Scales,
     Verdict,
     parse_optimizer,
+    shares,
+    still_grows,
     verdict_of,
 )
 from jaxdnn.run_folder import without_nan
@@ -75,6 +78,8 @@ class Diagnosis:
       prescriptions: changes that help, best first.
       loss: mean over the batch, at the start.
       optimizer: that the verdict is for.
+      loss_name: what the verdict is for, in words.
+      notes: what else to know of the verdict, a sentence each.
     """
 
     verdict: Verdict
@@ -85,6 +90,8 @@ class Diagnosis:
     prescriptions: tuple[Prescription, ...]
     loss: float
     optimizer: str
+    loss_name: str
+    notes: tuple[str, ...]
 
     def __str__(self) -> str:
         return "\n".join([self._headline(), *self._table(), *self._findings()])
@@ -217,7 +224,7 @@ def diagnose(
     causes = find_causes(exam)
     trials = Trials(exam, transformation, horizon=horizon)
     base = trials.try_fix(AS_IT_IS)
-    score = base.score if exam.measured.finite else 0.0
+    score = _judged(base.score if exam.measured.finite else 0.0, causes)
     tried: tuple[Tried, ...] = ()
     if try_changes:
         if score < TRAINS or (score < _WELL and causes):
@@ -237,7 +244,56 @@ def diagnose(
         prescriptions=tuple(_prescription(trials, each, score) for each in tried[:_MOST_SHOWN]),
         loss=exam.measured.loss,
         optimizer=optimizer if isinstance(optimizer, str) else "the given optimizer",
+        loss_name=_loss_name(loss, targets),
+        notes=tuple(_notes(exam, base)),
     )
+
+
+# The most that a network scores that learns a batch by heart, and what is learnt is not what is meant.
+_BY_HEART = 0.3
+
+
+def _judged(score: float, causes: Sequence[Cause]) -> float:
+    """Lower a score where what is learnt is not what is meant."""
+    strengths = [cause.strength for cause in causes if cause.kind.regardless]
+    if not strengths:
+        return score
+    return 0.0 if max(strengths) >= BLOCKING else min(score, _BY_HEART)
+
+
+# Fewer examples are learnt by heart whatever they tell.
+_FEW = 16
+# Outputs that differ by less, in units of their spread, are the same in both modes.
+_SAME_OUTPUTS = 0.05
+
+
+def _loss_name(loss: Callable[[Any, Any], Array] | None, targets: Any) -> str:
+    if loss is not None:
+        return str(getattr(loss, "__name__", type(loss).__name__))
+    is_float = np.issubdtype(np.asarray(targets).dtype, np.floating)
+    return "mean squared error" if is_float else "cross-entropy of the labels"
+
+
+def _notes(exam: Exam, base: Tried) -> Iterator[str]:
+    """Say what the batch, the mode and the length of the trial leave open."""
+    num = len(exam.outputs)
+    if num < _FEW:
+        yield f"{num} examples are learnt by heart in any case: a batch of {2 * _FEW} would tell more"
+    share = shares(base.trial, exam.answers)
+    if base.score < TRAINS and still_grows(share):
+        steps = int((len(share) - 1) * 0.5 / share[-1])
+        yield f"starts late: at this pace half is learnt after about {steps} steps"
+    if exam.network.in_training is not None:
+        trained = exam.network.in_training(exam.params, exam.inputs, exam.key)
+        spread = float(np.std(exam.outputs)) or 1.0
+        off = (
+            float(np.sqrt(np.mean((np.asarray(trained, np.float64) - exam.outputs) ** 2))) / spread
+        )
+        if off > _SAME_OUTPUTS:
+            yield (
+                "judged in evaluation mode, as it came; in training mode its outputs differ by"
+                f" {off:.2g} of their spread"
+            )
 
 
 def _prescription(trials: Trials, tried: Tried, before: float) -> Prescription:

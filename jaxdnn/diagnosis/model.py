@@ -34,15 +34,17 @@ _FLAGS = {
 
 
 class Network(NamedTuple):
-    """A network in training mode.
+    """A network in the mode in which it came.
 
     Attributes:
       params: a tree of floating-point arrays, named as in the user's model.
       apply: `(params, inputs, key) -> logits`; `key` None leaves random streams as they are.
+      in_training: the same in training mode, where it came in evaluation mode; otherwise None.
     """
 
     params: Any
     apply: Forward
+    in_training: Forward | None = None
 
 
 def make_network(model: Any) -> Network:
@@ -92,12 +94,25 @@ def _from_nnx(model: nnx.Module) -> Network:
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     flags = _training_flags(model.__call__)
 
-    def apply(params: Any, inputs: Any, key: Array | None) -> Any:
-        module = nnx.merge(graphdef, params, _fresh(rest, key), copy=True)
-        return module(inputs, **flags)
+    def forward(trains: bool) -> Forward:
+        def apply(plain: Any, inputs: Any, key: Array | None) -> Any:
+            module = nnx.merge(graphdef, _like(params, plain), _fresh(rest, key), copy=True)
+            if trains:
+                module.train()
+            return module(inputs, **flags)
 
-    plain = nnx.to_pure_dict(params)
-    return Network(plain, lambda p, x, key: apply(_like(params, p), x, key))
+        return apply
+
+    other = forward(True) if _evaluates(model) else None
+    return Network(nnx.to_pure_dict(params), forward(False), other)
+
+
+def _evaluates(model: nnx.Module) -> bool:
+    """Tell whether a norm or a dropout inside is in evaluation mode."""
+    modes = ("deterministic", "use_running_average")
+    return any(
+        getattr(module, mode, None) is True for _, module in nnx.iter_graph(model) for mode in modes
+    )
 
 
 def _like(state: nnx.State, params: Any) -> nnx.State:

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxdnn.diagnosis.findings import BLOCKING, NAMED, STRUCTURAL, Finding
 from jaxdnn.diagnosis.measure import Exam
-from jaxdnn.diagnosis.repairs import input_scale
+from jaxdnn.diagnosis.repairs import input_scale, takes_probabilities
 from jaxdnn.diagnosis.targets import TargetKind, Targets, describe_targets
 
 # A last activation that lets less than this share through cannot reach the targets.
@@ -49,13 +49,7 @@ def _is_regression(exam: Exam, targets: Targets) -> bool:
     """Tell whether the targets themselves are the best outputs, and any number may be one."""
     size = exam.outputs.size == targets.values.size
     traits = exam.traits
-    if (
-        not size
-        or traits.probabilities
-        or traits.normalises
-        or traits.softmax
-        or traits.independent
-    ):
+    if not size or takes_probabilities(exam) or traits.softmax or traits.independent:
         return False
     same_shape = jnp.asarray(targets.values, jnp.float32).reshape(exam.outputs.shape)
     at = float(exam.loss(same_shape.astype(exam.outputs.dtype), exam.targets))
@@ -129,6 +123,22 @@ def unbounded_loss(exam: Exam) -> Iterator[Finding]:
         yield Finding(None, text, BLOCKING)
 
 
+def wrong_sign(exam: Exam) -> Iterator[Finding]:
+    """Find a loss that is higher for the targets themselves than for any constant answer."""
+    targets = describe_targets(exam.targets)
+    if not targets.is_float or targets.values.size != exam.outputs.size:
+        return
+    wanted = jnp.asarray(targets.values, jnp.float32).reshape(exam.outputs.shape)
+    at = float(exam.loss(wanted.astype(exam.outputs.dtype), exam.targets))
+    answers = exam.answers
+    if at > answers.constant + 0.1 * max(abs(answers.constant), 1e-12) and not exam.traits.mixes:
+        text = (
+            f"the loss of the right answers themselves is {at:.3g}, and {answers.constant:.3g} of the"
+            " same answer to all: its sign is wrong"
+        )
+        yield Finding(None, text, BLOCKING)
+
+
 def wrong_labels(exam: Exam) -> Iterator[Finding]:
     """Find labels that no output stands for, and batches of one class only."""
     targets = describe_targets(exam.targets)
@@ -197,8 +207,7 @@ def _interval(low: float, high: float) -> str:
 
 def missing_squash(exam: Exam) -> Iterator[Finding]:
     """Find a loss of probabilities given numbers that are none."""
-    takes = exam.traits.probabilities or exam.traits.normalises
-    if not takes or exam.traits.independent:
+    if not takes_probabilities(exam) or exam.traits.independent:
         return
     low, high = _range(exam)
     if low >= -_SLACK and high <= 1 + _SLACK:
@@ -218,7 +227,7 @@ def relative_error(exam: Exam) -> Iterator[Finding]:
     targets = describe_targets(exam.targets)
     if not targets.is_float or targets.values.size != exam.outputs.size:
         return
-    if exam.traits.probabilities or exam.traits.normalises or exam.traits.softmax:
+    if takes_probabilities(exam) or exam.traits.softmax:
         return
     wanted = jnp.asarray(targets.values, jnp.float32).reshape(exam.outputs.shape)
     off = 0.1 * max(float(np.std(targets.values)), 1e-6)

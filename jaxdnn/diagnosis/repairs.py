@@ -66,6 +66,14 @@ def squared_error(outputs: Array, targets: Array) -> Array:
     return jnp.mean((outputs - jnp.asarray(targets, outputs.dtype).reshape(outputs.shape)) ** 2)
 
 
+def takes_probabilities(exam: Exam) -> bool:
+    """Tell whether the loss takes probabilities, or shares of their sum, of classes."""
+    classes = (TargetKind.BINARY, TargetKind.CLASSES, TargetKind.ONE_HOT, TargetKind.BITS)
+    traits = exam.traits
+    shares = traits.normalises and describe_targets(exam.targets).kind in classes
+    return traits.probabilities or shares
+
+
 def _sigmoid(exam: Exam) -> Fix:
     return Fix(
         "sigmoid_output", f"a sigmoid at the output, in place of {_old_ending(exam)}",
@@ -99,7 +107,7 @@ def fitting_output(exam: Exam, layer: int | None) -> Iterator[Fix]:
     if exam.ending.layer is None:
         return
     kind, traits = describe_targets(exam.targets).kind, exam.traits
-    takes_p = traits.probabilities or traits.normalises
+    takes_p = takes_probabilities(exam)
     several = exam.outputs.ndim > 1 and exam.outputs.shape[-1] > 1
     if takes_p and several and kind in (TargetKind.ONE_HOT, TargetKind.CLASSES, TargetKind.BINARY):
         yield _softmax(exam)
@@ -271,7 +279,7 @@ def input_scale(leaf: Any) -> tuple[np.ndarray, np.ndarray] | None:
     offsets = np.abs(mean - mean.mean()).max() > _ALIKE * spread.max()
     if (spread.max() <= _ALIKE * spread.min() and not offsets) or x.ndim > 3:
         whole, size = np.nanmean(rows), np.nanstd(rows)
-        return np.float32(whole), np.float32(size if size > 0 else 1.0)
+        return np.array(whole, np.float32), np.array(size if size > 0 else 1.0, np.float32)
     divisor = np.where(varies, std, np.maximum(np.abs(mean), 1.0))
     return mean.astype(np.float32), divisor.astype(np.float32)
 

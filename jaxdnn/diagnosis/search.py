@@ -309,7 +309,8 @@ def _conclude(run: Search, answered: Sequence[_Answered]) -> Found:
     ]
     trains = base >= TRAINS
     cured = any(each.score >= TRAINS for each in alone)
-    kept = [each for each in alone if _matters(run, each, trains, cured)]
+    blocked = any(e.cause.strength >= _BLOCKS and e.score >= TRAINS for e in alone)
+    kept = [each for each in alone if _matters(run, each, trains, cured, blocked)]
     kept.sort(key=lambda each: _rank(each, base))
     own = [each.together or each.best for each in kept]
     helped = [each for each in run.tried if run.helps(each)]
@@ -321,16 +322,18 @@ def _conclude(run: Search, answered: Sequence[_Answered]) -> Found:
     return Found(tuple(each.cause for each in kept), tuple(ordered))
 
 
-def _matters(run: Search, each: _Answered, trains: bool, cured: bool) -> bool:
+def _matters(run: Search, each: _Answered, trains: bool, cured: bool, blocked: bool) -> bool:
     """Tell whether a finding is a cause: a repair that changes nothing speaks against it."""
     cause = each.cause
     if cause.kind.regardless:
         return True
     if trains:
         return bool(each.alone) and each.score - run.base.score > 0.5 * (1 - run.base.score)
-    if cause.strength >= _BLOCKS or each.together is not None or each.score >= TRAINS:
+    if cause.strength >= _BLOCKS or each.together is not None:
         return True
-    return not cured or not each.alone
+    if blocked:
+        return False
+    return each.score >= TRAINS or not cured or not each.alone
 
 
 def _rank(each: _Answered, base: float) -> tuple[float, ...]:

@@ -214,7 +214,8 @@ class _Rewritten:
                 lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)),
                 (network.params, inputs),
             )
-            program = trace(network.apply, *structs, key, unroll=not self._folded)
+            params, batch = structs
+            program = trace(network.apply, params, batch, key, unroll=not self._folded)
             if len(program.steps) != len(self._graph.program.steps):
                 raise InputError(
                     f"inputs {shapes} came to a changed network that was written out for"

@@ -274,7 +274,7 @@ def rate_curve(
     """
     step = _make_step(forward, loss, optimizer)
 
-    def few(factor: Array, params: Any, inputs: Any, targets: Any) -> Array:
+    def few(factor: Any, params: Any, inputs: Any, targets: Any) -> Array:
         def body(carry: Any, index: Array) -> Any:
             return step(carry, index, inputs, targets, key, Scales(rate=factor))
 
