@@ -233,6 +233,7 @@ _TABLE = (
         "A label has to stand for one of the outputs, and labels have to differ.",
         "delta",
         find=output_causes.wrong_labels,
+        fixes=(repairs.shifted_labels,),
     ),
     CauseKind(
         "targets broadcast",

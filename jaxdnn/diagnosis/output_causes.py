@@ -143,7 +143,8 @@ def wrong_labels(exam: Exam) -> Iterator[Finding]:
     """Find labels that no output stands for, and batches of one class only."""
     targets = describe_targets(exam.targets)
     has = _num_outputs(exam)
-    if not targets.is_float and exam.traits.softmax and targets.values.size:
+    asked = exam.traits.softmax or not exam.measured.finite
+    if not targets.is_float and has > 1 and asked and targets.values.size:
         bad = (targets.values < 0) | (targets.values >= has)
         if bad.any():
             text = (

@@ -193,6 +193,18 @@ def usual_loss(exam: Exam, layer: int | None) -> Iterator[Fix]:
         )  # fmt: skip
 
 
+def shifted_labels(exam: Exam, layer: int | None) -> Iterator[Fix]:
+    """Count the classes from 0, where all labels then stand for an output."""
+    del layer
+    targets = describe_targets(exam.targets)
+    low = int(targets.low) if targets.values.size else 0
+    if low and not targets.is_float and targets.high - low < exam.outputs.shape[-1]:
+        yield Fix(
+            "shift_labels", f"labels from 0: {low} subtracted", f"labels = labels - {low}",
+            FixKind.DATA, 1, targets=lambda t: t - low,
+        )  # fmt: skip
+
+
 def negated_loss(exam: Exam, layer: int | None) -> Iterator[Fix]:
     """Turn the sign of the loss."""
     del layer
