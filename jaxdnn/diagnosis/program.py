@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.extend import core
 
+from jaxdnn.diagnosis.source_lines import SourceLine, source_line
 from jaxdnn.propagation import rms
 
 # Longer scans are left whole: written out they would compile for minutes.
@@ -93,6 +94,7 @@ class Step:
       label: name of the function it was called in, such as `relu`; empty where unknown.
       linear: the matrix product or convolution that it is or contains, if exactly one.
       signature: equal for steps that compute the same function of their operands.
+      equations: its own, then those of the calls around it, innermost first.
     """
 
     name: str
@@ -104,6 +106,12 @@ class Step:
     label: str
     linear: core.JaxprEqn | None
     signature: str
+    equations: tuple[core.JaxprEqn, ...]
+
+    @property
+    def line(self) -> SourceLine | None:
+        """The line of the user's file that it was written in; None where unknown."""
+        return source_line(self.equations)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +173,8 @@ class _Writer:
         self.steps: list[Step] = []
         self.values: list[Value] = []
         self.constants: dict[int, Array] = {}
+        # The calls in which the writer is, innermost first.
+        self._around: tuple[core.JaxprEqn, ...] = ()
 
     def new(self, aval: Any, depends: Dependence, leaves: frozenset[Leaf] = frozenset()) -> int:
         self.values.append(Value(tuple(aval.shape), aval.dtype, depends, leaves))
@@ -191,9 +201,13 @@ class _Writer:
             if name in _INLINED:
                 body, inner_consts = _open(eqn.params[_INLINED[name]])
                 called = str(eqn.params.get("name", "")) or label
+                self._around = (eqn, *self._around)
                 outputs = self.write(body, inner_consts, [read(v) for v in eqn.invars], called)
+                self._around = self._around[1:]
             elif name == "scan" and _worth_unrolling(eqn):
+                self._around = (eqn, *self._around)
                 outputs = self._unroll(eqn, [read(v) for v in eqn.invars], label)
+                self._around = self._around[1:]
             else:
                 outputs = self._step(eqn, numbers, label)
             numbers.update(zip(eqn.outvars, outputs, strict=True))
@@ -244,6 +258,7 @@ class _Writer:
                 label,
                 linear[0] if len(linear) == 1 else None,
                 signature,
+                self._around if eqn is None else (eqn, *self._around),
             )
         )
         return outputs
