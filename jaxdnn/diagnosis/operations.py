@@ -18,7 +18,7 @@ import numpy as np
 from jaxdnn.diagnosis.findings import CERTAIN, Finding
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.model import leaf_names
-from jaxdnn.diagnosis.origins import Origin, first_not_finite
+from jaxdnn.diagnosis.origins import RULES, Origin, first_not_finite
 from jaxdnn.diagnosis.source_lines import place, source_line
 
 _MOST_ROWS = 4
@@ -107,28 +107,34 @@ _SLOPES = {
 
 def explain(origin: Origin) -> Words:
     """Say what an operation does that is not finite, and what to write instead."""
-    name = origin.primitive
     if origin.argument is not None:
         return Words("comes in with NaN or infinity", "replace these numbers before training")
     if not origin.equations:
         return Words("an array that the model holds has NaN or infinity", "mend what computes it")
     if origin.slope_of:
         return _slope(origin)
-    values = _first_values(origin)
     if origin.constant:
         written = _number(origin.output.ravel()[0])
         return Words(f"the constant {written} of this line reaches the result", _MASK)
-    describe = _VALUES.get(name)
-    words = describe(values, origin) if describe and values else None
-    words = words or _overflow(origin) or _unknown(origin)
+    words = _operation(origin)
     if not origin.in_value:
         dropped = "; the loss leaves it out, but its gradient is 0 x NaN = NaN"
         words = Words(words.fault + dropped, _TWO_WHERES)
     return words
 
 
+def _operation(origin: Origin) -> Words:
+    """Words for the operation itself, with the values that it took."""
+    values, describe = _first_values(origin), _VALUES.get(origin.equations[0].primitive.name)
+    words = describe(values, origin) if describe and values else None
+    return words or _overflow(origin) or _unknown(origin)
+
+
 def _slope(origin: Origin) -> Words:
     name = origin.primitive
+    if name in RULES:
+        words = _operation(origin)
+        return Words(f"in the gradient rule of its own, {words.fault}", words.remedy)
     if name == "sqrt" and _is_norm(origin):
         name = "norm"
     known = _SLOPES.get(name)

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from jaxdnn.diagnosis.program import num_same, open_jaxpr
 from jaxdnn.diagnosis.source_lines import place
 
 _NONE: frozenset[int] = frozenset()
@@ -61,6 +62,8 @@ _DERIVATIVE_OF = {
     "integer_pow": ("div", "integer_pow", "cbrt"),
     "log": ("pow",),
 }
+# Functions with a gradient of the user's own.
+RULES = {"custom_vjp_call", "custom_jvp_call"}
 _MOST_STEPS = 100_000
 
 
@@ -114,7 +117,9 @@ def first_not_finite(function: Callable[..., Any], *args: Any) -> Origin | None:
         both = jax.make_jaxpr(jax.value_and_grad(function))(*args)
         origin = _search(both, args, in_value=False)
         if origin is not None and origin.equations:
-            origin = dataclasses.replace(origin, slope_of=_slope_of(both.jaxpr, origin))
+            origin = dataclasses.replace(
+                origin, slope_of=_slope_of(value.jaxpr, both.jaxpr, origin)
+            )
     return origin
 
 
@@ -386,21 +391,10 @@ def _host_any(value: Any) -> Any:
     return 0 if jnp.issubdtype(jnp.result_type(value), jax.dtypes.extended) else value
 
 
-def open_jaxpr(body: Any) -> tuple[core.Jaxpr, Sequence[Any]]:
-    """Take a jaxpr and its constants apart."""
-    return (body.jaxpr, body.consts) if isinstance(body, core.ClosedJaxpr) else (body, ())
-
-
-def num_same(outer: Sequence[Any], inner: Sequence[Any]) -> int:
-    """Count what a scan passes on as it is; what it stacks has one axis more."""
-    pairs = zip(outer, inner, strict=True)
-    return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in pairs)
-
-
 def run_equation(eqn: core.JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
     """Return the results of one equation, operands in the order of its own."""
     pairs = zip(eqn.invars, operands, strict=True)
-    values = {atom: value for atom, value in pairs if _is_variable(atom)}
+    values = {atom: value for atom, value in pairs if isinstance(atom, core.Var)}
     variables = list(values)
     unnamed = [("",) * len(each) for each in (variables, eqn.outvars)]
     about = core.DebugInfo("equation", eqn.primitive.name, *unnamed)
@@ -409,28 +403,32 @@ def run_equation(eqn: core.JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
 
 
 def _variables(eqn: core.JaxprEqn) -> Iterator[core.Var]:
-    return (atom for atom in eqn.invars if _is_variable(atom))
+    return (atom for atom in eqn.invars if isinstance(atom, core.Var))
 
 
 def _is_variable(atom: Any) -> bool:
     return isinstance(atom, core.Var)
 
 
-def _slope_of(jaxpr: core.Jaxpr, origin: Origin) -> tuple[core.JaxprEqn, ...]:
+def _slope_of(value: core.Jaxpr, jaxpr: core.Jaxpr, origin: Origin) -> tuple[core.JaxprEqn, ...]:
     """Find the operation of whose gradient the origin is a part: one of the same call in the code.
 
     The value's own operations are those that the first result needs.
     """
-    own = _needed(jaxpr, {0})
+    own = _needed(value, set(range(len(value.outvars)))) | _needed(jaxpr, {0})
     name = origin.equations[0].primitive.name
     if id(origin.equations[0]) in own:
         return ()
     where = place(origin.equations)
     alike = [
         around
-        for around in walk(jaxpr)
+        for around in (*walk(value), *walk(jaxpr))
         if id(around[0]) in own and where and place(around) == where
     ]
+    # JAX gives the operations of a custom gradient the place of the call that it belongs to.
+    for around in alike:
+        if around[0].primitive.name in RULES:
+            return around
     if any(around[0].primitive.name == name for around in alike) and name not in _DERIVATIVE_OF:
         return ()
     for likely in _DERIVATIVE_OF.get(name, ()):
@@ -478,4 +476,4 @@ def _mark(jaxpr: core.Jaxpr, results: Iterable[int], equations: set[int]) -> set
             every = set(range(len(body.outvars)))
             _mark(body, (set(wanted) | carried) if name == "scan" else every, equations)
         needed.update(_variables(eqn))
-    return needed and {i for i, var in enumerate(jaxpr.invars) if var in needed}
+    return {i for i, var in enumerate(jaxpr.invars) if var in needed}

@@ -199,7 +199,7 @@ class _Writer:
         for eqn in jaxpr.eqns:
             name = eqn.primitive.name
             if name in _INLINED:
-                body, inner_consts = _open(eqn.params[_INLINED[name]])
+                body, inner_consts = open_jaxpr(eqn.params[_INLINED[name]])
                 called = str(eqn.params.get("name", "")) or label
                 self._around = (eqn, *self._around)
                 outputs = self.write(body, inner_consts, [read(v) for v in eqn.invars], called)
@@ -264,10 +264,10 @@ class _Writer:
         return outputs
 
     def _unroll(self, eqn: core.JaxprEqn, inputs: list[int], label: str) -> list[int]:
-        body, consts = _open(eqn.params["jaxpr"])
+        body, consts = open_jaxpr(eqn.params["jaxpr"])
         length = eqn.params["length"]
-        num_carry = _num_same(eqn.outvars, body.outvars)
-        num_before = _num_same(eqn.invars, body.invars)
+        num_carry = num_same(eqn.outvars, body.outvars)
+        num_before = num_same(eqn.invars, body.invars)
         num_shared = num_before - num_carry
         shared, carry = inputs[:num_shared], inputs[num_shared:num_before]
         stacked: list[list[int]] = [[] for _ in body.outvars[num_carry:]]
@@ -289,8 +289,8 @@ class _Writer:
         return [*carry, *joined]
 
 
-def _open(body: Any) -> tuple[core.Jaxpr, Sequence[Any]]:
-    """Take a jaxpr and its constants apart."""
+def open_jaxpr(body: Any) -> tuple[core.Jaxpr, Sequence[Any]]:
+    """Take a jaxpr apart into that without constants, and these."""
     return (body.jaxpr, body.consts) if isinstance(body, core.ClosedJaxpr) else (body, ())
 
 
@@ -298,7 +298,7 @@ def _equations(eqn: core.JaxprEqn) -> Any:
     """All equations inside one, itself first."""
     yield eqn
     for inner in core.jaxprs_in_params(eqn.params):
-        for inside in _open(inner)[0].eqns:
+        for inside in open_jaxpr(inner)[0].eqns:
             yield from _equations(inside)
 
 
@@ -307,7 +307,7 @@ def _worth_unrolling(eqn: core.JaxprEqn) -> bool:
     return bool(names.intersection(_LINEAR)) and eqn.params["length"] <= LONGEST_SCAN
 
 
-def _num_same(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+def num_same(outer: Sequence[Any], inner: Sequence[Any]) -> int:
     """Count what a scan passes on as it is; what it stacks has one axis more."""
     pairs = zip(outer, inner, strict=True)
     return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in pairs)
