@@ -67,9 +67,13 @@ class _Probe:
             edits = _held(statistics)
             return run(self._program, (params, inputs, key), edits)[self._program.output]
 
-        outputs, self._statistics = first(exam.params, exam.inputs, exam.key)
-        self.outputs = np.asarray(outputs)
         self._again = again
+        self._statistics: dict[int, Array] = {}
+        if held:
+            outputs, self._statistics = first(exam.params, exam.inputs, exam.key)
+        else:
+            outputs = again(exam.params, exam.inputs, exam.key, {})
+        self.outputs = np.asarray(outputs)
 
     def changes(self, inputs: Any) -> np.ndarray:
         """Which of the outputs change with other inputs, of the outputs' shape."""
@@ -131,7 +135,10 @@ def _norm_statistics(program: Program, batch: int) -> list[int]:
             statistics |= set(step.outputs)
         if step.inner & _ROOTS and sources and sources[0] in statistics:
             found |= over_batch & _below(program, producers, sources[0])
-    return sorted(found)
+    # A mean that is taken once more, to be subtracted, belongs to the norm.
+    taken = {program.steps[producers[number]].inputs for number in found}
+    beside = {n for n in over_batch if program.steps[producers[n]].inputs in taken}
+    return sorted(found | beside)
 
 
 def _reduces_batch(program: Program, step: Step, batch: int) -> bool:

@@ -115,11 +115,13 @@ def explain(origin: Origin) -> Words:
         return _slope(origin)
     if origin.constant:
         written = _number(origin.output.ravel()[0])
-        return Words(f"the constant {written} of this line reaches the result", _MASK)
+        return Words(f"the constant {written} of this line reaches the loss", _MASK)
     words = _operation(origin)
     if not origin.in_value:
         dropped = "; the loss leaves it out, but its gradient is 0 x NaN = NaN"
-        words = Words(words.fault + dropped, _TWO_WHERES)
+        # An index is to be mended, not its result.
+        remedy = words.remedy if origin.primitive == "gather" else _TWO_WHERES
+        words = Words(words.fault + dropped, remedy)
     return words
 
 
@@ -246,7 +248,8 @@ def _at(domain: str, remedy: str) -> Callable[[Sequence[float], Origin], Words]:
     """Words for a function of one number outside its domain."""
 
     def describe(values: Sequence[float], origin: Origin) -> Words:
-        return Words(f"`{origin.primitive}` of {_number(values[0])}; {domain}", remedy)
+        # Rounding alone brings a cosine to 1.0000001.
+        return Words(f"`{origin.primitive}` of {values[0]:.8g}; {domain}", remedy)
 
     return describe
 

@@ -472,8 +472,11 @@ def _mark(jaxpr: core.Jaxpr, results: Iterable[int], equations: set[int]) -> set
             continue
         for inner in core.jaxprs_in_params(eqn.params):
             body, _ = open_jaxpr(inner)
-            carried = set(range(num_same(eqn.outvars, body.outvars))) if name == "scan" else set()
-            every = set(range(len(body.outvars)))
-            _mark(body, (set(wanted) | carried) if name == "scan" else every, equations)
+            results = set(wanted)
+            if name == "scan":
+                results |= set(range(num_same(eqn.outvars, body.outvars)))
+            elif name != "cond":
+                results = set(range(len(body.outvars)))
+            _mark(body, results, equations)
         needed.update(_variables(eqn))
     return {i for i, var in enumerate(jaxpr.invars) if var in needed}
