@@ -367,7 +367,8 @@ def not_finite(exam: Exam) -> Iterator[Finding]:
 def _sentence(exam: Exam, origin: Origin, layer: int | None, batch: int) -> str:
     words = explain(origin)
     line = source_line(origin.slope_of or origin.equations)
-    where = f"{line}: " if line else ("" if layer is not None else "in the loss: ")
+    unplaced = "in the loss: " if layer is None and origin.equations else ""
+    where = f"{line}: " if line else unplaced
     turn = f" (turn {' of '.join(str(i + 1) for i in origin.iterations[::-1])} of the loop)"
     if not origin.in_value and origin.slope_of:
         where += "its gradient is not finite: "
@@ -409,6 +410,8 @@ def _layer(exam: Exam, origin: Origin) -> int | None:
     """The layer in which, or after which, an operation stands; None for the loss and before all."""
     graph = exam.graph
     equations = origin.slope_of or origin.equations
+    if not equations:
+        return None
     where, name = place(equations), equations[0].primitive.name
     steps = [
         index

@@ -9,6 +9,7 @@ the inside of `jnp.where`, has no calls of its own and takes those of the equati
 from __future__ import annotations
 
 import linecache
+import os
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,11 +18,14 @@ from typing import NamedTuple
 import jax
 from jax.extend import core, source_info_util
 
-_JAX = str(Path(jax.__file__).parent)
+_JAX = f"{Path(jax.__file__).parent}{os.sep}"
 # Whoever traces a user's function stands here; calls around it are not the user's model.
-_TRACERS = str(Path(__file__).parent)
-_PACKAGE = str(Path(__file__).parents[1])
-_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")})
+_TRACERS = f"{Path(__file__).parent}{os.sep}"
+_INSTALLED = f"{os.sep}site-packages{os.sep}"
+_LIBRARIES = (
+    f"{Path(__file__).parents[1]}{os.sep}",
+    *(f"{sysconfig.get_path(name)}{os.sep}" for name in ("purelib", "platlib", "stdlib")),
+)
 _LONGEST_TEXT = 80
 
 
@@ -40,7 +44,8 @@ class SourceLine(NamedTuple):
 
     def __str__(self) -> str:
         text = f" `{self.text}`" if self.text else ""
-        return f"{Path(self.file).name}:{self.line}{text}"
+        _, installed, below = self.file.rpartition(_INSTALLED)
+        return f"{below if installed else Path(self.file).name}:{self.line}{text}"
 
 
 def source_line(equations: Sequence[core.JaxprEqn]) -> SourceLine | None:
@@ -60,7 +65,7 @@ def source_line(equations: Sequence[core.JaxprEqn]) -> SourceLine | None:
 
 def _lines_of(eqn: core.JaxprEqn) -> tuple[SourceLine | None, SourceLine | None]:
     """The innermost line outside JAX, and the innermost of the user's own."""
-    outside = None
+    outside: SourceLine | None = None
     traceback = eqn.source_info.traceback
     for frame in () if traceback is None else traceback.frames:
         name = frame.file_name
@@ -70,7 +75,7 @@ def _lines_of(eqn: core.JaxprEqn) -> tuple[SourceLine | None, SourceLine | None]
             continue
         line = _line(name, frame.line_num)
         outside = outside or line
-        if not name.startswith((*_LIBRARIES, _PACKAGE)) and "site-packages" not in name:
+        if not name.startswith(_LIBRARIES) and _INSTALLED not in name:
             return outside, line
     return outside, None
 

@@ -201,3 +201,20 @@ def test_the_values_are_those_of_the_operation():
     h = INPUTS @ KERNEL
     chex.assert_trees_all_close(origin.operands, (np.asarray(h), np.abs(h)), rtol=1e-5)
     np.testing.assert_array_equal(origin.made, np.asarray(h) == 0)
+
+
+def test_array_that_the_model_holds_is_told():
+    held = jnp.full(WIDTH, jnp.nan)
+    (finding,) = not_finite(examine(network(lambda h: h + held), INPUTS, jnp.zeros((BATCH, WIDTH))))
+    assert "an array that the model holds" in finding.evidence
+
+
+def test_loss_of_a_library_is_told_by_the_librarys_line():
+    def apply(params, x):
+        return jnp.where(jnp.arange(WIDTH) < 2, x @ params[0], -jnp.inf)
+
+    (finding,) = not_finite(examine((apply, [KERNEL]), INPUTS, jnp.full(BATCH, 3)))
+    assert "constant -inf" in finding.evidence
+    exam = examine((lambda params, x: 1e30 * x @ params[0], [KERNEL]), INPUTS, INPUTS)
+    (finding,) = not_finite(exam)
+    assert finding.evidence.startswith("in the loss: ")
