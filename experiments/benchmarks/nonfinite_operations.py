@@ -28,8 +28,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdnn import command_line
-from jaxdnn.diagnosis import examine
-from jaxdnn.diagnosis.operations import not_finite
+from jaxdnn.diagnosis import examine, not_finite
 from jaxdnn.errors import InputError
 
 Operation = Callable[[Array], Array]

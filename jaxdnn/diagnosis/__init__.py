@@ -4,6 +4,7 @@ from jaxdnn.diagnosis.causes import CAUSES, Cause, find_causes
 from jaxdnn.diagnosis.diagnose import Diagnosis, Prescription, assert_trainable, diagnose
 from jaxdnn.diagnosis.fixes import Tried
 from jaxdnn.diagnosis.measure import examine
+from jaxdnn.diagnosis.operations import not_finite
 from jaxdnn.diagnosis.search import try_fixes
 from jaxdnn.diagnosis.trial import (
     HORIZON,
@@ -35,6 +36,7 @@ __all__ = [
     "find_causes",
     "make_scanned_trial",
     "make_trial",
+    "not_finite",
     "parse_optimizer",
     "score_trial",
     "try_fixes",
