@@ -57,22 +57,23 @@ class _Probe:
         self._exam, self._program = exam, exam.graph.program
         held = _norm_statistics(self._program, _batch(exam))
 
-        @jax.jit
         def first(params: Any, inputs: Any, key: Array) -> tuple[Array, dict[int, Array]]:
             environment = run(self._program, (params, inputs, key), {})
             return environment[self._program.output], {n: environment[n] for n in held}
 
-        @jax.jit
         def again(params: Any, inputs: Any, key: Array, statistics: dict[int, Array]) -> Array:
+            # As it came where there is nothing to hold: loops written out take long to compile.
+            if not statistics:
+                return exam.network.apply(params, inputs, key)
             edits = _held(statistics)
             return run(self._program, (params, inputs, key), edits)[self._program.output]
 
-        self._again = again
+        self._again = jax.jit(again)
         self._statistics: dict[int, Array] = {}
         if held:
-            outputs, self._statistics = first(exam.params, exam.inputs, exam.key)
+            outputs, self._statistics = jax.jit(first)(exam.params, exam.inputs, exam.key)
         else:
-            outputs = again(exam.params, exam.inputs, exam.key, {})
+            outputs = self._again(exam.params, exam.inputs, exam.key, {})
         self.outputs = np.asarray(outputs)
 
     def changes(self, inputs: Any) -> np.ndarray:
