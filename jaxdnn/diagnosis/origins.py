@@ -62,6 +62,28 @@ _DERIVATIVE_OF = {
     "integer_pow": ("div", "integer_pow", "cbrt"),
     "log": ("pow",),
 }
+# What NumPy computes just as well: to compile each for every shape would take most of the time.
+_HOST: dict[str, Callable[..., Any]] = {
+    "add": lambda _, a, b: a + b,
+    "add_any": lambda _, a, b: a + b,
+    "sub": lambda _, a, b: a - b,
+    "mul": lambda _, a, b: a * b,
+    "neg": lambda _, a: -a,
+    "max": lambda _, a, b: np.maximum(a, b),
+    "min": lambda _, a, b: np.minimum(a, b),
+    "eq": lambda _, a, b: a == b,
+    "ne": lambda _, a, b: a != b,
+    "lt": lambda _, a, b: a < b,
+    "le": lambda _, a, b: a <= b,
+    "gt": lambda _, a, b: a > b,
+    "ge": lambda _, a, b: a >= b,
+    "stop_gradient": lambda _, a: a,
+    "copy": lambda _, a: a,
+    "reshape": lambda params, a: a.reshape(params["new_sizes"]),
+    "squeeze": lambda params, a: np.squeeze(a, tuple(params["dimensions"])),
+    "transpose": lambda params, a: np.transpose(a, params["permutation"]),
+    "broadcast_in_dim": lambda params, a: _broadcast(a, **params),
+}
 # Functions with a backward pass of the user's own.
 RULES = {"custom_vjp_call"}
 _MOST_STEPS = 100_000
@@ -393,6 +415,12 @@ def _host_any(value: Any) -> Any:
 
 def run_equation(eqn: core.JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
     """Return the results of one equation, operands in the order of its own."""
+    on_host = _HOST.get(eqn.primitive.name)
+    if on_host is not None and all(map(_is_plain, (*eqn.invars, *eqn.outvars))):
+        pairs = zip(eqn.invars, operands, strict=True)
+        arrays = [np.asarray(value, _dtype(atom)) for atom, value in pairs]
+        with np.errstate(all="ignore"):
+            return [np.asarray(on_host(eqn.params, *arrays), _dtype(eqn.outvars[0]))]
     pairs = zip(eqn.invars, operands, strict=True)
     values = {atom: value for atom, value in pairs if isinstance(atom, core.Var)}
     variables = list(values)
@@ -400,6 +428,25 @@ def run_equation(eqn: core.JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
     about = core.DebugInfo("equation", eqn.primitive.name, *unnamed)
     body = core.Jaxpr([], variables, eqn.outvars, [eqn], eqn.effects, about)
     return core.jaxpr_as_fun(core.ClosedJaxpr(body, ()))(*(values[var] for var in variables))
+
+
+def _broadcast(
+    a: np.ndarray, *, shape: Sequence[int], broadcast_dimensions: Sequence[int], **_: Any
+) -> np.ndarray:
+    sizes = [1] * len(shape)
+    for axis, size in zip(broadcast_dimensions, a.shape, strict=True):
+        sizes[axis] = size
+    return np.broadcast_to(a.reshape(sizes), shape)
+
+
+def _dtype(atom: Any) -> Any:
+    return atom.aval.dtype
+
+
+def _is_plain(atom: Any) -> bool:
+    """Whether NumPy has arrays of this kind: not keys, and no operand without a format."""
+    dtype = getattr(atom.aval, "dtype", None)
+    return dtype is not None and not jnp.issubdtype(dtype, jax.dtypes.extended)
 
 
 def _variables(eqn: core.JaxprEqn) -> Iterator[core.Var]:

@@ -129,6 +129,16 @@ def test_what_is_left_out_is_not_named():
     assert origin.primitive == "sqrt"
 
 
+def test_branch_that_where_does_not_take_is_not_named():
+    """NaN stands at the same places of both, and the one that comes first is left out."""
+
+    def operation(h):
+        left_out = jnp.where(h == 0, jnp.sqrt(-1 - jnp.abs(h)), 1.0)
+        return jnp.where(h == 0, zero_over_zero(h), left_out)
+
+    assert found(operation).primitive == "div"
+
+
 @pytest.mark.parametrize(
     ("operation", "words"),
     [

@@ -57,6 +57,16 @@ def looped(h):
     return jax.lax.scan(lambda carry, _: (stop_gradient(jnp.sin(carry)), None), h, None, 2)[0]
 
 
+def carried(h):
+    """What one iteration makes is stopped in the next."""
+    zeros = jnp.zeros(h.shape)
+
+    def body(carry, _):
+        return (stop_gradient(carry[1]), jnp.sin(h)), None
+
+    return jax.lax.scan(body, (zeros, zeros), None, 2)[0][0]
+
+
 @pytest.mark.parametrize(
     ("between", "words"),
     [
@@ -66,6 +76,7 @@ def looped(h):
         (lambda h: h.astype(jnp.int32).astype(jnp.float32), "int32"),
         (jax.jit(jax.checkpoint(jnp.floor)), "`floor`"),
         (looped, "stop_gradient"),
+        (carried, "stop_gradient"),
     ],
 )
 def test_cut_between_layers_is_named_with_its_line(between, words):
