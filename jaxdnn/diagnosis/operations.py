@@ -7,6 +7,7 @@ of zero: 0 · ∞ is NaN.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -374,19 +375,23 @@ def _sentence(exam: Exam, origin: Origin, layer: int | None, batch: int) -> str:
         where += "its gradient is not finite: "
     growth = ""
     if origin.primitive in _LAYERS and layer is not None:
-        growth = _growth([signal.rms for signal in exam.measured.signals][:layer])
+        deltas = [exam.measured.delta[each.z] for each in exam.graph.layers[:layer:-1]]
+        signals = [signal.rms for signal in exam.measured.signals[:layer]]
+        growth = _growth(deltas if origin.slope_of else signals, after=bool(origin.slope_of))
     return (
         f"{where}{words.fault}{growth}{_rows_in_words(origin, batch)}"
         f"{turn if origin.iterations else ''}; {words.remedy}"
     )
 
 
-def _growth(sizes: Sequence[float]) -> str:
-    """Say by how much the layers before it multiply."""
-    if len(sizes) < 2 or min(sizes) <= 0 or not all(map(math.isfinite, sizes)):
+def _growth(sizes: Sequence[float], *, after: bool = False) -> str:
+    """Say by how much the layers before it multiply the signal, or those after it the gradient."""
+    sizes = list(itertools.takewhile(math.isfinite, sizes))
+    if len(sizes) < 2 or min(sizes) <= 0:
         return ""
     typical = math.exp(float(np.median(np.diff(np.log(sizes)))))
-    return f", and {len(sizes)} layers before it grow by {typical:.3g} each"
+    what = "layers after it multiply the gradient" if after else "layers before it grow"
+    return f", and {len(sizes)} {what} by {typical:.3g} each"
 
 
 def _of_argument(exam: Exam, origin: Origin, batch: int) -> Finding:
@@ -425,7 +430,7 @@ def _layer(exam: Exam, origin: Origin) -> int | None:
         before = [step for step in steps if step <= graph.layers[bad].step]
         step = before[-1] if before else steps[0]
     elif bad is not None:
-        above = [step for step in steps if step >= graph.layers[bad].step]
+        above = [step for step in steps if step > graph.layers[bad].step]
         step = above[0] if above else steps[-1]
     else:
         step = steps[-1]

@@ -483,7 +483,7 @@ def _slope_of(value: core.Jaxpr, jaxpr: core.Jaxpr, origin: Origin) -> tuple[cor
             if around[0].primitive.name == likely:
                 return around
     singular = [around for around in alike if around[0].primitive.name in SINGULAR]
-    return (singular or alike or [()])[-1]
+    return (singular or alike or [origin.equations])[-1]
 
 
 def walk(

@@ -190,7 +190,8 @@ def test_targets_that_are_not_finite_are_told_by_row():
     assert "(row 3)" in finding.evidence
 
 
-def test_overflow_of_a_layer_tells_the_growth_before_it():
+def exam_of_growing_layers(scale):
+    """Eight layers that each multiply by a million or so."""
     kernels = [1e6 * zoo.normal(i, WIDTH, WIDTH) for i in range(8)]
 
     def apply(params, x):
@@ -198,7 +199,24 @@ def test_overflow_of_a_layer_tells_the_growth_before_it():
             x = x @ kernel
         return x
 
-    exam = examine((apply, kernels), INPUTS, jnp.zeros((BATCH, WIDTH)))
+    return examine((apply, kernels), scale * INPUTS, jnp.zeros((BATCH, WIDTH)))
+
+
+def test_overflow_of_the_gradient_tells_the_growth_after_it():
+    exam = exam_of_growing_layers(1e-35)
+    (finding,) = not_finite(exam)
+    deltas = [exam.measured.delta[layer.z] for layer in exam.graph.layers]
+    assert np.isfinite(exam.measured.loss)
+    assert finding.layer is not None
+    assert not np.isfinite(deltas[finding.layer - 1])
+    assert np.isfinite(deltas[finding.layer])
+    assert "its gradient is beyond its format" in finding.evidence
+    number = len(deltas) - 1 - finding.layer
+    assert f"{number} layers after it multiply the gradient by" in finding.evidence
+
+
+def test_overflow_of_a_layer_tells_the_growth_before_it():
+    exam = exam_of_growing_layers(1.0)
     (finding,) = not_finite(exam)
     first = next(i for i, z in enumerate(exam.measured.signals) if not np.isfinite(z.rms))
     assert finding.layer == first
