@@ -86,6 +86,8 @@ _HOST: dict[str, Callable[..., Any]] = {
 }
 # Functions with a backward pass of the user's own.
 RULES = {"custom_vjp_call"}
+# In the names of what remat computes once more on the way back.
+_RECOMPUTED = "rematted_computation"
 _MOST_STEPS = 100_000
 
 
@@ -476,14 +478,15 @@ def _slope_of(value: core.Jaxpr, jaxpr: core.Jaxpr, origin: Origin) -> tuple[cor
     for around in alike:
         if around[0].primitive.name in RULES:
             return around
-    if any(around[0].primitive.name == name for around in alike) and name not in _DERIVATIVE_OF:
+    same = [around for around in alike if around[0].primitive.name == name]
+    if same and any(_RECOMPUTED in str(eqn.source_info.name_stack) for eqn in origin.equations):
         return ()
     for likely in _DERIVATIVE_OF.get(name, ()):
         for around in reversed(alike):
             if around[0].primitive.name == likely:
                 return around
     singular = [around for around in alike if around[0].primitive.name in SINGULAR]
-    return (singular or alike or [origin.equations])[-1]
+    return (same or singular or alike or [origin.equations])[-1]
 
 
 def walk(
