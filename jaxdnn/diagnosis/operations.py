@@ -127,10 +127,14 @@ def explain(origin: Origin) -> Words:
 
 
 def _operation(origin: Origin) -> Words:
-    """Words for the operation itself, with the values that it took."""
+    """Words for the operation itself."""
+    return _told(origin) or _overflow(origin) or _unknown(origin)
+
+
+def _told(origin: Origin) -> Words | None:
+    """Words with the values that it took, where the operation is known by these."""
     values, describe = _first_values(origin), _VALUES.get(origin.equations[0].primitive.name)
-    words = describe(values, origin) if describe and values else None
-    return words or _overflow(origin) or _unknown(origin)
+    return describe(values, origin) if describe and values else None
 
 
 def _slope(origin: Origin) -> Words:
@@ -146,7 +150,7 @@ def _slope(origin: Origin) -> Words:
     overflow = _overflow(origin)
     if overflow is not None:
         return Words(f"its gradient is beyond its format: {overflow.fault}", overflow.remedy)
-    return Words(
+    return _told(origin) or Words(
         f"the slope of `{name}` is not finite at these values", f"keep off them; {_TWO_WHERES}"
     )
 
