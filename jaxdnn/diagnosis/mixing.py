@@ -61,25 +61,31 @@ class _Probe:
             environment = run(self._program, (params, inputs, key), {})
             return environment[self._program.output], {n: environment[n] for n in held}
 
+        @jax.jit
         def again(params: Any, inputs: Any, key: Array, statistics: dict[int, Array]) -> Array:
-            # As it came where there is nothing to hold: loops written out take long to compile.
-            if not statistics:
-                return exam.network.apply(params, inputs, key)
             edits = _held(statistics)
             return run(self._program, (params, inputs, key), edits)[self._program.output]
 
-        self._again = jax.jit(again)
+        self._again = again
         self._statistics: dict[int, Array] = {}
         if held:
             outputs, self._statistics = jax.jit(first)(exam.params, exam.inputs, exam.key)
         else:
-            outputs = self._again(exam.params, exam.inputs, exam.key, {})
+            outputs = self._passed(exam.inputs)
         self.outputs = np.asarray(outputs)
+
+    def _passed(self, inputs: Any) -> Array:
+        """The outputs of the pass that is compiled already."""
+        exam = self._exam
+        return exam.run_pass(exam.params, inputs, exam.targets, exam.key).logits
 
     def changes(self, inputs: Any) -> np.ndarray:
         """Which of the outputs change with other inputs, of the outputs' shape."""
         exam = self._exam
-        outputs = self._again(exam.params, inputs, exam.key, self._statistics)
+        if self._statistics:
+            outputs = self._again(exam.params, inputs, exam.key, self._statistics)
+        else:
+            outputs = self._passed(inputs)
         return _differ(self.outputs, np.asarray(outputs))
 
     def values(self, inputs: Sequence[Any]) -> list[dict[int, np.ndarray]]:
