@@ -4,6 +4,7 @@ from jaxdnn.diagnosis.answers import Answers
 from jaxdnn.diagnosis.causes import CAUSES, Cause, find_causes
 from jaxdnn.diagnosis.diagnose import Diagnosis, Prescription, assert_trainable, diagnose
 from jaxdnn.diagnosis.measure import examine
+from jaxdnn.diagnosis.operations import not_finite
 from jaxdnn.diagnosis.search import find_fixes
 from jaxdnn.diagnosis.setups import AS_IT_IS, Trials, Tried
 from jaxdnn.diagnosis.trial import (
@@ -38,6 +39,7 @@ __all__ = [
     "find_fixes",
     "make_scanned_trial",
     "make_trial",
+    "not_finite",
     "parse_optimizer",
     "score_trial",
     "verdict_of",

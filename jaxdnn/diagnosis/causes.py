@@ -16,7 +16,10 @@ from jaxdnn.diagnosis import (
     edit_fixes,
     fixes,
     layer_causes,
+    mixing,
+    operations,
     output_causes,
+    reach,
     repairs,
     training_causes,
 )
@@ -162,6 +165,50 @@ QUANTITIES: dict[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
 _GAIN = "RMS δ_l / RMS δ_(l+1) = σ_w √(fan_out / fan_in) · RMS φ'(z_l)"
 _SCALE = "σ_w = RMS(W) √fan_in,   RMS δ_l ∝ σ_w,   RMS z_(l+1) ∝ σ_w"
 _TABLE = (
+    CauseKind(
+        "not finite",
+        "numerics",
+        Place.FORMAT,
+        "log 0 = −∞,   0 / 0 = NaN,   |z| > z_max ⇒ z = ∞,   d√x/dx = ∞ at 0",
+        "One operation gives infinity or NaN out of finite numbers, forward or in its slope, and "
+        "everything computed from it is not a number either: no step can be taken.",
+        "signal",
+        find=operations.not_finite,
+    ),
+    CauseKind(
+        "no gradient",
+        "architecture",
+        Place.ABOVE,
+        "d round(x)/dx = 0,   d argmax(x)/dx = 0,   d stop_gradient(x)/dx = 0",
+        "These parameters stay as they are: on every way from them to the loss stands an operation "
+        "whose slope is 0 everywhere, or they are not used at all.",
+        "delta",
+        find=reach.no_gradient,
+        regardless=True,
+        fixes=(reach.let_through,),
+    ),
+    CauseKind(
+        "loss without gradient",
+        "loss",
+        Place.STEP,
+        "∂L/∂outputs = 0",
+        "The loss counts, rounds or compares the outputs, or does not use them: it does not change "
+        "when they change a little, so that no parameter learns.",
+        "delta",
+        find=reach.loss_without_gradient,
+        fixes=(repairs.usual_loss,),
+    ),
+    CauseKind(
+        "examples mixed",
+        "architecture",
+        Place.LAYER,
+        "∂ output_i / ∂ input_j ≠ 0,   j ≠ i",
+        "The answer to one example depends on the other examples of its batch, or the answer at one "
+        "step on inputs of later steps: what is learnt does not hold for an example by itself.",
+        "signal",
+        find=mixing.mixed_examples,
+        regardless=True,
+    ),
     CauseKind(
         "softmax over one unit",
         "output activation",
@@ -472,16 +519,6 @@ _TABLE = (
         "factor",
         find=partial(layer_causes.shared_gain, small=False),
         fixes=(fixes.critical,),
-    ),
-    CauseKind(
-        "not finite",
-        "numerics",
-        Place.FORMAT,
-        "|z| > z_max ⇒ z = ∞,   ∞ − ∞ = NaN",
-        "A number beyond the end of its format is infinite, and what is made of infinities is "
-        "not a number: no step can be taken.",
-        "signal",
-        find=layer_causes.not_finite,
     ),
     CauseKind(
         "underflow",

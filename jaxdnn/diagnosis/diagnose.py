@@ -14,9 +14,10 @@ from jax import Array
 from jaxtyping import Float
 
 from jaxdnn.diagnosis.causes import Cause, find_causes
-from jaxdnn.diagnosis.findings import BLOCKING
+from jaxdnn.diagnosis.findings import BLOCKING, STRUCTURAL
 from jaxdnn.diagnosis.measure import Exam, examine
 from jaxdnn.diagnosis.profile import LayerProfile, layer_profiles, redrawn_deltas
+from jaxdnn.diagnosis.reach import frozen
 from jaxdnn.diagnosis.search import confirm, find_fixes
 from jaxdnn.diagnosis.setups import AS_IT_IS, Trials, Tried
 from jaxdnn.diagnosis.trial import (
@@ -256,7 +257,7 @@ _BY_HEART = 0.3
 def _judged(score: float, causes: Sequence[Cause]) -> float:
     """Lower a score where what is learnt is not what is meant."""
     strengths = [cause.strength for cause in causes if cause.kind.regardless]
-    if not strengths:
+    if max(strengths, default=0.0) < STRUCTURAL:
         return score
     return 0.0 if max(strengths) >= BLOCKING else min(score, _BY_HEART)
 
@@ -283,6 +284,7 @@ def _notes(exam: Exam, base: Tried) -> Iterator[str]:
     if base.score < TRAINS and still_grows(share):
         steps = int((len(share) - 1) * 0.5 / share[-1])
         yield f"starts late: at this pace half is learnt after about {steps} steps"
+    yield from (finding.evidence for finding in frozen(exam))
     if exam.network.in_training is not None:
         trained = exam.network.in_training(exam.params, exam.inputs, exam.key)
         spread = float(np.std(exam.outputs)) or 1.0

@@ -3,8 +3,8 @@
 A fault is a property of the layer itself, not of the signal that reaches it: its weights' scale
 against that of its neighbours, a bias that outweighs the signal, an activation unlike the others, a
 norm that the others have, what dropout leaves, padding. Each deviation is
-a log over the spread that healthy networks show, so that they can be ranked. The last two finders
-find what does not fit the numbers' format.
+a log over the spread that healthy networks show, so that they can be ranked. The last one
+finds what does not fit the numbers' format.
 """
 
 from __future__ import annotations
@@ -294,42 +294,6 @@ def shared_gain(exam: Exam, *, small: bool) -> Iterator[Finding]:
         text = f"the gradient changes by {math.exp(typical):.3g} in a typical layer"
         strength = min(abs(typical) * len(factors), max(total, 0.0)) / FACTOR_SPREAD
         yield Finding(0, text, strength)
-
-
-def not_finite(exam: Exam) -> Iterator[Finding]:
-    """Find the first layer whose weights, signal or gradient is not finite."""
-    layers, sizes = exam.graph.layers, [signal.rms for signal in exam.measured.signals]
-    bad = _first_not_finite(sizes)
-    if bad is not None and not math.isfinite(exam.measured.kernel_rms[bad]):
-        yield Finding(bad, "its weights are not finite", CERTAIN)
-    elif bad is not None:
-        text = f"its pre-activation is not finite; {_limit(exam, bad)}{_growth(sizes[:bad])}"
-        yield Finding(bad, text, CERTAIN)
-    else:
-        # The gradient comes from the last layer down.
-        deltas = [exam.measured.delta[layer.z] for layer in reversed(layers)]
-        bad = _first_not_finite(deltas)
-        if bad is not None:
-            index = len(layers) - 1 - bad
-            text = f"its delta is not finite; {_limit(exam, index)}{_growth(deltas[:bad])}"
-            yield Finding(index, text, CERTAIN)
-
-
-def _first_not_finite(sizes: Sequence[float]) -> int | None:
-    return next((i for i, size in enumerate(sizes) if not math.isfinite(size)), None)
-
-
-def _limit(exam: Exam, index: int) -> str:
-    dtype = exam.graph.value_of(exam.graph.layers[index]).dtype
-    return f"{jnp.dtype(dtype).name} ends at {float(jnp.finfo(dtype).max):.3g}"
-
-
-def _growth(sizes: Sequence[float]) -> str:
-    """Say by how much the layers before it multiply."""
-    if len(sizes) < 2 or min(sizes) <= 0:
-        return ""
-    typical = math.exp(float(np.median(np.diff(np.log(sizes)))))
-    return f", and {len(sizes)} layers before it grow by {typical:.3g} each"
 
 
 def underflow(exam: Exam) -> Iterator[Finding]:

@@ -306,7 +306,7 @@ def make_pass(graph: Graph, loss: Loss, *, bridged: int | None = None) -> Callab
             environment = run(graph.program, (params, inputs, key), edits, uses)
             logits = environment[graph.program.output]
             value = loss(logits, targets)
-            return value, (value, logits, jax.lax.stop_gradient(_observed(graph, environment)))
+            return value, (value, logits, _observed(graph, jax.lax.stop_gradient(environment)))
 
         zeros = {number: _zero(values[number]) for number in numbers}
         partials = [
@@ -362,7 +362,9 @@ def _slope_function(segment: Segment, environment: Environment) -> Callable[[Arr
     function = replay(segment.steps, environment, segment.start, segment.end)
 
     def slope(x: Array) -> Array:
-        return jnp.abs(jax.jvp(function, (x,), (jnp.ones_like(x),))[1].astype(jnp.float32))
+        # Backward: what has a gradient of its own (custom_vjp) cannot be differentiated forward.
+        y, pull_back = jax.vjp(function, x)
+        return jnp.abs(pull_back(jnp.ones_like(y))[0].astype(jnp.float32))
 
     return slope
 
@@ -424,22 +426,24 @@ def _slope_stats(slope: np.ndarray) -> SlopeStats:
     )
 
 
+@np.errstate(invalid="ignore", over="ignore", divide="ignore")
 def _activation_gains(graph: Graph, params: Any) -> dict[Segment, Gain]:
     """What each activation does at standard normal values; trained slopes come from `params`."""
     environment = _without_inputs(graph.program, params)
-    drawn: dict[tuple[int, ...], Array] = {}
+    drawn: dict[Any, Array] = {}
     known: dict[Any, Gain] = {}
     gains = {}
     for segment in graph.segments("activation"):
         if not _is_closed(segment, environment):
             continue
         value = graph.program.values[segment.start]
-        if value.shape not in drawn:
+        kind = (value.shape, value.dtype)
+        if kind not in drawn:
             normal = np.random.default_rng(0).standard_normal(value.shape)
-            drawn[value.shape] = jnp.asarray(normal, value.dtype)
-        signature = (value.shape, *(step.signature for step in segment.steps))
+            drawn[kind] = jnp.asarray(normal, value.dtype)
+        signature = (kind, *(step.signature for step in segment.steps))
         if signature not in known or any(len(step.inputs) > 1 for step in segment.steps):
-            known[signature] = _gain(segment, environment, drawn[value.shape])
+            known[signature] = _gain(segment, environment, drawn[kind])
         gains[segment] = known[signature]
     return gains
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.extend import core
 
+from jaxdnn.diagnosis.source_lines import SourceLine, source_line
 from jaxdnn.propagation import rms
 
 # Longer scans are left whole: written out they would compile for minutes.
@@ -93,6 +94,7 @@ class Step:
       label: name of the function it was called in, such as `relu`; empty where unknown.
       linear: the matrix product or convolution that it is or contains, if exactly one.
       signature: equal for steps that compute the same function of their operands.
+      equations: its own, then those of the calls around it, innermost first.
     """
 
     name: str
@@ -104,6 +106,12 @@ class Step:
     label: str
     linear: core.JaxprEqn | None
     signature: str
+    equations: tuple[core.JaxprEqn, ...]
+
+    @property
+    def line(self) -> SourceLine | None:
+        """The line of the user's file that it was written in; None where unknown."""
+        return source_line(self.equations)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +182,8 @@ class _Writer:
         self.steps: list[Step] = []
         self.values: list[Value] = []
         self.constants: dict[int, Array] = {}
+        # The calls in which the writer is, innermost first.
+        self._around: tuple[core.JaxprEqn, ...] = ()
 
     def new(self, aval: Any, depends: Dependence, leaves: frozenset[Leaf] = frozenset()) -> int:
         self.values.append(Value(tuple(aval.shape), aval.dtype, depends, leaves))
@@ -198,11 +208,15 @@ class _Writer:
         for eqn in jaxpr.eqns:
             name = eqn.primitive.name
             if name in _INLINED:
-                body, inner_consts = _open(eqn.params[_INLINED[name]])
+                body, inner_consts = open_jaxpr(eqn.params[_INLINED[name]])
                 called = str(eqn.params.get("name", "")) or label
+                self._around = (eqn, *self._around)
                 outputs = self.write(body, inner_consts, [read(v) for v in eqn.invars], called)
+                self._around = self._around[1:]
             elif name == "scan" and self._unrolls and _worth_unrolling(eqn):
+                self._around = (eqn, *self._around)
                 outputs = self._unroll(eqn, [read(v) for v in eqn.invars], label)
+                self._around = self._around[1:]
             else:
                 outputs = self._step(eqn, numbers, label)
             numbers.update(zip(eqn.outvars, outputs, strict=True))
@@ -253,15 +267,16 @@ class _Writer:
                 label,
                 linear[0] if len(linear) == 1 else None,
                 signature,
+                self._around if eqn is None else (eqn, *self._around),
             )
         )
         return outputs
 
     def _unroll(self, eqn: core.JaxprEqn, inputs: list[int], label: str) -> list[int]:
-        body, consts = _open(eqn.params["jaxpr"])
+        body, consts = open_jaxpr(eqn.params["jaxpr"])
         length = eqn.params["length"]
-        num_carry = _num_same(eqn.outvars, body.outvars)
-        num_before = _num_same(eqn.invars, body.invars)
+        num_carry = num_same(eqn.outvars, body.outvars)
+        num_before = num_same(eqn.invars, body.invars)
         num_shared = num_before - num_carry
         shared, carry = inputs[:num_shared], inputs[num_shared:num_before]
         stacked: list[list[int]] = [[] for _ in body.outvars[num_carry:]]
@@ -283,8 +298,8 @@ class _Writer:
         return [*carry, *joined]
 
 
-def _open(body: Any) -> tuple[core.Jaxpr, Sequence[Any]]:
-    """Take a jaxpr and its constants apart."""
+def open_jaxpr(body: Any) -> tuple[core.Jaxpr, Sequence[Any]]:
+    """Take a jaxpr apart into that without constants, and these."""
     return (body.jaxpr, body.consts) if isinstance(body, core.ClosedJaxpr) else (body, ())
 
 
@@ -292,7 +307,7 @@ def _equations(eqn: core.JaxprEqn) -> Any:
     """All equations inside one, itself first."""
     yield eqn
     for inner in core.jaxprs_in_params(eqn.params):
-        for inside in _open(inner)[0].eqns:
+        for inside in open_jaxpr(inner)[0].eqns:
             yield from _equations(inside)
 
 
@@ -301,7 +316,7 @@ def _worth_unrolling(eqn: core.JaxprEqn) -> bool:
     return bool(names.intersection(_LINEAR)) and eqn.params["length"] <= LONGEST_SCAN
 
 
-def _num_same(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+def num_same(outer: Sequence[Any], inner: Sequence[Any]) -> int:
     """Count what a scan passes on as it is; what it stacks has one axis more."""
     pairs = zip(outer, inner, strict=True)
     return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in pairs)
