@@ -153,11 +153,12 @@ def heavy_bias(exam: Exam, *, dead: bool) -> Iterator[Finding]:
 
 def saturating_activation(exam: Exam) -> Iterator[Finding]:
     """Find activations whose slope is unlike that of the others."""
-    # The gates of a recurrent cell are used at every step, and flat on purpose.
+    # The gates of a recurrent cell are used at every step, and flat on purpose; what has no slope
+    # at all, such as rounding, is no activation.
     hidden = {
         each: gain.slope
         for each, gain in exam.gains.items()
-        if each.above is not None and not _is_repeated(exam, each.below)
+        if each.above is not None and gain.slope > 0 and not _is_repeated(exam, each.below)
     }
     if len(hidden) < 3:
         return

@@ -338,7 +338,7 @@ def _matters(run: Search, each: _Answered, trains: bool, cured: bool, blocked: b
 
 def _rank(each: _Answered, base: float) -> tuple[float, ...]:
     cause = each.cause
-    if cause.strength >= _BLOCKS:
+    if cause.strength >= _BLOCKS or cause.kind.regardless:
         return 0, -cause.strength
     if each.score >= TRAINS:
         assert each.best is not None
