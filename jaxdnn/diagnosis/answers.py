@@ -83,6 +83,7 @@ class LossTraits:
       softmax: takes a softmax itself; the outputs' level does not matter.
       symmetric: the same if the output columns are exchanged, for more than one.
       mixes: what is asked of one example depends on the targets of others.
+      blind: examples whose outputs do not count at all, by row.
     """
 
     independent: bool = False
@@ -92,6 +93,7 @@ class LossTraits:
     softmax: bool = False
     symmetric: bool = False
     mixes: bool = False
+    blind: tuple[int, ...] = ()
 
 
 def best_answers(
@@ -210,6 +212,7 @@ def loss_traits(loss: Loss, targets: Any, outputs: Array) -> LossTraits:
         softmax=several and _same(at, raised) and not independent,
         symmetric=several and _same(at, rolled) and not independent,
         mixes=_mixes(said),
+        blind=() if independent else _blind(said),
     )
 
 
@@ -271,6 +274,13 @@ def _most(slope: Any) -> float:
 
 def _same(a: float, b: float) -> bool:
     return abs(a - b) <= _EQUAL * max(abs(a), abs(b), 1e-6)
+
+
+def _blind(said: dict[str, Any]) -> tuple[int, ...]:
+    """Return the rows in which no output changes the loss."""
+    slopes = [np.abs(np.asarray(x, np.float64)) for x in (*said["slopes"], said["signed"])]
+    moves = np.array([x.reshape(len(x), -1).max(1) for x in slopes]).max(0)
+    return tuple(int(row) for row in np.flatnonzero(moves <= _FLAT))
 
 
 def _falls(values: Any) -> bool:

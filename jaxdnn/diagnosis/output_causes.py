@@ -123,6 +123,55 @@ def unbounded_loss(exam: Exam) -> Iterator[Finding]:
         yield Finding(None, text, BLOCKING)
 
 
+def blind_targets(exam: Exam) -> Iterator[Finding]:
+    """Find a class whose examples do not count in the loss, whatever is answered."""
+    targets, blind = describe_targets(exam.targets), exam.traits.blind
+    if (
+        targets.kind is not TargetKind.BINARY
+        or not blind
+        or targets.values.size != len(exam.outputs)
+    ):
+        return
+    values = targets.values.reshape(-1)
+    for value, other in ((targets.low, targets.high), (targets.high, targets.low)):
+        rows = np.flatnonzero(values == value)
+        if set(rows) == set(blind):
+            text = (
+                f"the loss of the {len(rows)} examples with target {value:g} is the same whatever is"
+                f" answered, so only those with {other:g} count; it takes other labels, such as -1"
+                " and 1"
+            )
+            yield Finding(None, text, BLOCKING)
+
+
+def unread_inputs(exam: Exam) -> Iterator[Finding]:
+    """Find steps of a sequence that the outputs do not depend on."""
+    leaves = jax.tree.leaves(exam.inputs)
+    if len(leaves) != 1 or leaves[0].ndim != 3 or leaves[0].shape[1] < 2:
+        return
+    if not jnp.issubdtype(leaves[0].dtype, jnp.floating) or not exam.measured.finite:
+        return
+    weights = jax.random.normal(jax.random.key(0), exam.outputs.shape)
+    structure = jax.tree.structure(exam.inputs)
+
+    def answer(x: Any) -> Any:
+        outputs = exam.network.apply(exam.params, jax.tree.unflatten(structure, [x]), exam.key)
+        return jnp.sum(weights * outputs.astype(jnp.float32))
+
+    slope = np.asarray(jax.jit(jax.grad(answer))(jnp.asarray(leaves[0])), np.float64)
+    x = np.asarray(leaves[0], np.float64)
+    unread = (slope == 0).all((0, 2)) & (x.std(0) > 0).any(-1)
+    if 0.5 <= unread.mean() < 1:
+        steps = np.flatnonzero(~unread)
+        shown = (
+            f"step {steps[0] + 1}"
+            if len(steps) == 1
+            else f"steps {steps[0] + 1} to {steps[-1] + 1}"
+        )
+        text = f"of the {len(unread)} steps of the inputs the outputs depend on {shown} alone"
+        yield Finding(None, text, 2 * STRUCTURAL)
+
+
 def wrong_sign(exam: Exam) -> Iterator[Finding]:
     """Find a loss that is higher for the targets themselves than for any constant answer."""
     targets = describe_targets(exam.targets)

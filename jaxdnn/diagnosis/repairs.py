@@ -205,6 +205,17 @@ def shifted_labels(exam: Exam, layer: int | None) -> Iterator[Fix]:
         )  # fmt: skip
 
 
+def signed_labels(exam: Exam, layer: int | None) -> Iterator[Fix]:
+    """Call the two classes -1 and 1."""
+    del layer
+    targets = describe_targets(exam.targets)
+    middle, half = (targets.low + targets.high) / 2, (targets.high - targets.low) / 2
+    yield Fix(
+        "signed_labels", "labels of -1 and 1", "targets = 2 * targets - 1", FixKind.DATA, 1,
+        targets=lambda t: (t - middle) / half,
+    )  # fmt: skip
+
+
 def negated_loss(exam: Exam, layer: int | None) -> Iterator[Fix]:
     """Turn the sign of the loss."""
     del layer
