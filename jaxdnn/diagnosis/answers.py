@@ -83,6 +83,7 @@ class LossTraits:
       softmax: takes a softmax itself; the outputs' level does not matter.
       symmetric: the same if the output columns are exchanged, for more than one.
       mixes: what is asked of one example depends on the targets of others.
+      summed: a sum over the examples rather than a mean.
       blind: examples whose outputs do not count at all, by row.
     """
 
@@ -93,6 +94,7 @@ class LossTraits:
     softmax: bool = False
     symmetric: bool = False
     mixes: bool = False
+    summed: bool = False
     blind: tuple[int, ...] = ()
 
 
@@ -212,6 +214,7 @@ def loss_traits(loss: Loss, targets: Any, outputs: Array) -> LossTraits:
         softmax=several and _same(at, raised) and not independent,
         symmetric=several and _same(at, rolled) and not independent,
         mixes=_mixes(said),
+        summed=_same(2 * at, float(said["twice"])) and at != 0,
         blind=() if independent else _blind(said),
     )
 

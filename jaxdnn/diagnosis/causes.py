@@ -387,6 +387,28 @@ _TABLE = (
         fixes=(repairs.standardised_targets,),
     ),
     CauseKind(
+        "targets of unlike scales",
+        "target scale",
+        Place.OUTSIDE,
+        "L = Σ_j (y_j − t_j)²,   Var t_1 ≫ Var t_2",
+        "The loss adds up the errors of all columns; a column with small numbers does not count.",
+        "delta",
+        find=output_causes.unlike_targets,
+        regardless=True,
+        fixes=(repairs.standardised_targets,),
+    ),
+    CauseKind(
+        "summed loss",
+        "loss",
+        Place.OUTSIDE,
+        "L = Σ_i L_i   ⇒   ∂L/∂W ∝ n",
+        "A loss that adds up the examples has a gradient that grows with the batch, and so does "
+        "every step.",
+        "step",
+        find=output_causes.summed_loss,
+        fixes=(repairs.mean_loss,),
+    ),
+    CauseKind(
         "no activation between layers",
         "hidden activation",
         Place.ABOVE,
@@ -424,7 +446,18 @@ _TABLE = (
         "No gradient passes through weights that are zero, and no unit differs from another.",
         "weights",
         find=layer_causes.zero_weights,
-        fixes=(fixes.usual_weights,),
+        fixes=(fixes.usual_weights, fixes.default_weights),
+    ),
+    CauseKind(
+        "one-sided weights",
+        "initialisation",
+        Place.LAYER,
+        "z = Σ w_i x_i ≈ E w · Σ x_i",
+        "Weights that are all alike, or all of one sign, add everything up: the units hardly differ, "
+        "and their sums are far from zero.",
+        "weights",
+        find=layer_causes.one_sided_weights,
+        fixes=(fixes.default_weights,),
     ),
     CauseKind(
         "fan-out for fan-in",
@@ -528,7 +561,7 @@ _TABLE = (
         "Every layer makes the gradient a little smaller, and the depth is the exponent.",
         "factor",
         find=partial(layer_causes.shared_gain, small=True),
-        fixes=(fixes.critical,),
+        fixes=(fixes.default_weights, fixes.critical),
     ),
     CauseKind(
         "gain too large everywhere",
@@ -538,7 +571,7 @@ _TABLE = (
         "Every layer makes the gradient a little larger, and the depth is the exponent.",
         "factor",
         find=partial(layer_causes.shared_gain, small=False),
-        fixes=(fixes.critical,),
+        fixes=(fixes.critical, fixes.default_weights),
     ),
     CauseKind(
         "underflow",

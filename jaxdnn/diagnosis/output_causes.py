@@ -25,6 +25,8 @@ _REACHES = 0.75
 _RELATIVE = 1e4
 # Sizes that need no standardising.
 _USUAL = (0.2, 4.0)
+# Columns whose spreads differ by more do not both count; of more columns nothing is said.
+_UNLIKE, _FEW_COLUMNS = 30.0, 16
 # What a sigmoid, softmax or tanh never leaves.
 _FAR = 30.0
 _SLACK = 1e-3
@@ -339,6 +341,34 @@ def target_scale(exam: Exam) -> Iterator[Finding]:
 
 def _size(x: Any) -> float:
     return float(np.sqrt(np.mean(np.square(np.asarray(x, np.float64)))))
+
+
+def unlike_targets(exam: Exam) -> Iterator[Finding]:
+    """Find a few columns of amounts, of which some are too small to count in the loss."""
+    targets = describe_targets(exam.targets)
+    if targets.kind is not TargetKind.AMOUNTS or not _is_regression(exam, targets):
+        return
+    std = targets.std
+    varies = np.flatnonzero(std > 0)
+    if not 2 <= len(varies) <= _FEW_COLUMNS:
+        return
+    large, small = (int(varies[pick(std[varies])]) for pick in (np.argmax, np.argmin))
+    if std[large] > _UNLIKE * std[small]:
+        text = (
+            f"column {large} of the targets varies by {std[large]:.3g} and column {small} by"
+            f" {std[small]:.3g}: in the loss the second does not count"
+        )
+        yield Finding(None, text, STRUCTURAL)
+
+
+def summed_loss(exam: Exam) -> Iterator[Finding]:
+    """Find a loss that adds up the examples."""
+    if exam.traits.summed and exam.measured.finite:
+        text = (
+            f"the loss adds up {len(exam.outputs)} examples instead of taking their mean: its"
+            f" gradient, and each step, is {len(exam.outputs)} times as large"
+        )
+        yield Finding(None, text, NAMED + math.log10(len(exam.outputs)))
 
 
 def scale_of_inputs(exam: Exam) -> Iterator[Finding]:

@@ -216,6 +216,16 @@ def signed_labels(exam: Exam, layer: int | None) -> Iterator[Fix]:
     )  # fmt: skip
 
 
+def mean_loss(exam: Exam, layer: int | None) -> Iterator[Fix]:
+    """Take the mean over the examples rather than their sum."""
+    del layer
+    own, num = exam.loss, len(exam.outputs)
+    yield Fix(
+        "mean_loss", "the mean over the examples rather than the sum", "return losses.mean()",
+        FixKind.OUTPUT, 1, loss=lambda outputs, targets: own(outputs, targets) / num,
+    )  # fmt: skip
+
+
 def negated_loss(exam: Exam, layer: int | None) -> Iterator[Fix]:
     """Turn the sign of the loss."""
     del layer
