@@ -214,7 +214,7 @@ def loss_traits(loss: Loss, targets: Any, outputs: Array) -> LossTraits:
         softmax=several and _same(at, raised) and not independent,
         symmetric=several and _same(at, rolled) and not independent,
         mixes=_mixes(said),
-        summed=_same(2 * at, float(said["twice"])) and at != 0,
+        summed=at != 0 and _same(2 * at, float(said.get("twice", at))),
         blind=() if independent else _blind(said),
     )
 
@@ -262,6 +262,9 @@ def _ask(loss: Loss, targets: Any, outputs: Array) -> dict[str, Any]:
             "slopes": [own, at, random], "inside": at, "below": below, "above": above,
             "signs": signs, "signed": signed, "growing": growing,
         }  # fmt: skip
+        twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), (inside.astype(dtype), targets))
+        if _takes(loss, *twice):
+            said["twice"] = loss(*twice)
         if other is not None:
             (array,) = jax.tree.leaves(targets)
             changed = jax.tree.unflatten(structure, [jnp.asarray(array).at[0].set(array[other])])
@@ -269,6 +272,15 @@ def _ask(loss: Loss, targets: Any, outputs: Array) -> dict[str, Any]:
         return said
 
     return ask(outputs, targets, jax.random.key(0))
+
+
+def _takes(loss: Loss, outputs: Any, targets: Any) -> bool:
+    """Tell whether a loss takes a batch of this size."""
+    try:
+        jax.eval_shape(loss, outputs, targets)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _most(slope: Any) -> float:
