@@ -3,6 +3,7 @@
 from jaxdnn.diagnosis.causes import CAUSES, Cause, find_causes
 from jaxdnn.diagnosis.diagnose import Diagnosis, Prescription, assert_trainable, diagnose
 from jaxdnn.diagnosis.measure import examine
+from jaxdnn.diagnosis.printout import error_json
 from jaxdnn.diagnosis.search import find_fixes
 from jaxdnn.diagnosis.setups import Trials, Tried
 from jaxdnn.diagnosis.trial import (
@@ -30,6 +31,7 @@ __all__ = [
     "Tried",
     "assert_trainable",
     "diagnose",
+    "error_json",
     "examine",
     "find_causes",
     "find_fixes",

@@ -168,8 +168,8 @@ def _fenced(code: str) -> str:
 def headline(content: Content) -> str:
     """Return verdict, score, why, and which loss and optimizer were judged."""
     return (
-        f"{content['verdict']} ({score_words(content['score'])}): {content['reason']};"
-        f" {content['loss_name']}, {content['optimizer']}"
+        f"{content['verdict']} ({score_words(content['score'])}): {content['reason']}"
+        f" (loss: {content['loss_name']}, optimizer: {content['optimizer']})"
     )
 
 
@@ -203,16 +203,14 @@ def place(cause: Content) -> str:
 
 def _cause_line(content: Content, cause: Content) -> str:
     where = place(cause)
+    path = rf"(?<![\w/]){re.escape(cause['path'])}(?![\w/])"
     # Evidence that names the layer itself needs no other mention.
-    named = cause["path"] and re.search(rf"(?<![\w/]){re.escape(cause['path'])}(?![\w/])",
-                                        cause["evidence"])  # fmt: skip
-    if named:
+    if cause["path"] and re.search(path, cause["evidence"]):
         where = cause["line"] or ""
-    parts = [f"{where}: {cause['evidence']}" if where else cause["evidence"]]
-    parts[0] += f" [{cause['cause']}]"
-    if repaired := repaired_words(content["score"], cause["repaired"]):
-        parts.append(repaired)
-    return "cause: " + "; ".join(parts)
+    start = f"{where}: " if where else ""
+    repaired = repaired_words(content["score"], cause["repaired"])
+    end = f"; {repaired}" if repaired else ""
+    return f"cause: {start}{cause['evidence']} [{cause['cause']}]{end}"
 
 
 def _bridged(cause: Content, layers: Sequence[Content]) -> str:
@@ -290,6 +288,8 @@ def amount(value: float | None, form: str = ".3g") -> str:
         return "-"
     if 0 < abs(value) < _LEAST:
         return "<1e-38"
+    if form == ".3g" and 1e3 <= abs(value) < 1e6:
+        return f"{value:.0f}"
     return f"{value:{form}}"
 
 
