@@ -72,7 +72,8 @@ class Diagnosis:
       prescriptions: changes that help, best first.
       loss: mean over the batch, at the start.
       optimizer: that the verdict is for.
-      loss_name: of the loss that the verdict is for, as the reader calls it.
+      loss_name: what the verdict is for, in words.
+      notes: what else to know of the verdict, a sentence each.
     """
 
     verdict: Verdict
@@ -84,6 +85,7 @@ class Diagnosis:
     loss: float
     optimizer: str
     loss_name: str
+    notes: tuple[str, ...]
 
     def __str__(self) -> str:
         return printout.short_text(self.to_dict())
@@ -195,6 +197,7 @@ def diagnose(
         loss=exam.measured.loss,
         optimizer=optimizer if isinstance(optimizer, str) else "the given optimizer",
         loss_name=printout.loss_name(loss, targets),
+        notes=(),
     )
 
 

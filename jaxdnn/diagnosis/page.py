@@ -83,6 +83,7 @@ def _headline(content: Content) -> str:
         f"<p>{_sentence(score_words(content['score']))} Judged with the loss "
         f"<code>{_text(content['loss_name'])}</code> and the optimizer "
         f"<code>{_text(content['optimizer'])}</code>.</p>"
+        + "".join(f"<p>{_sentence(note)}</p>" for note in content["notes"])
     )
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdnn.diagnosis.answers import Answers
-from jaxdnn.diagnosis.trial import TRAINS, Trial, shares, still_grows
+from jaxdnn.diagnosis.trial import TRAINS, Trial, shares
 
 Content = Mapping[str, Any]
 # Raised when a key of the short object changes its meaning or goes.
 SCHEMA = 1
 MOST_BYTES = 2000
-_MOST = 3
+_MOST, _MOST_NOTES = 3, 2
 # Lengths to which words are cut, one after the other, until the short object is short enough.
 _LENGTHS = (600, 400, 300, 200, 120, 80, 50)
 # A patch that is cut is worth nothing: it gets more room than words.
@@ -90,8 +89,6 @@ def reason(
             f"{share[-1]:.0%} of the way from {best} to the best that is possible"
             f" ({amount(answers.reachable)})"
         )
-    if still_grows(share):
-        parts.append("it starts late, and still learns")
     if alike < _ALIKE:
         parts.append(
             "its outputs hardly depend on the inputs"
@@ -113,10 +110,10 @@ def _steps(score: float, horizon: int) -> int:
 def short_text(content: Content) -> str:
     """Return one line for a network that is well; otherwise what is wrong and what to change."""
     causes, changes = content["causes"], content["prescriptions"]
+    lines = [headline(content), *_notes(content)]
     if not causes and not changes and content["verdict"] == "trains":
-        return headline(content)
-    lines = [
-        headline(content),
+        return "\n".join(lines)
+    lines += [
         *(_cause_line(content, cause) for cause in causes[:_MOST]),
         *(_change_line(change) for change in changes[:_MOST]),
         _rest(content),
@@ -128,6 +125,7 @@ def full_text(content: Content) -> str:
     """Return all findings, all changes and the table of layers."""
     lines = [
         headline(content),
+        *_notes(content),
         *(
             _cause_line(content, cause) + _bridged(cause, content["layers"])
             for cause in content["causes"]
@@ -157,7 +155,8 @@ def markdown(content: Content) -> str:
         for layer in layers
     ]
     title = f"# {headline(content)}"
-    return "\n".join([title, "", *found, *changes, "", head, rule, *rows, ""])
+    notes = [f"- {note}" for note in _notes(content)]
+    return "\n".join([title, "", *notes, *found, *changes, "", head, rule, *rows, ""])
 
 
 def _fenced(code: str) -> str:
@@ -171,6 +170,10 @@ def headline(content: Content) -> str:
         f"{content['verdict']} ({score_words(content['score'])}): {content['reason']}"
         f" (loss: {content['loss_name']}, optimizer: {content['optimizer']})"
     )
+
+
+def _notes(content: Content) -> list[str]:
+    return [f"note: {note}" for note in content["notes"]]
 
 
 def score_words(score: float | None) -> str:
@@ -203,10 +206,6 @@ def place(cause: Content) -> str:
 
 def _cause_line(content: Content, cause: Content) -> str:
     where = place(cause)
-    path = rf"(?<![\w/]){re.escape(cause['path'])}(?![\w/])"
-    # Evidence that names the layer itself needs no other mention.
-    if cause["path"] and re.search(path, cause["evidence"]):
-        where = cause["line"] or ""
     start = f"{where}: " if where else ""
     repaired = repaired_words(content["score"], cause["repaired"])
     end = f"; {repaired}" if repaired else ""
@@ -322,6 +321,7 @@ def _short(content: Content, length: int) -> dict[str, Any]:
         "loss": _cut(content["loss_name"], name),
         "optimizer": _cut(content["optimizer"], name),
         "reason": _cut(content["reason"], length),
+        "notes": [_cut(note, length) for note in content["notes"][:_MOST_NOTES]],
         "findings": [
             {
                 "code": cause["code"],

@@ -78,6 +78,7 @@ def diagnosis(**changes: Any) -> Diagnosis:
         loss=2.3,
         optimizer="sgd:0.1",
         loss_name="cross-entropy of integer labels",
+        notes=(),
     )
     return dataclasses.replace(made, **changes)
 
