@@ -92,7 +92,7 @@ def test_what_is_not_defined_is_a_dash_and_zero_is_zero():
     layers = (made.without_gradient("layers/0"), made.layer("head", 1e-45))
     found = made.diagnosis(layers=layers)
     row = next(line for line in found.details().splitlines() if line.startswith("layers/0"))
-    assert row.split() == ["layers/0", "0", "-", "-", "1", "0%", "-"]
+    assert row.split() == ["layers/0", "0", "-", "-", "1", "10%", "-"]
     for text in (found.details(), found.to_markdown(), str(found)):
         assert "nan" not in text
         assert "e-45" not in text
