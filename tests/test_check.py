@@ -76,11 +76,13 @@ def test_exit_codes_and_files(folder, monkeypatch, capsys):
     assert capsys.readouterr().out == first.out
 
 
-@pytest.mark.parametrize("verdict", check.EXIT_CODES)
-def test_every_verdict_has_its_exit_code(verdict, monkeypatch):
+@pytest.mark.parametrize(
+    ("verdict", "code"), [("trains", 0), ("at risk", 1), ("will not train", 2)]
+)
+def test_every_verdict_has_its_exit_code(verdict, code, monkeypatch):
     found = made.diagnosis(verdict=verdict)
     monkeypatch.setattr(check, "diagnose", lambda *_, **__: found)
-    assert check.main(["some_networks:good", *OPTIONS]) == check.EXIT_CODES[verdict]
+    assert check.main(["some_networks:good", *OPTIONS]) == code
 
 
 @pytest.mark.parametrize(

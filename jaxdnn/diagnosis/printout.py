@@ -327,7 +327,7 @@ def _short(content: Content, length: int) -> dict[str, Any]:
                 "code": cause["code"],
                 "category": cause["category"],
                 "layer": _cut_front(cause["path"], name) or None,
-                "line": _cut_front(cause["line"] or "", name) or None,
+                "line": _cut(cause["line"] or "", name) or None,
                 "evidence": _cut(cause["evidence"], length),
                 "repaired": _rounded(cause["repaired"]),
             }
