@@ -1,15 +1,13 @@
-"""Verdicts, prescriptions, results and the shell command."""
+"""Verdicts, prescriptions and results."""
 
-import functools
 import json
-import sys
 
 import chex
 import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from jaxdnn import assert_trainable, check, diagnose
+from jaxdnn import assert_trainable, diagnose
 from jaxdnn.diagnosis import examine
 from jaxdnn.diagnosis.search import bridged_change
 from jaxdnn.errors import InputError
@@ -80,50 +78,3 @@ def test_bad_input_is_one_line_that_says_what_to_give(model, inputs, targets, op
     with pytest.raises(InputError, match=says) as caught:
         diagnose(model(), inputs, targets, **options)
     assert "\n" not in str(caught.value)
-
-
-MODULE = """
-import jax, jax.numpy as jnp
-
-def make(scale):
-    kernels = [scale * jax.random.normal(jax.random.key(i), (8, 8)) for i in range(4)]
-    def apply(params, x):
-        for kernel in params:
-            x = jnp.tanh(x @ kernel)
-        return x
-    return apply, kernels
-
-def good(): return make(0.5)
-def bad(): return make(1e-4)
-def broken(): raise RuntimeError("no data")
-number = 3
-"""
-
-
-def test_shell_command(tmp_path, monkeypatch, capsys):
-    (tmp_path / "some_networks.py").write_text(MODULE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    # What would help is no matter here.
-    monkeypatch.setattr(check, "diagnose", functools.partial(diagnose, try_changes=False))
-    options = ["--input", "16,8", "--target", "int:3"]
-    good = ["some_networks:good", *options, "--optimizer", "adam:0.01", "--json", "--out", "out"]
-    assert check.main(good) == 0
-    assert json.loads(capsys.readouterr().out)["verdict"] == "trains"
-    assert (tmp_path / "out" / "diagnosis.json").is_file()
-    assert check.main(["some_networks:good", *options, "--optimizer", "sgd:0.01"]) == 1
-    assert check.main(["some_networks:bad", *options]) == 2
-    capsys.readouterr()
-    for wrong in (
-        ["some_networks:broken", *options],
-        ["some_networks:good"],
-        ["some_networks:none", *options],
-        ["nowhere:good", *options],
-        ["some_networks:good", "--input", "16,x"],
-        ["some_networks:good", "--unknown"],
-        ["some_networks:number", *options],
-        ["some_networks:good", "--data", "some_networks.py"],
-        ["some_networks:good", "--data", "nowhere.npz"],
-    ):
-        assert check.main(wrong) == 3
-        assert capsys.readouterr().err.startswith("error: ")
