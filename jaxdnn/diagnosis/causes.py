@@ -174,6 +174,7 @@ _TABLE = (
         "everything computed from it is not a number either: no step can be taken.",
         "signal",
         find=operations.not_finite,
+        fixes=(repairs.finite_inputs, repairs.guarded_operations),
     ),
     CauseKind(
         "no gradient",
