@@ -1,0 +1,389 @@
+"""Finders of what the program text does not show: weights that are not where they belong.
+
+Whether a layer's weights are right is asked of the loss. Each candidate (transposed, exchanged with
+a layer of the same shape, times a factor) is put in place of what was loaded, and the loss read:
+
+    knowledge = loss with targets of other rows - loss
+    regained  = (loss as loaded - loss with the candidate) / knowledge with the candidate
+
+A random network knows nothing whatever is exchanged in it, and a sound one knows less afterwards;
+so what regains half of its knowledge by one exchange had its weights in the wrong place.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdnn.diagnosis.findings import CERTAIN, STRUCTURAL, Finding
+from jaxdnn.diagnosis.graph import Layer
+from jaxdnn.diagnosis.measure import Exam
+from jaxdnn.diagnosis.model import Forward, leaf_names
+
+# Rows that a candidate is judged by.
+_ROWS = 256
+# Multiplications of one look at all candidates of a kind.
+_WORK = 3e10
+_MOST_CANDIDATES = 300
+# Share of what the network knows afterwards.
+REGAINED = 0.06
+# The scale itself speaks for a factor.
+_SCALE_REGAINED = 0.02
+# Of the loss: what a nearly perfect network loses is little beside its knowledge.
+FALLS = 0.4
+# Of the loss with other rows' targets: less is no knowledge.
+_KNOWS = 0.25
+# In logs: no usual initialiser, nor training, makes a layer so unlike the others.
+_OFF_SCALE, _OFF_SCALE_BY_FAR = math.log(6), math.log(12)
+
+
+class _Candidate(NamedTuple):
+    """Other weights.
+
+    Attributes:
+      layer: index of the layer that is blamed if they are better.
+      leaves: index of a parameter -> what to put there.
+      words: what was done to what was loaded.
+    """
+
+    layer: int
+    leaves: dict[int, Any]
+    words: str
+
+
+def transposed_weights(exam: Exam) -> Iterator[Finding]:
+    """Find a square kernel whose transposed makes the network know what it is asked."""
+
+    def candidates() -> Iterator[_Candidate]:
+        leaves = jax.tree.leaves(exam.params)
+        for index, layer in _owners(exam):
+            for words, flipped in _flips(layer, np.asarray(layer.leaf.take(leaves))):
+                yield _Candidate(index, _put(layer, leaves, flipped), words)
+
+    yield from _judge(exam, candidates(), "its weights lie transposed in it")
+
+
+def exchanged_weights(exam: Exam) -> Iterator[Finding]:
+    """Find two layers of the same shape whose weights stand in each other's place."""
+
+    def candidates() -> Iterator[_Candidate]:
+        leaves, siblings = jax.tree.leaves(exam.params), _siblings(exam.params)
+        owners = [(i, own) for i, own in _owners(exam) if own.kind != "embedding"]
+        shapes = [own.leaf.take(leaves).shape for _, own in owners]
+        pairs = itertools.combinations(range(len(owners)), 2)
+        for a, b in sorted(pairs, key=lambda pair: pair[1] - pair[0]):
+            if shapes[a] == shapes[b]:
+                first, second = owners[a][1], owners[b][1]
+                words = f"exchanged with those of {second.path}"
+                for swapped in _swaps(first, second, leaves, siblings):
+                    yield _Candidate(owners[a][0], swapped, words)
+
+    yield from _judge(exam, candidates(), "its weights are another layer's")
+
+
+def mis_scaled_weights(exam: Exam) -> Iterator[Finding]:
+    """Find a kernel of another scale than the others' with which the network would know more.
+
+    Where a norm follows, the loss cannot tell, and the scale alone has to.
+    """
+    leaves, scales = jax.tree.leaves(exam.params), _relative_scales(exam)
+    off = {index: scale for index, scale in scales.items() if abs(math.log(scale)) > _OFF_SCALE}
+
+    def candidates() -> Iterator[_Candidate]:
+        for index, scale in off.items():
+            layer = exam.graph.layers[index]
+            kernel = np.asarray(layer.leaf.take(leaves))
+            scaled = (kernel.astype(np.float64) / scale).astype(kernel.dtype)
+            words = f"divided by {scale:.3g}, the scale of the others"
+            yield _Candidate(index, _put(layer, leaves, scaled), words)
+
+    yield from _judge(exam, candidates(), "its weights have the wrong scale", _SCALE_REGAINED)
+    for index, scale in off.items():
+        kinds = next((e.kinds for e in exam.graph.edges if e.below == index), [])
+        if kinds[:1] == ["norm"] and abs(math.log(scale)) > _OFF_SCALE_BY_FAR:
+            text = (
+                f"its weights are {scale:.3g} x those of the other layers for their fan_in; the"
+                " norm that follows hides it, and its steps are"
+                f" {max(scale, 1 / scale) ** 2:.2g} times too {'small' if scale > 1 else 'large'}"
+            )
+            yield Finding(index, text, STRUCTURAL * abs(math.log(scale)))
+
+
+def _relative_scales(exam: Exam) -> dict[int, float]:
+    """RMS(W) sqrt(fan_in) of each kernel over the median of all."""
+    sigmas = {
+        index: exam.measured.kernel_rms[index] * math.sqrt(layer.fan_in)
+        for index, layer in _owners(exam)
+        if layer.kind != "embedding" and exam.measured.kernel_rms[index] > 0
+    }
+    if len(sigmas) < 3:
+        return {}
+    typical = float(np.median(list(sigmas.values())))
+    return {index: sigma / typical for index, sigma in sigmas.items()}
+
+
+def _owners(exam: Exam) -> list[tuple[int, Layer]]:
+    """The first layer that uses each kernel."""
+    seen: dict[Any, tuple[int, Layer]] = {}
+    for index, layer in enumerate(exam.graph.layers):
+        seen.setdefault(layer.leaf, (index, layer))
+    return list(seen.values())
+
+
+def _put(layer: Layer, leaves: Sequence[Any], kernel: np.ndarray) -> dict[int, Any]:
+    changed = [
+        jnp.asarray(leaf) if i == layer.leaf.index else leaf for i, leaf in enumerate(leaves)
+    ]
+    layer.leaf.put(changed, jnp.asarray(kernel))
+    return {layer.leaf.index: changed[layer.leaf.index]}
+
+
+def _flips(layer: Layer, kernel: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """The kernel with its axes the other way round, where that fits."""
+    if layer.kind == "embedding" or kernel.size < 4:
+        return
+    if kernel.ndim == 2 and kernel.shape[0] == kernel.shape[1]:
+        yield "transposed", kernel.T
+    if kernel.ndim == 3:
+        for split in (1, 2):
+            square = kernel.reshape(math.prod(kernel.shape[:split]), -1)
+            if layer.kind == "dense" and square.shape[0] == square.shape[1]:
+                yield "transposed", square.T.reshape(kernel.shape)
+    if layer.kind == "conv":
+        if kernel.shape[-1] == kernel.shape[-2]:
+            yield "transposed (inputs for outputs)", kernel.swapaxes(-1, -2)
+        if kernel.ndim == 4 and kernel.shape[0] == kernel.shape[1] > 1:
+            yield "transposed (height for width)", kernel.swapaxes(0, 1)
+
+
+def _siblings(params: Any) -> dict[int, list[int]]:
+    """Index of a leaf -> indices of all leaves of the same parent, itself among them."""
+    parents = [name.rpartition("/")[0] for name in leaf_names(params)]
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index, parent in enumerate(parents):
+        groups[parent].append(index)
+    return {index: groups[parent] for index, parent in enumerate(parents)}
+
+
+def _swaps(
+    first: Layer, second: Layer, leaves: Sequence[Any], siblings: dict[int, list[int]]
+) -> Iterator[dict[int, Any]]:
+    """The kernels exchanged; then all that the two layers hold, where it is more."""
+    a, b = first.leaf, second.leaf
+    swapped = _put(first, leaves, b.take(leaves))
+    mixed = [swapped.get(index, leaf) for index, leaf in enumerate(leaves)]
+    yield swapped | _put(second, mixed, a.take(leaves))
+    mine, theirs = siblings[a.index], siblings[b.index]
+    whole = a.part is None and b.part is None and len(mine) == len(theirs) > 1
+    if whole and not set(mine) & set(theirs):
+        pairs = list(zip(mine, theirs, strict=True))
+        if all(leaves[i].shape == leaves[j].shape for i, j in pairs):
+            yield {i: leaves[j] for i, j in pairs} | {j: leaves[i] for i, j in pairs}
+
+
+class Reading(NamedTuple):
+    """What the loss says of some weights.
+
+    Attributes:
+      loss: mean over the rows.
+      unmatched: loss with the targets of other rows.
+    """
+
+    loss: float
+    unmatched: float
+
+    @property
+    def knowledge(self) -> float:
+        """How much better the outputs fit their own rows' targets; 0 for none, or not finite."""
+        gained = self.unmatched - self.loss
+        return gained if math.isfinite(gained) and gained > _KNOWS * abs(self.unmatched) else 0.0
+
+
+def recovery(loaded: Reading, changed: Reading, least: float = REGAINED) -> float:
+    """Return the strength of a finding whose cure is known; 0 where the change regains too little.
+
+    Args:
+      loaded: with everything as it came.
+      changed: with the cure.
+      least: share in [0, 1] of the knowledge that has to come from the cure.
+    """
+    gain = loaded.loss - changed.loss
+    enough = gain >= min(least * changed.knowledge, FALLS * abs(loaded.loss))
+    return CERTAIN * gain / (gain + abs(changed.loss)) if changed.knowledge and enough else 0.0
+
+
+def read_forward(exam: Exam, forward: Forward, inputs: Any = None) -> Reading:
+    """Read the loss of another forward pass, or of other inputs than the batch's.
+
+    Args:
+      exam: gives parameters, inputs, targets and loss.
+      forward: `(params, inputs, key) -> outputs`.
+      inputs: of the shapes of the batch; None for the batch's own.
+    """
+    order = np.random.default_rng(0).permutation(len(jax.tree.leaves(exam.inputs)[0]))
+    others = jax.tree.map(lambda x: jnp.asarray(x)[order], exam.targets)
+    seen = exam.inputs if inputs is None else inputs
+    outputs = jax.jit(forward)(exam.params, seen, exam.key)
+    return Reading(float(exam.loss(outputs, exam.targets)), float(exam.loss(outputs, others)))
+
+
+class _Bench:
+    """Reads the loss of some rows with other weights."""
+
+    def __init__(self, exam: Exam) -> None:
+        self._exam = exam
+        self._leaves, self._tree = jax.tree.flatten(exam.params)
+        count = len(jax.tree.leaves(exam.inputs)[0])
+        rows = slice(None) if count <= _ROWS else slice(0, _ROWS)
+        self._inputs, self._targets = jax.tree.map(lambda x: x[rows], (exam.inputs, exam.targets))
+        order = np.random.default_rng(0).permutation(min(count, _ROWS))
+        self._others = jax.tree.map(lambda x: jnp.asarray(x)[order], self._targets)
+
+    def read(self, changed: dict[int, Any]) -> Reading:
+        leaves = [changed.get(index, leaf) for index, leaf in enumerate(self._leaves)]
+        params = jax.tree.unflatten(self._tree, leaves)
+        return Reading(
+            *map(float, self._exam.evaluate(params, self._inputs, self._targets, self._others))
+        )
+
+
+def _judge(
+    exam: Exam, candidates: Iterable[_Candidate], verdict: str, least: float = REGAINED
+) -> Iterator[Finding]:
+    """Blame the layer of the best candidate, if the network knows far more with it."""
+    if not exam.measured.finite:
+        return
+    bench = _Bench(exam)
+    loaded = bench.read({})
+    tried = [
+        (bench.read(each.leaves), each)
+        for each in itertools.islice(candidates, _num_candidates(exam))
+    ]
+    gains = [
+        (loaded.loss - reading.loss, reading, each) for reading, each in tried if reading.knowledge
+    ]
+    if not gains:
+        return
+    _, best, candidate = max(gains, key=lambda each: each[0])
+    strength = recovery(loaded, best, least)
+    if strength:
+        text = (
+            f"{verdict}: {candidate.words}, the loss falls from {loaded.loss:.3g} to"
+            f" {best.loss:.3g} without any training"
+        )
+        yield Finding(candidate.layer, text, strength)
+
+
+def _num_candidates(exam: Exam) -> int:
+    """As many as the work for one look allows: the same on every machine."""
+    values, rows = exam.graph.program.values, len(jax.tree.leaves(exam.inputs)[0])
+    sizes = (math.prod(values[each.z].shape) * each.fan_in for each in exam.graph.layers)
+    work = sum(sizes) * min(_ROWS, rows) / rows
+    return int(min(max(_WORK / max(work, 1.0), 12), _MOST_CANDIDATES))
+
+
+class _Draw(NamedTuple):
+    """A usual initialiser with a bounded distribution: no entry lies beyond its edge.
+
+    Attributes:
+      gain: of the variance, times 1 / fan.
+      fan: `in`, `out` or `average`.
+      uniform: or else a normal cut at two standard deviations.
+    """
+
+    gain: float
+    fan: str
+    uniform: bool
+
+    def rms(self, layer: Layer) -> float:
+        fans = {"in": layer.fan_in, "out": layer.fan_out}
+        return math.sqrt(self.gain / fans.get(self.fan, (layer.fan_in + layer.fan_out) / 2))
+
+    def edge(self, layer: Layer) -> float:
+        return self.rms(layer) * (math.sqrt(3) if self.uniform else 2 / _STD_OF_CUT_NORMAL)
+
+
+# Of a standard normal that is cut at 2.
+_STD_OF_CUT_NORMAL = 0.87962566103423978
+_DRAWS = (
+    *(_Draw(gain, "in", uniform) for gain in (1.0, 2.0) for uniform in (False, True)),
+    *(_Draw(1.0, "average", uniform) for uniform in (False, True)),
+    _Draw(2.0, "out", False),
+    _Draw(1 / 3, "in", True),
+)
+# An entry so far beyond the edge was moved there by training.
+_BEYOND = 1.01
+# RMS over that of the initialiser, of a layer that may have been drawn from it.
+_ALIKE = (0.85, 1.6)
+_MOST_OTHERS = 0.75
+
+
+def untrained_layer(exam: Exam) -> Iterator[Finding]:
+    """Find a hidden layer as an initialiser leaves it, among layers that training has moved.
+
+    Fresh last layers on trained ones are how a network is taught something new: no finding.
+    """
+    found = _fresh_biases(exam) or _fresh_kernels(exam)
+    last = exam.graph.edges[-1].below
+    for index, text in found.items():
+        if index != last:
+            yield Finding(index, text, CERTAIN / 2)
+
+
+def _fresh_biases(exam: Exam) -> dict[int, str]:
+    """Layers whose bias is exactly zero where nearly all others' are not."""
+    rms = {
+        index: exam.measured.bias_rms[index]
+        for index, layer in _owners(exam)
+        if layer.bias is not None and layer.kind != "embedding"
+    }
+    fresh = [index for index, size in rms.items() if size == 0]
+    others = len(rms) - len(fresh)
+    if not fresh or others < 3 or others < _MOST_OTHERS * len(rms):
+        return {}
+    text = (
+        f"its bias is exactly zero, as before any training, and those of {others} other layers are"
+        " not: its weights were not loaded, or not trained"
+    )
+    return dict.fromkeys(fresh, text)
+
+
+def _fresh_kernels(exam: Exam) -> dict[int, str]:
+    """Layers that end where an initialiser does, where nearly all others go beyond."""
+    leaves = jax.tree.leaves(exam.params)
+    kernels = [
+        (index, layer, np.abs(np.asarray(layer.leaf.take(leaves), np.float64)))
+        for index, layer in _owners(exam)
+        if layer.kind != "embedding" and exam.measured.kernel_rms[index] > 0
+    ]
+    for draw in _DRAWS:
+        alike = [
+            (index, layer, kernel)
+            for index, layer, kernel in kernels
+            if _ALIKE[0] < exam.measured.kernel_rms[index] / draw.rms(layer) < _ALIKE[1]
+        ]
+        fresh = [index for index, layer, kernel in alike if _is_fresh(draw, layer, kernel)]
+        moved = sum(kernel.max() > _BEYOND * draw.edge(layer) for _, layer, kernel in alike)
+        if fresh and moved >= max(3, _MOST_OTHERS * (len(kernels) - 1)):
+            text = (
+                "its weights end exactly where its initialiser's do, and those of"
+                f" {moved} other layers go beyond: they were not loaded, or not trained"
+            )
+            return dict.fromkeys(fresh, text)
+    return {}
+
+
+def _is_fresh(draw: _Draw, layer: Layer, kernel: np.ndarray) -> bool:
+    """Tell whether a kernel's largest entry and RMS are those of the distribution."""
+    density = 1 / math.sqrt(3) if draw.uniform else 0.226
+    band = 8 / density / kernel.size
+    off = abs(math.sqrt(float(np.mean(kernel**2))) / draw.rms(layer) - 1)
+    reach = kernel.max() / draw.edge(layer)
+    return kernel.size >= 200 and 1 - band <= reach <= 1 + 1e-4 and off < 3 / math.sqrt(kernel.size)
