@@ -430,8 +430,8 @@ class _GRU(linen.Module):
     @linen.compact
     def __call__(self, x: Any) -> Any:
         x = linen.Dense(32)(x)
-        x = linen.RNN(linen.GRUCell(32))(x)
-        x = linen.RNN(linen.GRUCell(32))(x)
+        for _ in range(2):
+            x = jnp.asarray(linen.RNN(linen.GRUCell(32))(x))
         return linen.Dense(4)(linen.tanh(linen.Dense(32)(x[:, -1])))
 
 
@@ -443,7 +443,7 @@ class _LanguageModel(linen.Module):
         mask = linen.make_causal_mask(tokens)
         for _ in range(2):
             y = linen.LayerNorm()(x)
-            x = x + linen.MultiHeadDotProductAttention(4)(y, y, mask=mask)
+            x = x + jnp.asarray(linen.MultiHeadDotProductAttention(4)(y, y, mask=mask))
             y = linen.gelu(linen.Dense(96)(linen.LayerNorm()(x)))
             x = x + linen.Dense(48)(y)
         return linen.Dense(32)(linen.LayerNorm()(x))

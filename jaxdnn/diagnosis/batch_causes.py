@@ -8,7 +8,7 @@ the loss: its gradient with respect to their outputs is zero where it leaves the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -139,11 +139,11 @@ def _standardised(
     exam: Exam, array: np.ndarray, mean: np.ndarray, std: np.ndarray
 ) -> tuple[float, float, float] | None:
     """Loss before and after, and the strength, where standardised inputs are the cure."""
-    if exam.inputs is not array and len(jax.tree.leaves(exam.inputs)) > 1:
+    leaves, tree = jax.tree.flatten(exam.inputs)
+    if len(leaves) > 1:
         return None
     fresh = (array - mean) / np.where(std > 0, std, 1)
-    (leaf,), tree = jax.tree.flatten(exam.inputs)
-    inputs = jax.tree.unflatten(tree, [jnp.asarray(fresh, leaf.dtype)])
+    inputs = jax.tree.unflatten(tree, [jnp.asarray(fresh, leaves[0].dtype)])
     loaded = read_forward(exam, exam.network.apply)
     changed = read_forward(exam, exam.network.apply, inputs)
     strength = recovery(loaded, changed)
@@ -209,9 +209,8 @@ def _padding_places(exam: Exam, tokens: np.ndarray) -> Iterator[Finding]:
     targets = np.asarray(exam.targets) if hasattr(exam.targets, "shape") else np.zeros(())
     if targets.shape != tokens.shape:
         return
-    filler = tokens[:, -1][
-        np.argmax(np.bincount(tokens[:, -1] - tokens.min())[tokens[:, -1] - tokens.min()])
-    ]
+    names, counts = np.unique(tokens[:, -1], return_counts=True)
+    filler = names[np.argmax(counts)]
     padded = np.cumprod((tokens == filler)[:, ::-1], axis=1)[:, ::-1].astype(bool)
     inside = (tokens == filler) & ~padded
     rows = padded.sum(1) >= 2
@@ -249,12 +248,9 @@ def token_use(exam: Exam) -> Iterator[Finding]:
         (value,) = exam.look(numbers)
         tokens = np.asarray(value)
         if np.issubdtype(tokens.dtype, np.integer) and table.ndim == 2:
-            yield from _judge_use(index, tokens.reshape(len(exam_rows(exam)), -1), len(table))
-
-
-def exam_rows(exam: Exam) -> Sequence[Any]:
-    """Return the first array of the inputs."""
-    return jax.tree.leaves(exam.inputs)[0]
+            yield from _judge_use(
+                index, tokens.reshape(len(jax.tree.leaves(exam.inputs)[0]), -1), len(table)
+            )
 
 
 def _judge_use(index: int, tokens: np.ndarray, size: int) -> Iterator[Finding]:

@@ -26,6 +26,7 @@ from jaxdnn.diagnosis.findings import CERTAIN, STRUCTURAL, Finding
 from jaxdnn.diagnosis.graph import Layer
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.model import Forward, leaf_names
+from jaxdnn.diagnosis.trial import FirstStep
 
 # Rows that a candidate is judged by.
 _ROWS = 256
@@ -186,6 +187,30 @@ def _swaps(
         pairs = list(zip(mine, theirs, strict=True))
         if all(leaves[i].shape == leaves[j].shape for i, j in pairs):
             yield {i: leaves[j] for i, j in pairs} | {j: leaves[i] for i, j in pairs}
+
+
+# Of a kernel's entries: what is left moves slower than it should, or hardly.
+_LOST = 0.5
+
+
+def rounded_steps(exam: Exam, first: FirstStep) -> Iterator[Finding]:
+    """Find the kernel of which an optimizer's first step is rounded away the most.
+
+    Args:
+      exam: with parameters of any format.
+      first: what the optimizer makes of the gradient.
+    """
+    leaves, lost = jax.tree.leaves(exam.params), np.asarray(first.lost)
+    if not lost.size or not exam.measured.finite or lost.max() < _LOST:
+        return
+    worst = int(np.argmax(lost))
+    name = jnp.dtype(exam.graph.layers[worst].leaf.take(leaves).dtype).name
+    text = (
+        f"its weights are kept in {name}, and {lost[worst]:.0%} of them do not change in a step:"
+        f" the step is {first.relative[worst]:.2g} of their RMS, less than half of a last digit; so"
+        f" in {int((lost >= _LOST).sum())} of {len(lost)} layers: keep the parameters in float32"
+    )
+    yield Finding(worst, text, STRUCTURAL * (1 + float(lost[worst])))
 
 
 class Reading(NamedTuple):

@@ -15,8 +15,9 @@ already is asked itself: its loss with shifted targets, and which label it gives
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,15 +25,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdnn.diagnosis.findings import CERTAIN, STRUCTURAL, Finding
+from jaxdnn.diagnosis.findings import CERTAIN, Finding
 from jaxdnn.diagnosis.hidden_causes import Reading, read_forward
 from jaxdnn.diagnosis.measure import Exam
 
 # Fewer rows cannot tell.
-_FEWEST_ROWS, _MOST_ROWS = 48, 768
+_FEWEST_ROWS, _MOST_ROWS = 48, 512
 # Fewer cannot tell that there is nothing.
 _FEWEST_FOR_NOTHING = 200
-_ORDERS, _SHIFTS = 199, (1, -1, 2, -2)
+_ORDERS, _SHIFTS = 99, (1, -1, 2, -2)
 _COMPONENTS, _NEIGHBOURS = 96, 7
 _RIDGES = (0.03, 1.0)
 # Standard deviations of the random orders' statistic.
@@ -60,67 +61,71 @@ class _Level(NamedTuple):
 class Probes:
     """Smoothers of some rows, and what they say of targets in any order."""
 
-    def __init__(self, features: list[np.ndarray]) -> None:
-        """Take in features.
+    def __init__(self, features: Sequence[np.ndarray], targets: np.ndarray) -> None:
+        """Take in features and targets.
 
         Args:
           features: sets of them, each (row, feature), of the same rows; finite.
+          targets: (row, column), of any mean.
         """
         self._smoothers = [
             smoother
             for each in map(_components, features)
             if each.shape[1]
-            for smoother in (*(_ridge(each, c) for c in _RIDGES), _nearest(each))
+            for smoother in (*_ridges(each), _nearest(each))
         ]
+        self.targets = (targets - targets.mean(0)).astype(np.float32)
+        rng = np.random.default_rng(0)
+        orders = np.array([rng.permutation(len(targets)) for _ in range(_ORDERS)])
+        self._drawn = self._best(self.targets[orders].swapaxes(0, 1))
 
-    def answers(self, targets: np.ndarray) -> np.ndarray:
+    def answers(self) -> np.ndarray:
         """Return what the best probe says of each row, (row, column)."""
-        return max((s @ targets for s in self._smoothers), key=lambda a: _cosine(a, targets))
+        said = (smoother @ self.targets for smoother in self._smoothers)
+        return max(said, key=lambda each: float(_cosine(each, self.targets, (0, 1))))
 
-    def level(self, targets: np.ndarray, orders: np.ndarray) -> _Level:
-        """Compare targets with random orders of themselves.
-
-        Args:
-          targets: (row, column), columns with mean 0.
-          orders: (order, row) permutations.
-        """
-        drawn = np.array([self._best(targets[order]) for order in orders])
-        best = self._best(targets)
+    def level(self, shift: int = 0) -> _Level:
+        """Compare the targets, each given to the row `shift` rows up, with random orders."""
+        moved = np.roll(self.targets, -shift, 0)
+        best, drawn = float(self._best(moved[:, None])[0]), self._drawn
         p = (1 + np.sum(drawn >= best)) / (1 + len(drawn))
         return _Level(best, float((best - drawn.mean()) / (drawn.std() + 1e-9)), float(p))
 
-    def _best(self, targets: np.ndarray) -> float:
-        return max(_cosine(smoother @ targets, targets) for smoother in self._smoothers)
+    def _best(self, targets: np.ndarray) -> np.ndarray:
+        """The best probe's cosine for each order of targets, (row, order, column)."""
+        flat = targets.reshape(len(targets), -1)
+        return np.max(
+            [_cosine((s @ flat).reshape(targets.shape), targets, (0, 2)) for s in self._smoothers],
+            axis=0,
+        )
 
 
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.sum(a * b) / (np.linalg.norm(a) * np.linalg.norm(b) + 1e-12))
+def _cosine(a: np.ndarray, b: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    lengths = np.sqrt(np.sum(a * a, axis=axes) * np.sum(b * b, axis=axes))
+    return np.sum(a * b, axis=axes) / (lengths + 1e-12)
 
 
 def _components(features: np.ndarray) -> np.ndarray:
     """Principal components of standardised features, at most a quarter as many as rows."""
-    spread = features.std(0)
-    kept = features[:, spread > 1e-9 * (np.abs(features).max(initial=0) + 1e-30)]
-    if not kept.shape[1]:
-        return kept
-    x = np.clip((kept - kept.mean(0)) / kept.std(0), -6, 6).astype(np.float32)
-    x -= x.mean(0)
+    x = np.asarray(features, np.float64)
+    spread = x.std(0)
+    varies = spread > 1e-6 * (np.abs(x).max(0, initial=0) + 1e-30)
+    x = np.clip((x[:, varies] - x[:, varies].mean(0)) / spread[varies], -6, 6)
+    x = (x - x.mean(0)).astype(np.float32)
     most = min(_COMPONENTS, len(x) // 4)
     if x.shape[1] <= most:
         return x
-    gram = x @ x.T
-    values, vectors = np.linalg.eigh(gram)
+    values, vectors = np.linalg.eigh(x @ x.T)
     return vectors[:, -most:] * np.sqrt(np.maximum(values[-most:], 0))
 
 
-def _ridge(x: np.ndarray, strength: float) -> np.ndarray:
+def _ridges(x: np.ndarray) -> Iterator[np.ndarray]:
     u, s, _ = np.linalg.svd(x, full_matrices=False)
-    shrink = s**2 / (s**2 + strength * np.mean(s**2) + 1e-9)
-    hat = (u * shrink) @ u.T
-    own = np.minimum(np.diag(hat), 0.999)
-    smoother = hat / (1 - own)[:, None]
-    np.fill_diagonal(smoother, 0)
-    return smoother.astype(np.float32)
+    for strength in _RIDGES:
+        hat = (u * (s**2 / (s**2 + strength * np.mean(s**2) + 1e-9))) @ u.T
+        smoother = hat / (1 - np.minimum(np.diag(hat), 0.999))[:, None]
+        np.fill_diagonal(smoother, 0)
+        yield smoother.astype(np.float32)
 
 
 def _nearest(x: np.ndarray) -> np.ndarray:
@@ -137,35 +142,32 @@ class Question(NamedTuple):
     """Rows as probes take them.
 
     Attributes:
-      probes: on the inputs and on what the layers make of them.
-      targets: (row, column) with mean 0; one column for each class, or number.
+      probes: of all rows.
+      features: what the probes see, sets of (row, feature).
       classes: (row,) class of each row; None where the targets are numbers.
-      orders: (order, row) permutations.
     """
 
     probes: Probes
-    targets: np.ndarray
+    features: tuple[np.ndarray, ...]
     classes: np.ndarray | None
-    orders: np.ndarray
 
 
+# Several finders ask the same.
+@functools.lru_cache(maxsize=1)
 def ask(exam: Exam) -> Question | None:
     """Return what inputs tell of targets; None where rows are too few or of an unknown form."""
     inputs = [np.asarray(leaf) for leaf in jax.tree.leaves(exam.inputs)]
-    count = len(inputs[0])
-    columns = _columns(exam.targets, count)
-    if count < _FEWEST_ROWS or columns is None or not exam.measured.finite:
+    columns, rows = _columns(exam.targets, len(inputs[0])), slice(0, _MOST_ROWS)
+    if len(inputs[0]) < _FEWEST_ROWS or columns is None or not exam.measured.finite:
         return None
-    rows = slice(0, _MOST_ROWS)
-    targets, classes = columns
-    targets = targets[rows] - targets[rows].mean(0)
-    if not np.any(targets):
+    targets, classes = columns[0][rows], None if columns[1] is None else columns[1][rows]
+    if not np.any(targets - targets[0]):
         return None
-    features = [_features(array[rows]) for array in inputs]
-    seen = [np.concatenate(features, axis=1), _inside(exam, rows)]
-    orders = np.array([np.random.default_rng(i).permutation(len(targets)) for i in range(_ORDERS)])
-    chosen = None if classes is None else classes[rows]
-    return Question(Probes(seen), targets.astype(np.float32), chosen, orders)
+    outside = np.concatenate([_features(array[rows]) for array in inputs], axis=1)
+    features = (outside, _inside(exam, rows))
+    if not any(np.any(each - each[:1]) for each in features):
+        return None
+    return Question(Probes(features, targets), features, classes)
 
 
 def _columns(targets: Any, count: int) -> tuple[np.ndarray, np.ndarray | None] | None:
@@ -225,11 +227,8 @@ def shifted_targets(exam: Exam) -> Iterator[Finding]:
     question = ask(exam)
     if question is None:
         return
-    own = question.probes.level(question.targets, question.orders)
-    levels = {
-        shift: question.probes.level(np.roll(question.targets, -shift, 0), question.orders)
-        for shift in _SHIFTS
-    }
+    own = question.probes.level()
+    levels = {shift: question.probes.level(shift) for shift in _SHIFTS}
     shift, best = max(levels.items(), key=lambda each: each[1].deviations)
     if best.deviations > _SURE and best.deviations > 2 * max(own.deviations, 0) + _TELLS:
         text = (
@@ -271,18 +270,17 @@ def _shift_known(exam: Exam) -> Finding | None:
 def random_targets(exam: Exam) -> Iterator[Finding]:
     """Find targets of which the inputs tell nothing, to any probe or to the network itself."""
     question = ask(exam)
-    if question is None or len(question.targets) < _FEWEST_FOR_NOTHING:
+    if question is None or len(question.probes.targets) < _FEWEST_FOR_NOTHING:
         return
-    targets, orders = question.targets, question.orders
-    levels = [question.probes.level(np.roll(targets, -shift, 0), orders) for shift in (0, *_SHIFTS)]
+    levels = [question.probes.level(shift) for shift in (0, *_SHIFTS)]
     if min(level.p for level in levels) < _CHANCE or levels[0].deviations > 1.5:
         return
     trained = _train_on_half(exam)
     if trained is not None and trained.p > _CHANCE:
         text = (
             "the inputs tell nothing of the targets: of rows that it has not seen no probe says"
-            f" more than chance (p = {levels[0].p:.2g} of {len(targets)} rows against {_ORDERS}"
-            " random orders of the targets), nor does the network itself, trained on the other"
+            f" more than chance (p = {levels[0].p:.2g} in {len(question.probes.targets)} rows,"
+            f" against {_ORDERS} random orders of the targets), nor does the network itself, trained on the other"
             f" half, which it learnt by heart (p = {trained.p:.2g})"
         )
         yield Finding(None, text, CERTAIN / 2)
@@ -342,15 +340,15 @@ _ROWS_OF_CLASS, _APART, _TOGETHER, _ERRORS = 24, 0.75, 0.62, 2.0
 
 def mixed_labels(exam: Exam) -> Iterator[Finding]:
     """Find classes whose labels are given at random among them, or exchanged."""
-    question = ask(exam)
-    if question is None or question.classes is None:
-        return
-    renamed = _renamed(exam, question.classes)
+    renamed = _renamed(exam)
     if renamed is not None:
         yield renamed
         return
+    question = ask(exam)
+    if question is None or question.classes is None:
+        return
     names = np.unique(question.classes)
-    answers, own = question.probes.answers(question.targets), question.classes
+    answers, own = question.probes.answers(), question.classes
     sizes = np.array([np.sum(own == name) for name in names])
     areas = np.full((len(names), len(names)), np.nan)
     for a in range(len(names)):
@@ -366,8 +364,8 @@ def mixed_labels(exam: Exam) -> Iterator[Finding]:
     outside[np.ix_(group, group)] = np.nan
     if not np.nanmin(outside) > _APART:
         return
-    level, rows = _within(exam, question, names[group])
-    if level is not None and level.p > _CHANCE:
+    level, rows = _within(question, own, names[group])
+    if level.p > _CHANCE:
         inside = np.nanmax(areas[np.ix_(group, group)])
         text = (
             f"labels {', '.join(map(str, names[group]))} seem given at random among themselves: a"
@@ -398,29 +396,29 @@ def _inseparable(areas: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.array(max(groups, key=len))
 
 
-def _within(exam: Exam, question: Question, names: np.ndarray) -> tuple[_Level | None, int]:
+def _within(question: Question, own: np.ndarray, names: np.ndarray) -> tuple[_Level, int]:
     """Ask probes of the rows of some classes alone."""
-    own = question.classes
-    if own is None:
-        return None, 0
     rows = np.flatnonzero(np.isin(own, names))
-    inputs = [np.asarray(leaf)[rows] for leaf in jax.tree.leaves(exam.inputs)]
-    inside = _inside(exam, slice(0, _MOST_ROWS))[rows]
-    probes = Probes([np.concatenate([_features(x) for x in inputs], axis=1), inside])
     targets = (own[rows][:, None] == names).astype(np.float32)
-    orders = np.array([np.random.default_rng(i).permutation(len(rows)) for i in range(_ORDERS)])
-    return probes.level(targets - targets.mean(0), orders), len(rows)
+    return Probes([each[rows] for each in question.features], targets).level(), len(rows)
 
 
 # Of the rows with one label that a network answers with one other.
 _ANSWERED = 0.6
 
 
-def _renamed(exam: Exam, own: np.ndarray) -> Finding | None:
+def _renamed(exam: Exam) -> Finding | None:
     """Ask a network that knows its classes which label it gives instead of which."""
+    own = np.asarray(jax.tree.leaves(exam.targets)[0])
+    if not np.issubdtype(own.dtype, np.integer) or not exam.measured.finite:
+        return None
     outputs = jax.jit(exam.network.apply)(exam.params, exam.inputs, exam.key)
-    outputs = np.asarray(outputs, np.float32)[: len(own)]
-    if outputs.ndim != 2 or outputs.shape[1] < 2 or own.min() < 0 or own.max() >= outputs.shape[1]:
+    outputs = np.asarray(outputs, np.float32)
+    if outputs.shape[:-1] != own.shape or outputs.shape[-1] < 2:
+        return None
+    outputs, own = outputs.reshape(-1, outputs.shape[-1]), own.ravel()
+    outputs, own = outputs[own >= 0], own[own >= 0]
+    if not len(own) or own.max() >= outputs.shape[1]:
         return None
     said = outputs.argmax(1)
     table = np.zeros((outputs.shape[1],) * 2)

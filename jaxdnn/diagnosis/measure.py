@@ -144,7 +144,7 @@ class Gain(NamedTuple):
     mean: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Exam:
     """A network with a batch, and what one pass forward and back shows.
 
