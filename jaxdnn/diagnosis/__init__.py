@@ -2,15 +2,14 @@
 
 from jaxdnn.diagnosis.causes import CAUSES, Cause, find_causes
 from jaxdnn.diagnosis.diagnose import Diagnosis, Prescription, assert_trainable, diagnose
-from jaxdnn.diagnosis.fixes import Tried
 from jaxdnn.diagnosis.measure import examine
-from jaxdnn.diagnosis.search import try_fixes
+from jaxdnn.diagnosis.search import find_fixes
+from jaxdnn.diagnosis.setups import Trials, Tried
 from jaxdnn.diagnosis.trial import (
     HORIZON,
     NUM_STEPS,
     Scales,
     Trial,
-    Trials,
     make_scanned_trial,
     make_trial,
     parse_optimizer,
@@ -33,10 +32,10 @@ __all__ = [
     "diagnose",
     "examine",
     "find_causes",
+    "find_fixes",
     "make_scanned_trial",
     "make_trial",
     "parse_optimizer",
     "score_trial",
-    "try_fixes",
     "verdict_of",
 ]

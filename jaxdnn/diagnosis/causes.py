@@ -12,10 +12,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from jaxdnn.diagnosis import edit_fixes, fixes, layer_causes, training_causes
-from jaxdnn.diagnosis.findings import NAMED, Finding
-from jaxdnn.diagnosis.fixes import FixGroup
+from jaxdnn.diagnosis import (
+    edit_fixes,
+    fixes,
+    layer_causes,
+    output_causes,
+    repairs,
+    training_causes,
+)
+from jaxdnn.diagnosis.findings import NAMED, Category, Finding
 from jaxdnn.diagnosis.measure import Exam
+from jaxdnn.diagnosis.setups import Fix
 from jaxdnn.diagnosis.training_causes import Attempt
 
 
@@ -27,12 +34,14 @@ class Place(enum.Enum):
       ABOVE: in what follows it: bias, activation, norm, dropout.
       FORMAT: in the numbers' format.
       STEP: in what the optimizer does.
+      OUTSIDE: in data, targets, last activation or loss.
     """
 
     LAYER = enum.auto()
     ABOVE = enum.auto()
     FORMAT = enum.auto()
     STEP = enum.auto()
+    OUTSIDE = enum.auto()
 
 
 def _nothing(_: Any) -> Iterable[Finding]:
@@ -45,24 +54,28 @@ class CauseKind:
 
     Attributes:
       name: what results show, such as `zero weights`; never changed, for programs read it.
+      category: what the fault is of.
       place: where the fault lies, seen from the layer that is named.
       formula: the law behind it.
       words: the law in words.
       quantity: what its picture shows, a key of `QUANTITIES`.
       find: what finds it in one pass.
       find_in_training: what finds it where a network does not train.
-      fixes: `(exam, layer) -> groups of fixes` that answer it, tried before those that help
-        whatever is wrong.
+      regardless: whether it counts even where a batch can be learnt by heart.
+      fixes: `(exam, layer) -> fixes` that answer it, tried before those that help whatever is
+        wrong.
     """
 
     name: str
+    category: Category
     place: Place
     formula: str
     words: str
     quantity: str
     find: Callable[[Exam], Iterable[Finding]] = _nothing
     find_in_training: Callable[[Attempt], Iterable[Finding]] = _nothing
-    fixes: tuple[Callable[[Exam, int], Iterator[FixGroup]], ...] = ()
+    regardless: bool = False
+    fixes: tuple[Callable[[Exam, Any], Iterator[Fix]], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,18 +83,26 @@ class Cause:
     """Something wrong with a layer.
 
     Attributes:
-      path: where the layer is in the model, such as `layers/3`; None for what is not about one.
+      path: where the layer is in the model, such as `layers/3`; empty for what is not about one.
       cause: name of its kind, a key of `CAUSES`.
       evidence: the numbers that say so.
       strength: deviation over the spread of healthy networks; 3 or more.
+      category: what the fault is of.
+      code: the name as one word, which never changes.
+      line: of the user's program, as `file:line`; None where unknown.
+      repaired: score of the network with this alone repaired, in [0, 1]; NaN where not tried.
       recovery: log10 of the factor by which the first layer's delta changes once the Jacobian of
         this layer is the identity; NaN where that was not tried.
     """
 
-    path: str | None
+    path: str
     cause: str
     evidence: str
     strength: float
+    category: Category
+    code: str
+    line: str | None = None
+    repaired: float = math.nan
     recovery: float = math.nan
 
     @property
@@ -107,10 +128,18 @@ def find_training_causes(attempt: Attempt) -> tuple[Cause, ...]:
 
 
 def _causes(exam: Exam, kind: CauseKind, findings: Iterable[Finding]) -> Iterator[Cause]:
-    for layer, evidence, strength in findings:
-        if strength >= NAMED:
-            path = None if layer is None else exam.graph.layers[layer].path
-            yield Cause(path, kind.name, evidence, strength)
+    for finding in findings:
+        if finding.strength >= NAMED:
+            path = "" if finding.layer is None else exam.graph.layers[finding.layer].path
+            yield Cause(
+                path,
+                kind.name,
+                finding.evidence,
+                finding.strength,
+                finding.category or kind.category,
+                kind.name.replace(" ", "_"),
+                finding.line,
+            )
 
 
 def ranked(causes: Iterable[Cause]) -> tuple[Cause, ...]:
@@ -134,7 +163,182 @@ _GAIN = "RMS δ_l / RMS δ_(l+1) = σ_w √(fan_out / fan_in) · RMS φ'(z_l)"
 _SCALE = "σ_w = RMS(W) √fan_in,   RMS δ_l ∝ σ_w,   RMS z_(l+1) ∝ σ_w"
 _TABLE = (
     CauseKind(
+        "softmax over one unit",
+        "output activation",
+        Place.OUTSIDE,
+        "softmax(z) = e^z / e^z = 1",
+        "A softmax shares 1 out among its units. A single unit always gets all of it, so the answer "
+        "is the same for every input and every weight.",
+        "delta",
+        find=output_causes.softmax_of_one,
+        fixes=(repairs.classifier, repairs.fitting_output),
+    ),
+    CauseKind(
+        "too few outputs",
+        "architecture",
+        Place.OUTSIDE,
+        "k classes ⇒ k outputs",
+        "One number between 0 and 1 cannot say which of several classes it is.",
+        "delta",
+        find=output_causes.too_few_outputs,
+        fixes=(repairs.classifier,),
+    ),
+    CauseKind(
+        "loss independent of outputs",
+        "loss",
+        Place.OUTSIDE,
+        "∂L/∂y = 0",
+        "Whatever the network answers, the loss stays the same, so nothing can be learnt.",
+        "delta",
+        find=output_causes.independent_loss,
+        fixes=(repairs.usual_loss,),
+    ),
+    CauseKind(
+        "loss cannot tell outputs apart",
+        "loss",
+        Place.OUTSIDE,
+        "L(y_1, y_2) = L(y_2, y_1)",
+        "The loss asks the same of every output, so that none can come to stand for a class.",
+        "delta",
+        find=output_causes.symmetric_loss,
+        fixes=(repairs.usual_loss,),
+    ),
+    CauseKind(
+        "loss without lower bound",
+        "loss",
+        Place.OUTSIDE,
+        "L(c y) → −∞  for  c → ∞",
+        "The loss can be lowered for ever by making the outputs larger, whatever the inputs are.",
+        "delta",
+        find=output_causes.unbounded_loss,
+        fixes=(repairs.usual_loss, repairs.negated_loss),
+    ),
+    CauseKind(
+        "wrong labels",
+        "labels",
+        Place.OUTSIDE,
+        "0 ≤ y < k",
+        "A label has to stand for one of the outputs, and labels have to differ.",
+        "delta",
+        find=output_causes.wrong_labels,
+    ),
+    CauseKind(
+        "targets broadcast",
+        "target shape",
+        Place.OUTSIDE,
+        "(n, 1) − (n,) = (n, n)",
+        "Arrays of unlike shapes are stretched against each other, so that every answer is compared "
+        "with the targets of all the others.",
+        "delta",
+        find=output_causes.broadcast_targets,
+        fixes=(repairs.reshaped_targets,),
+    ),
+    CauseKind(
+        "error relative to zero",
+        "loss",
+        Place.OUTSIDE,
+        "|y − t| / |t|,   t = 0",
+        "An error divided by its target counts a target of zero without end.",
+        "delta",
+        find=output_causes.relative_error,
+        fixes=(repairs.usual_loss,),
+    ),
+    CauseKind(
+        "outputs cannot reach targets",
+        "output activation",
+        Place.OUTSIDE,
+        "y ∉ φ(ℝ)",
+        "The activation after the last layer gives only some numbers, and the targets are others.",
+        "delta",
+        find=output_causes.out_of_reach,
+        fixes=(repairs.fitting_output,),
+    ),
+    CauseKind(
+        "outputs are no probabilities",
+        "output activation",
+        Place.OUTSIDE,
+        "L = −log p,   0 < p < 1",
+        "The loss takes probabilities. Numbers outside 0 to 1 are cut off there, and what is cut off "
+        "has no gradient.",
+        "delta",
+        find=output_causes.missing_squash,
+        fixes=(repairs.fitting_output,),
+    ),
+    CauseKind(
+        "inputs rounded",
+        "input scale",
+        Place.OUTSIDE,
+        "⌊x⌋ = 0  for  0 ≤ x < 1",
+        "A table is looked up by whole numbers. What lies between them is cut off.",
+        "signal",
+        find=output_causes.rounded_inputs,
+        fixes=(repairs.whole_numbers,),
+    ),
+    CauseKind(
+        "squared error on classes",
+        "loss",
+        Place.OUTSIDE,
+        "∂(p − y)²/∂z = 2 (p − y) p (1 − p)",
+        "An error of numbers says little where the answer is a class.",
+        "delta",
+        find=output_causes.squared_classes,
+        fixes=(repairs.usual_loss,),
+    ),
+    CauseKind(
+        "inputs not standardised",
+        "input scale",
+        Place.OUTSIDE,
+        "z = (x − mean) / std",
+        "Large inputs, or inputs of unlike scales, ask for steps of unlike sizes: what is right for "
+        "one is far too much or too little for another.",
+        "signal",
+        find=output_causes.scale_of_inputs,
+        fixes=(repairs.standardised_inputs,),
+    ),
+    CauseKind(
+        "targets not standardised",
+        "target scale",
+        Place.OUTSIDE,
+        "y = (t − mean) / std",
+        "The outputs start near 0. Far targets take as many steps as it takes to get there, or steps "
+        "too large for the rest of the network.",
+        "signal",
+        find=output_causes.target_scale,
+        fixes=(repairs.standardised_targets,),
+    ),
+    CauseKind(
+        "no activation between layers",
+        "hidden activation",
+        Place.ABOVE,
+        "W₂ (W₁ x) = (W₂ W₁) x",
+        "Layers without an activation between them are one layer: only a straight line can be learnt.",
+        "factor",
+        find=layer_causes.linear_stack,
+        fixes=(edit_fixes.added_activations,),
+    ),
+    CauseKind(
+        "dead layer",
+        "hidden activation",
+        Place.ABOVE,
+        "z < 0 for every input and unit ⇒ δ = 0",
+        "All units of the layer are on their flat side for every input: no gradient passes it.",
+        "dead",
+        find=layer_causes.dead_layers,
+        fixes=(edit_fixes.leaky_activations, repairs.fitting_output),
+    ),
+    CauseKind(
+        "flat activations",
+        "hidden activation",
+        Place.ABOVE,
+        "δ_l = Wᵀ δ_(l+1) · φ'(z_l),   max σ'(z) = 1/4",
+        "Each activation lets only a part of the gradient through, and the depth is the exponent.",
+        "factor",
+        find=layer_causes.flat_activations,
+        fixes=(edit_fixes.relu_in_place, edit_fixes.relu_everywhere),
+    ),
+    CauseKind(
         "zero weights",
+        "initialisation",
         Place.LAYER,
         "W = 0 ⇒ ∂L/∂x = Wᵀ δ = 0",
         "No gradient passes through weights that are zero, and no unit differs from another.",
@@ -144,6 +348,7 @@ _TABLE = (
     ),
     CauseKind(
         "fan-out for fan-in",
+        "initialisation",
         Place.LAYER,
         "Var W = g² / fan_out  instead of  g² / fan_in",
         "The weights have the variance that fits the layer's outputs, not its inputs, so the "
@@ -154,6 +359,7 @@ _TABLE = (
     ),
     CauseKind(
         "weights too small",
+        "initialisation",
         Place.LAYER,
         _SCALE,
         "Every signal and every gradient that passes this layer is multiplied by the scale of "
@@ -164,6 +370,7 @@ _TABLE = (
     ),
     CauseKind(
         "weights too large",
+        "initialisation",
         Place.LAYER,
         _SCALE,
         "Every signal and every gradient that passes this layer is multiplied by the scale of "
@@ -174,6 +381,7 @@ _TABLE = (
     ),
     CauseKind(
         "dead units",
+        "hidden activation",
         Place.ABOVE,
         "z < 0 for every input ⇒ φ'(z) = 0 ⇒ δ = 0",
         "A unit that is on its flat side for every input has no gradient and never comes back.",
@@ -183,6 +391,7 @@ _TABLE = (
     ),
     CauseKind(
         "bias too large",
+        "initialisation",
         Place.ABOVE,
         "z = W x + b,   |b| ≫ RMS(W x)",
         "The bias outweighs the signal, so the unit says the same to every input.",
@@ -192,6 +401,7 @@ _TABLE = (
     ),
     CauseKind(
         "saturating activation",
+        "hidden activation",
         Place.ABOVE,
         "δ_l = φ'(z_l) · ∂L/∂x_l,   φ'(z) ≈ 0",
         "Where the activation is flat, its slope is nearly zero and stops the gradient.",
@@ -201,6 +411,7 @@ _TABLE = (
     ),
     CauseKind(
         "missing norm",
+        "architecture",
         Place.ABOVE,
         "z = (h − mean h) / std h",
         "The other layers bring their pre-activations to unit variance; this one passes on "
@@ -210,6 +421,7 @@ _TABLE = (
     ),
     CauseKind(
         "dropout",
+        "regularisation",
         Place.ABOVE,
         "x → x · mask / p,   Var → Var / p",
         "So few units are kept that noise outweighs the signal: two passes of one input hardly "
@@ -220,6 +432,7 @@ _TABLE = (
     ),
     CauseKind(
         "padding",
+        "architecture",
         Place.LAYER,
         "factor ≤ ((1 + 2 cos(π / (n + 1))) / 3)²  per 3×3 layer on an n×n map",
         "Windows at the border multiply zeros. On a small map that is most of them, and every "
@@ -228,33 +441,28 @@ _TABLE = (
         find=layer_causes.padding,
     ),
     CauseKind(
-        "softmax twice",
-        Place.LAYER,
-        "∂L/∂z = p − y,   p = softmax(softmax(z)) ≈ 1/n",
-        "The loss takes logits. After a softmax of the network's own they lie between 0 and 1, "
-        "and the loss can neither fall far nor send much back.",
-        "factor",
-        find=layer_causes.softmax_on_logits,
-        fixes=(edit_fixes.no_softmax,),
-    ),
-    CauseKind(
         "gain too small everywhere",
+        "initialisation",
         Place.LAYER,
         _GAIN,
         "Every layer makes the gradient a little smaller, and the depth is the exponent.",
         "factor",
         find=partial(layer_causes.shared_gain, small=True),
+        fixes=(fixes.critical,),
     ),
     CauseKind(
         "gain too large everywhere",
+        "initialisation",
         Place.LAYER,
         _GAIN,
         "Every layer makes the gradient a little larger, and the depth is the exponent.",
         "factor",
         find=partial(layer_causes.shared_gain, small=False),
+        fixes=(fixes.critical,),
     ),
     CauseKind(
         "not finite",
+        "numerics",
         Place.FORMAT,
         "|z| > z_max ⇒ z = ∞,   ∞ − ∞ = NaN",
         "A number beyond the end of its format is infinite, and what is made of infinities is "
@@ -264,6 +472,7 @@ _TABLE = (
     ),
     CauseKind(
         "underflow",
+        "numerics",
         Place.FORMAT,
         "|δ| < δ_min ⇒ δ loses its digits, then δ = 0",
         "Below the smallest normal number a format has ever fewer digits, and then only zero: "
@@ -273,6 +482,7 @@ _TABLE = (
     ),
     CauseKind(
         "inputs look alike",
+        "initialisation",
         Place.LAYER,
         "cos(z_a, z_b) → 1  with depth",
         "Every layer makes two inputs a little more alike, or one mixes so many values that only "
@@ -282,6 +492,7 @@ _TABLE = (
     ),
     CauseKind(
         "signal too large",
+        "initialisation",
         Place.LAYER,
         "RMS z_(l+1) / RMS z_l > 1,   L ∝ |z|",
         "Every layer makes the signal a little larger. The outputs start far from anything asked "
@@ -291,6 +502,7 @@ _TABLE = (
     ),
     CauseKind(
         "gradient below epsilon",
+        "optimizer",
         Place.STEP,
         "step = η m / (√v + ε),   √v ≪ ε ⇒ step ≈ η m / ε",
         "Adam and its like divide by the gradient's own size, which makes its scale irrelevant, "
@@ -300,6 +512,7 @@ _TABLE = (
     ),
     CauseKind(
         "step rounded away",
+        "numerics",
         Place.STEP,
         "|ΔW| < |W| 2^(−p−1) ⇒ W + ΔW = W",
         "A number of p binary digits does not change when less than half of its last digit is "
@@ -309,6 +522,7 @@ _TABLE = (
     ),
     CauseKind(
         "learning rate too small",
+        "learning rate",
         Place.STEP,
         "ΔW = −η ∂L/∂W,   |ΔW| ≪ |W|",
         "The gradient arrives, but the steps are so small that nothing is learnt in the time "
@@ -318,12 +532,22 @@ _TABLE = (
     ),
     CauseKind(
         "learning rate too large",
+        "learning rate",
         Place.STEP,
         "L(W + ΔW) ≈ L + ∂L/∂W · ΔW  only for small ΔW",
         "A step goes further than the slope holds, and the loss rises. For plain SGD a factor on "
         "the loss is a factor on the rate.",
         "step",
         find_in_training=partial(training_causes.wrong_rate, small=False),
+    ),
+    CauseKind(
+        "optimizer",
+        "optimizer",
+        Place.STEP,
+        "ΔW = −η m / (√v + ε)",
+        "Parameters whose gradients differ by orders of magnitude need steps of their own sizes.",
+        "step",
+        find_in_training=training_causes.other_optimizer,
     ),
 )
 CAUSES = {kind.name: kind for kind in _TABLE}

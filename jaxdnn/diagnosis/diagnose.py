@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,16 +13,15 @@ import optax
 from jax import Array
 from jaxtyping import Float
 
-from jaxdnn.diagnosis.causes import Cause, find_causes, find_training_causes, ranked
-from jaxdnn.diagnosis.fixes import Tried
+from jaxdnn.diagnosis.causes import Cause, find_causes
 from jaxdnn.diagnosis.measure import Exam, examine
 from jaxdnn.diagnosis.profile import LayerProfile, layer_profiles, redrawn_deltas
-from jaxdnn.diagnosis.search import confirm, try_fixes
+from jaxdnn.diagnosis.search import confirm, find_fixes
+from jaxdnn.diagnosis.setups import Fix, Trials, Tried
 from jaxdnn.diagnosis.trial import (
     HORIZON,
     TRAINS,
     Scales,
-    Trials,
     Verdict,
     parse_optimizer,
     verdict_of,
@@ -46,12 +44,22 @@ class Prescription:
       code: the line of Flax that does it.
       before: score of the network as it stands, in [0, 1].
       after: score with the change, in [0, 1].
+      name: what programs read; never changed.
+      network: `(apply, params)` with the change, `apply(params, inputs)` gives the outputs.
+      optimizer: the optax transformation to train with; None where it stays.
+      loss: `(outputs, targets) -> scalar`; None where it stays.
+      prepare: `(inputs, targets) -> (inputs, targets)`; None where data stay as they are.
     """
 
     change: str
     code: str
     before: float
     after: float
+    name: str
+    network: tuple[Callable[..., Any], Any]
+    optimizer: optax.GradientTransformation | None
+    loss: Callable[[Any, Any], Array] | None
+    prepare: Callable[[Any, Any], tuple[Any, Any]] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +133,10 @@ class Diagnosis:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists, dicts, numbers and strings; None for what is not finite."""
-        return without_nan(dataclasses.asdict(self))
+        plain = dataclasses.replace(self, prescriptions=())
+        shown = ("name", "change", "code", "before", "after")
+        changes = [{name: getattr(each, name) for name in shown} for each in self.prescriptions]
+        return without_nan(dataclasses.asdict(plain) | {"prescriptions": changes})
 
     def to_json(self) -> str:
         """Return a JSON object with the fields of this class."""
@@ -205,32 +216,68 @@ def diagnose(
     exam = examine(model, inputs, targets, loss=loss, seed=seed)
     causes = find_causes(exam)
     trials = Trials(exam, transformation, horizon=horizon)
-    trial = trials.program({})(exam.params, Scales())
-    score = trials.score(trial) if exam.measured.finite else 0.0
-    prescriptions: tuple[Prescription, ...] = ()
-    if try_changes and score < _WELL and (score < TRAINS or causes):
-        with ThreadPoolExecutor(1) as background:
-            confirmed = background.submit(confirm, exam, causes)
-            attempt = try_fixes(trials, causes, score, progress=progress)
-            causes = confirmed.result()
-        if score < TRAINS:
-            causes = ranked([*causes, *find_training_causes(attempt)])
-        prescriptions = tuple(_prescription(each, score) for each in attempt.tried[:_MOST_SHOWN])
+    base = trials.try_fix(_AS_IT_IS)
+    score = base.score if exam.measured.finite else 0.0
+    tried: tuple[Tried, ...] = ()
+    if try_changes:
+        if score < TRAINS or (score < _WELL and causes):
+            causes, tried = find_fixes(
+                trials, causes, base._replace(score=score), progress=progress
+            )
+            causes = confirm(exam, causes)
+        else:
+            causes = tuple(cause for cause in causes if cause.kind.regardless)
     deltas = redrawn_deltas(exam)
     return Diagnosis(
         verdict=verdict_of(score),
         score=score,
-        reason=_reason(exam, deltas, np.asarray(trial.loss)),
+        reason=_reason(exam, deltas, np.asarray(base.trial.loss)),
         layers=layer_profiles(exam, deltas),
         causes=causes,
-        prescriptions=prescriptions,
+        prescriptions=tuple(_prescription(trials, each, score) for each in tried[:_MOST_SHOWN]),
         loss=exam.measured.loss,
         optimizer=optimizer if isinstance(optimizer, str) else "the given optimizer",
     )
 
 
-def _prescription(tried: Tried, before: float) -> Prescription:
-    return Prescription(tried.fix.words, tried.fix.code, before, tried.score)
+_AS_IT_IS = Fix("as_it_is", "the network as it is", "")
+
+
+def _prescription(trials: Trials, tried: Tried, before: float) -> Prescription:
+    fix, setup = tried.fix, tried.setup
+
+    def apply(params: Any, inputs: Any, key: Array | None = None) -> Any:
+        return setup.forward(params, inputs, key)
+
+    def prepare(inputs: Any, targets: Any) -> tuple[Any, Any]:
+        return (
+            inputs if fix.inputs is None else fix.inputs(inputs),
+            targets if fix.targets is None else fix.targets(targets),
+        )
+
+    rescaled = fix.scales != Scales()
+    return Prescription(
+        fix.words,
+        fix.code,
+        before,
+        tried.score,
+        fix.name,
+        (apply, setup.params),
+        _scaled(setup.optimizer, fix.scales) if rescaled or fix.optimizer is not None else None,
+        fix.loss,
+        prepare if fix.inputs is not None or fix.targets is not None else None,
+    )
+
+
+def _scaled(
+    optimizer: optax.GradientTransformation, scales: Scales
+) -> optax.GradientTransformation:
+    """An optimizer with factors on gradient and step."""
+    parts = [optax.scale(scales.gradient)] if scales.gradient != 1 else []
+    parts.append(optimizer)
+    if scales.rate != 1:
+        parts.append(optax.scale(scales.rate))
+    return optax.chain(*parts) if len(parts) > 1 else optimizer
 
 
 def assert_trainable(model: Any, inputs: Any, targets: Any, **options: Any) -> None:

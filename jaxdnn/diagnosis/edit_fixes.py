@@ -1,54 +1,59 @@
 """Fixes that edit the forward pass: shortcuts, norms, other activations, and less of what is there.
 
-An edit stands in place of one value; fixes with the same edits form a group.
+An edit stands in place of one value; fixes that hold the same edits share a compiled program.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 from jax import Array
 
 from jaxdnn.activations import jax_activation
-from jaxdnn.diagnosis.fixes import Fix, FixGroup, init_line, with_sigma
+from jaxdnn.diagnosis.fixes import init_line, with_sigma
 from jaxdnn.diagnosis.graph import Graph, Segment, SegmentKind
 from jaxdnn.diagnosis.measure import Exam, Gain
-from jaxdnn.diagnosis.program import Edit, Environment
+from jaxdnn.diagnosis.program import Edit
+from jaxdnn.diagnosis.setups import Fix, both
 from jaxdnn.layers import BATCH_NORM_EPSILON
 
+# What leaves a way linear.
+_LINEAR_WAYS = {"shape", "scale", "gain", "dropout", "norm"}
+# Share of units without a slope for any input.
+_DEAD = 0.99
 # Of an activation, in units of its root mean square.
 _MEAN = 0.1
 # E relu'² = E relu² = 1/2, E relu = 1 / sqrt(2 pi).
 _RELU = Gain(math.sqrt(0.5), math.sqrt(0.5), 1 / math.sqrt(2 * math.pi))
 
 
-def no_dropout(exam: Exam, index: int) -> Iterator[FixGroup]:
+def no_dropout(exam: Exam, index: int) -> Iterator[Fix]:
     """Leave out the dropout that follows a layer."""
     path = exam.graph.layers[index].path
-    yield from _without(exam, index, "dropout", f"no dropout after {path}", "nnx.Dropout(0.0)")
+    words = f"no dropout after {path}"
+    yield from _without(
+        exam, index, "dropout", Fix("no_dropout", words, "nnx.Dropout(0.0)", size=1)
+    )
 
 
-def no_softmax(exam: Exam, index: int) -> Iterator[FixGroup]:
+def no_softmax(exam: Exam, index: int) -> Iterator[Fix]:
     """Leave out the softmax that follows a layer."""
-    words = "return logits, without softmax"
-    yield from _without(exam, index, "softmax", words, "return self.head(x)")
+    fix = Fix("no_softmax", "return logits, without softmax", "return self.head(x)", size=1)
+    yield from _without(exam, index, "softmax", fix)
 
 
-def _without(
-    exam: Exam, index: int, kind: SegmentKind, words: str, code: str
-) -> Iterator[FixGroup]:
+def _without(exam: Exam, index: int, kind: SegmentKind, fix: Fix) -> Iterator[Fix]:
     edits = {
         segment.end: lambda value, values, start=segment.start: values[start].reshape(value.shape)
         for segment in exam.graph.following(index, kind)
     }
     if edits:
-        yield FixGroup(edits, (Fix(words, code, exam.params),))
+        yield fix._replace(edits=edits)
 
 
-def usual_activation(exam: Exam, index: int) -> Iterator[FixGroup]:
+def usual_activation(exam: Exam, index: int) -> Iterator[Fix]:
     """Replace the activation that follows a layer by the commonest one."""
     segments = exam.graph.segments("activation")
     signatures = {each: tuple(step.name for step in each.steps) for each in segments}
@@ -61,7 +66,7 @@ def usual_activation(exam: Exam, index: int) -> Iterator[FixGroup]:
             for segment in exam.graph.following(index, "activation")
         }
         words = f"after {exam.graph.layers[index].path} the other layers' activation"
-        yield FixGroup(edits, (Fix(words, "x = nnx.relu(x)", exam.params),))
+        yield Fix("usual_activation", words, "x = nnx.relu(x)", size=1, edits=edits)
 
 
 def _in_place(function: Callable[[Array], Array], start: int) -> Edit:
@@ -69,7 +74,7 @@ def _in_place(function: Callable[[Array], Array], start: int) -> Edit:
     return lambda value, values: function(values[start]).astype(value.dtype)
 
 
-def shortcuts(exam: Exam, weights: Fix) -> Iterator[FixGroup]:
+def shortcuts(exam: Exam, weights: Fix) -> Iterator[Fix]:
     """Scale what every block adds by 1 / sqrt(number of blocks); build shortcuts if there are none.
 
     The gradient's factor over all blocks is then at most about (1 + 1 / number)^number < e. What
@@ -82,16 +87,13 @@ def shortcuts(exam: Exam, weights: Fix) -> Iterator[FixGroup]:
     References:
       Hayou, Clerico, He, Deligiannidis, Doucet and Rousseau, "Stable ResNet", 2021.
     """
-    for edits, (alone,) in _shortcuts(exam, exam.gains):
-        yield FixGroup(edits, (alone, _both(alone, weights, weights.params)))
+    for alone in _shortcuts(exam, exam.gains):
+        yield alone
+        yield both(alone, weights)
 
 
-def _both(one: Fix, other: Fix, params: Any) -> Fix:
-    return Fix(f"{one.words}; {other.words}", f"{one.code}; {other.code}", params)
-
-
-def _shortcuts(exam: Exam, gains: Mapping[Segment, Gain]) -> Iterator[FixGroup]:
-    """At most one group, of one fix."""
+def _shortcuts(exam: Exam, gains: Mapping[Segment, Gain]) -> Iterator[Fix]:
+    """At most one fix."""
     graph = exam.graph
     branches = {segment.start for segment in graph.segments("residual")}
     # Ends of activations whose mean is not small compared with their size.
@@ -100,13 +102,14 @@ def _shortcuts(exam: Exam, gains: Mapping[Segment, Gain]) -> Iterator[FixGroup]:
         scale = _scale(len(branches), bool(biased & branches))
         edits: dict[int, Edit] = dict.fromkeys(branches, lambda value, _: scale * value)
         code = f"x = x + {scale:.2g} * self.block(x)"
-        yield FixGroup(edits, (Fix(f"residual branches x {scale:.2g}", code, exam.params),))
+        words = f"residual branches x {scale:.2g}"
+        yield Fix("scaled_branches", words, code, size=4, edits=edits)
     elif blocks := _blocks(graph):
         scale = _scale(len(blocks), bool(biased & blocks.keys()))
         words = f"shortcuts past {len(blocks)} hidden layers, what they add x {scale:.2g}"
         code = f"x = x + {scale:.2g} * self.activation(self.layer(x))"
         edits = {end: _add(x, scale) for end, x in blocks.items()}
-        yield FixGroup(edits, (Fix(words, code, exam.params),))
+        yield Fix("shortcuts", words, code, size=5, edits=edits)
 
 
 def _scale(number: int, biased: bool) -> float:
@@ -129,7 +132,7 @@ def _add(x: int, scale: float) -> Edit:
     return lambda value, values: values[x].astype(value.dtype) + scale * value
 
 
-def batch_norms(exam: Exam) -> Iterator[FixGroup]:
+def batch_norms(exam: Exam) -> Iterator[Fix]:
     """Batch rather than layer norms, or batch norms where there are none."""
     over_features = {
         segment.end: _in_place(_batch_norm, segment.start)
@@ -138,16 +141,17 @@ def batch_norms(exam: Exam) -> Iterator[FixGroup]:
     }
     if over_features:
         words = f"BatchNorm in place of {len(over_features)} LayerNorms"
-        yield FixGroup(over_features, (Fix(words, _norm_line("BatchNorm"), exam.params),))
+        line = _norm_line("BatchNorm")
+        yield Fix("batch_norm", words, line, size=4, edits=over_features)
     yield from _norm_everywhere(exam, "BatchNorm", _batch_norm)
 
 
-def layer_norms(exam: Exam) -> Iterator[FixGroup]:
+def layer_norms(exam: Exam) -> Iterator[Fix]:
     """Layer norms where there are no norms."""
     yield from _norm_everywhere(exam, "LayerNorm", _layer_norm)
 
 
-def _norm_everywhere(exam: Exam, name: str, norm: Callable[[Array], Array]) -> Iterator[FixGroup]:
+def _norm_everywhere(exam: Exam, name: str, norm: Callable[[Array], Array]) -> Iterator[Fix]:
     """Normalise the pre-activations of hidden layers that an activation follows."""
     hidden = {
         exam.graph.layers[edge.below].z
@@ -157,7 +161,8 @@ def _norm_everywhere(exam: Exam, name: str, norm: Callable[[Array], Array]) -> I
     if hidden:
         words = f"{name} after {len(hidden)} hidden layers, before their activation"
         edits: dict[int, Edit] = dict.fromkeys(sorted(hidden), lambda z, _: norm(z))
-        yield FixGroup(edits, (Fix(words, _norm_line(name), exam.params),))
+        code_name = "batch_norm" if name == "BatchNorm" else "layer_norm"
+        yield Fix(code_name, words, _norm_line(name), size=4, edits=edits)
 
 
 def _norm_line(name: str) -> str:
@@ -184,27 +189,48 @@ def _normalised(z: Array, axes: tuple[int, ...]) -> Array:
     return (z - z.mean(axes, keepdims=True)) * jax.lax.rsqrt(variance + BATCH_NORM_EPSILON)
 
 
-def relu_everywhere(exam: Exam) -> Iterator[FixGroup]:
-    """ReLU with He's weights in place of another activation, alone and with shortcuts.
-
-    References:
-      He, Zhang, Ren and Sun, "Delving Deep into Rectifiers", 2015.
-    """
+def _other_activations(exam: Exam) -> list[Segment]:
+    """Hidden activations, unless all are ReLU."""
     segments = [
         segment
         for segment in exam.graph.segments("activation")
         if segment.above is not None and segment.below is not None
     ]
-    if not segments or all(_is_relu(segment) for segment in segments):
+    return [] if all(_is_relu(segment) for segment in segments) else segments
+
+
+def _relus(segments: Sequence[Segment]) -> dict[int, Edit]:
+    return {segment.end: _in_place(jax.nn.relu, segment.start) for segment in segments}
+
+
+def relu_in_place(exam: Exam, index: int | None = None) -> Iterator[Fix]:
+    """ReLU in place of another activation, the weights as they are."""
+    del index
+    segments = _other_activations(exam)
+    if segments:
+        words = f"ReLU as activation of {len(segments)} layers"
+        yield Fix("relu", words, "x = nnx.relu(x)", size=2, edits=_relus(segments))
+
+
+def relu_everywhere(exam: Exam, index: int | None = None) -> Iterator[Fix]:
+    """ReLU with He's weights in place of another activation, alone and with shortcuts.
+
+    References:
+      He, Zhang, Ren and Sun, "Delving Deep into Rectifiers", 2015.
+    """
+    segments = _other_activations(exam)
+    if not segments:
         return
-    relu = {segment.end: _in_place(jax.nn.relu, segment.start) for segment in segments}
+    relu = _relus(segments)
     he = with_sigma(exam, _he_sigmas(exam.graph))
     words = f"ReLU as activation of {len(segments)} layers, with He's weights"
     code = f"x = nnx.relu(x); {init_line(math.sqrt(2))}"
-    with_relu = Fix(words, code, he)
-    yield FixGroup(relu, (with_relu,))
-    for edits, (shortcut,) in _shortcuts(exam, dict.fromkeys(exam.gains, _RELU)):
-        yield FixGroup(_composed(relu, edits), (_both(with_relu, shortcut, he),))
+    with_relu = Fix("relu_he", words, code, size=3, params=he, edits=relu)
+    yield with_relu
+    if index is not None:
+        return
+    for shortcut in _shortcuts(exam, dict.fromkeys(exam.gains, _RELU)):
+        yield both(with_relu, shortcut)
 
 
 def _is_relu(segment: Segment) -> bool:
@@ -220,14 +246,39 @@ def _he_sigmas(graph: Graph) -> dict[int, float]:
     }
 
 
-def _composed(first: Mapping[int, Edit], second: Mapping[int, Edit]) -> dict[int, Edit]:
-    """Edits that do the first, and then the second with what came of it."""
+def leaky_activations(exam: Exam, index: int) -> Iterator[Fix]:
+    """Give activations that are flat for every input a slope on that side."""
+    segments = [
+        segment
+        for segment in exam.graph.segments("activation")
+        if exam.measured.slopes[segment].dead > _DEAD
+    ]
+    edits = {segment.end: _in_place(_leaky, segment.start) for segment in segments}
+    if edits:
+        words = f"leaky ReLU in {len(edits)} activation{'s' if len(edits) > 1 else ''}"
+        yield Fix("leaky_relu", words, "x = nnx.leaky_relu(x, 0.1)", size=1, edits=edits)
 
-    def after(one: Edit, two: Edit) -> Edit:
-        def edit(value: Array, values: Environment) -> Array:
-            return two(one(value, values), values)
 
-        return edit
+def _leaky(z: Array) -> Array:
+    return jax.nn.leaky_relu(z, 0.1)
 
-    common = {number: after(first[number], second[number]) for number in first.keys() & second}
-    return {**first, **second, **common}
+
+def added_activations(exam: Exam, index: int) -> Iterator[Fix]:
+    """Put a ReLU between layers that follow each other directly."""
+    edits: dict[int, Edit] = {
+        exam.graph.layers[lower].z: lambda z, _: jax.nn.relu(z) for lower in bare_layers(exam)
+    }
+    if edits:
+        words = f"a ReLU after {len(edits)} hidden layer{'s' if len(edits) > 1 else ''}"
+        yield Fix("add_activations", words, "x = nnx.relu(self.layer(x))", size=2, edits=edits)
+
+
+def bare_layers(exam: Exam) -> list[int]:
+    """Return the layers from which a linear way leads straight to the next."""
+    return [
+        edge.below
+        for edge in exam.graph.edges[:-1]
+        if edge.below is not None
+        and set(edge.kinds) <= _LINEAR_WAYS
+        and exam.graph.layers[edge.below].kind != "embedding"
+    ]

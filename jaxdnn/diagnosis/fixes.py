@@ -1,7 +1,6 @@
-"""Fixes to try: what they are, and those that change parameters or the optimizer's step alone.
+"""Fixes that change parameters or the optimizer's step alone.
 
-Fixes come in groups that share their edits of the forward pass, and so one compiled program; those
-of this file but for `zero_bias` edit nothing. Critical weights, and biases where they are needed,
+Critical weights, and biases where they are needed,
 keep the gradient's length from layer to layer:
 
     sigma_w² E phi'² = 1    and    sigma_w² E phi² + sigma_b² = 1,    z standard normal
@@ -12,10 +11,9 @@ keep the length of delta and the variance of z: one point of the critical line. 
 
 from __future__ import annotations
 
-import enum
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +21,7 @@ import numpy as np
 
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.program import Edit, Leaf
+from jaxdnn.diagnosis.setups import Fix, FixKind
 from jaxdnn.diagnosis.trial import FirstStep, Scales
 
 # A greater sigma_w is no remedy but a step function.
@@ -36,75 +35,22 @@ _WELL_BELOW = 100.0
 _MOST_SCALE = 1e12
 
 
-class FixKind(enum.Enum):
-    """What a fix changes: the network, or one thing of the step."""
-
-    NETWORK = enum.auto()
-    LEARNING_RATE = enum.auto()
-    GRADIENT_SCALE = enum.auto()
-    LOSS_SCALE = enum.auto()
-    PARAMETER_FORMAT = enum.auto()
-
-
-class Fix(NamedTuple):
-    """One thing to try.
-
-    Attributes:
-      words: what to change.
-      code: the line of Flax that does it.
-      params: the parameters to train with, a tree like the network's.
-      scales: factors on learning rate, gradient and loss.
-      kind: whether the network is changed, or which thing of the step.
-    """
-
-    words: str
-    code: str
-    params: Any
-    scales: Scales = Scales()
-    kind: FixKind = FixKind.NETWORK
-
-
-class FixGroup(NamedTuple):
-    """Fixes that share one compiled program.
-
-    Attributes:
-      edits: number of a value -> what is computed in its place; empty for the network as it is.
-      fixes: at least one.
-    """
-
-    edits: Mapping[int, Edit]
-    fixes: tuple[Fix, ...]
-
-
-class Tried(NamedTuple):
-    """A fix that was tried.
-
-    Attributes:
-      fix: what was done.
-      edits: number of a value -> what was computed in its place.
-      score: what the trial with it scored, in [0, 1].
-    """
-
-    fix: Fix
-    edits: Mapping[int, Edit]
-    score: float
-
-
-def usual_weights(exam: Exam, index: int) -> Iterator[FixGroup]:
+def usual_weights(exam: Exam, index: int) -> Iterator[Fix]:
     """Give a layer's weights the scale of those of the other layers."""
     sigma = _usual_sigma(exam)
     path = exam.graph.layers[index].path
     words = f"weights of {path} like those of the other layers (sigma_w = {sigma:.3g})"
-    yield FixGroup({}, (Fix(words, init_line(sigma), with_sigma(exam, {index: sigma})),))
+    params = with_sigma(exam, {index: sigma})
+    yield Fix("usual_weights", words, init_line(sigma), size=1, params=params)
 
 
-def zero_bias(exam: Exam, index: int) -> Iterator[FixGroup]:
+def zero_bias(exam: Exam, index: int) -> Iterator[Fix]:
     """Leave a layer's bias out."""
     layer = exam.graph.layers[index]
     if layer.bias is not None:
         edits: dict[int, Edit] = {layer.bias: lambda value, _: jnp.zeros_like(value)}
         code = "bias_init=nnx.initializers.zeros"
-        yield FixGroup(edits, (Fix(f"bias of {layer.path} zero", code, exam.params),))
+        yield Fix("zero_bias", f"bias of {layer.path} zero", code, size=1, edits=edits)
 
 
 def critical_weights(exam: Exam) -> Fix:
@@ -138,7 +84,14 @@ def critical_weights(exam: Exam) -> Fix:
         words += f", sigma_b = {usual_bias:.3g}"
         code += f", bias_init=nnx.initializers.normal({usual_bias:.3g})"
         changed = _with_biases(exam, changed, biases)
-    return Fix(f"critical weights in all layers: {words}", code, changed)
+    words = f"critical weights in all layers: {words}"
+    return Fix("critical_weights", words, code, size=4, params=changed)
+
+
+def critical(exam: Exam, index: int) -> Iterator[Fix]:
+    """Give all layers critical weights."""
+    del index
+    yield critical_weights(exam)
 
 
 def _usual_sigma(exam: Exam) -> float:
@@ -205,23 +158,24 @@ def step_fixes(exam: Exam, first: FirstStep) -> Iterator[Fix]:
     for rate in _rates(first):
         words = f"{rate:g} x the learning rate"
         code = f"learning_rate = {rate:g} * learning_rate"
-        yield Fix(words, code, params, Scales(rate=rate), FixKind.LEARNING_RATE)
+        yield Fix("learning_rate", words, code, FixKind.LEARNING_RATE, 1, scales=Scales(rate=rate))
     shortfall = max(np.nan_to_num(first.shortfall))
     if shortfall > _WELL_BELOW:
         scale = min(_power(10, _WELL_BELOW * shortfall), _MOST_SCALE)
         words = f"{scale:g} x the loss, or the optimizer's epsilon / {scale:g}"
         code = f"optimizer = optax.adam(learning_rate, eps=1e-8 / {scale:g})"
-        yield Fix(words, code, params, Scales(gradient=scale), FixKind.GRADIENT_SCALE)
+        scales = Scales(gradient=scale)
+        yield Fix("gradient_scale", words, code, FixKind.GRADIENT_SCALE, 1, scales=scales)
     if underflowing(exam):
         scale = _power(2, 1 / max(filter(math.isfinite, exam.measured.delta.values())))
         words = f"a loss scale of {scale:g}: on the way back only, divided out in float32"
         code = f"grads = jax.tree.map(lambda g: g / {scale:g}, jax.grad(scaled_loss)(params))"
-        yield Fix(words, code, params, Scales(loss=scale), FixKind.LOSS_SCALE)
+        yield Fix("loss_scale", words, code, FixKind.LOSS_SCALE, 3, scales=Scales(loss=scale))
     wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, _wider(leaf)), params)
     if any(jax.tree.leaves(jax.tree.map(lambda a, b: a.dtype != b.dtype, params, wide))):
         words = "parameters in float32; the network calculates as before"
         code = "param_dtype=jnp.float32"
-        yield Fix(words, code, wide, kind=FixKind.PARAMETER_FORMAT)
+        yield Fix("parameter_format", words, code, FixKind.PARAMETER_FORMAT, 1, params=wide)
 
 
 def underflowing(exam: Exam) -> list[int]:

@@ -2,7 +2,7 @@
 
 A fault is a property of the layer itself, not of the signal that reaches it: its weights' scale
 against that of its neighbours, a bias that outweighs the signal, an activation unlike the others, a
-norm that the others have, what dropout leaves, padding, a softmax on the logits. Each deviation is
+norm that the others have, what dropout leaves, padding. Each deviation is
 a log over the spread that healthy networks show, so that they can be ranked. The last two finders
 find what does not fit the numbers' format.
 """
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdnn.diagnosis.edit_fixes import bare_layers
 from jaxdnn.diagnosis.findings import (
     ACTIVATION_SPREAD,
     CERTAIN,
@@ -31,6 +32,9 @@ from jaxdnn.diagnosis.findings import (
 from jaxdnn.diagnosis.fixes import underflowing
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.profile import log, log_factor
+
+# An activation that passes less on of the gradient, in the mean, makes it vanish with depth.
+_FLAT = 0.5
 
 
 def zero_weights(exam: Exam) -> Iterator[Finding]:
@@ -82,7 +86,9 @@ def _weight_scales(exam: Exam) -> list[_WeightScale]:
     alive = [
         (index, layer)
         for index, layer in enumerate(exam.graph.layers)
-        if layer.kind != "embedding" and exam.measured.kernel_rms[index] > 0
+        if layer.kind != "embedding"
+        and exam.measured.kernel_rms[index] > 0
+        and "#" not in layer.path
     ]
     if len(alive) < 3:
         return []
@@ -128,7 +134,12 @@ def heavy_bias(exam: Exam, *, dead: bool) -> Iterator[Finding]:
 
 def saturating_activation(exam: Exam) -> Iterator[Finding]:
     """Find activations whose slope is unlike that of the others."""
-    hidden = {each: gain.slope for each, gain in exam.gains.items() if each.above is not None}
+    # The gates of a recurrent cell are used at every step, and flat on purpose.
+    hidden = {
+        each: gain.slope
+        for each, gain in exam.gains.items()
+        if each.above is not None and not _is_repeated(exam, each.below)
+    }
     if len(hidden) < 3:
         return
     usual = float(np.median([log(slope) for slope in hidden.values()]))
@@ -140,6 +151,14 @@ def saturating_activation(exam: Exam) -> Iterator[Finding]:
                 f" {exam.measured.slopes[segment].saturated:.0%} saturated"
             )
             yield Finding(segment.below, text, abs(log(gain) - usual) / ACTIVATION_SPREAD)
+
+
+def _is_repeated(exam: Exam, index: int | None) -> bool:
+    """Tell whether a layer's kernel is used more than once."""
+    if index is None:
+        return False
+    leaf = exam.graph.layers[index].leaf
+    return sum(layer.leaf == leaf for layer in exam.graph.layers) > 1
 
 
 def missing_norm(exam: Exam) -> Iterator[Finding]:
@@ -187,12 +206,53 @@ def padding(exam: Exam) -> Iterator[Finding]:
     yield Finding(worst, text, -total / PADDING_SPREAD)
 
 
-def softmax_on_logits(exam: Exam) -> Iterator[Finding]:
-    """Find a softmax that the network ends in."""
-    edge = exam.graph.edges[-1]
-    if edge.below is not None and "softmax" in edge.kinds:
-        text = "the network ends in a softmax, and the loss takes another: give the loss logits"
-        yield Finding(edge.below, text, CERTAIN / 2)
+def linear_stack(exam: Exam) -> Iterator[Finding]:
+    """Find hidden layers without an activation after them."""
+    bare = bare_layers(exam)
+    if bare:
+        paths = ", ".join(exam.graph.layers[index].path for index in bare[:3])
+        text = (
+            f"no activation after {paths}{' and others' if len(bare) > 3 else ''}: layers that follow"
+            " each other directly are one layer"
+        )
+        yield Finding(bare[0], text, STRUCTURAL)
+
+
+def dead_layers(exam: Exam) -> Iterator[Finding]:
+    """Find layers whose units are all on their flat side for every input."""
+    for index in range(len(exam.graph.layers)):
+        for segment in exam.graph.following(index, "activation"):
+            if exam.measured.slopes[segment].dead >= 1:
+                last = segment.above is None
+                name = segment.label or "the activation"
+                text = (
+                    f"{name} gives the same for every unit and every input of the batch, so its"
+                    " slope is 0 and no gradient passes"
+                )
+                yield Finding(
+                    index, text, CERTAIN, "output activation" if last else "hidden activation"
+                )
+
+
+def flat_activations(exam: Exam) -> Iterator[Finding]:
+    """Find activations that each let a small part of the gradient through."""
+    shown = [
+        (index, segment, exam.measured.delta[segment.start] / exam.measured.delta[segment.end])
+        for index in range(len(exam.graph.layers) - 1)
+        for segment in exam.graph.following(index, "activation")
+        if exam.measured.delta.get(segment.end, 0.0) > 0 and segment.start in exam.measured.delta
+    ]
+    if len(shown) < 2:
+        return
+    typical = float(np.median([passed for _, _, passed in shown]))
+    first = exam.measured.delta[exam.graph.layers[0].z]
+    if 0 < typical < _FLAT:
+        label = next((segment.label for _, segment, _ in shown if segment.label), "activation")
+        text = (
+            f"{len(shown)} {label} layers, each passes {typical:.2g} of the gradient back:"
+            f" {first:.2g} reaches {exam.graph.layers[0].path}"
+        )
+        yield Finding(shown[0][0], text, -math.log(typical) * len(shown) / FACTOR_SPREAD)
 
 
 def shared_gain(exam: Exam, *, small: bool) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdnn.diagnosis.answers import Answers, LossTraits, best_answers, loss_traits
 from jaxdnn.diagnosis.graph import Graph, Segment, make_graph
 from jaxdnn.diagnosis.model import (
-    Forward,
     Loss,
     Network,
     check_inputs,
@@ -144,6 +144,25 @@ class Gain(NamedTuple):
     mean: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Ending:
+    """The way from the last layer to the outputs.
+
+    Attributes:
+      layer: index of the last layer in the outline; None where the outputs come from several.
+      z: its pre-activations, (batch, ...); the outputs where there is no such layer.
+      tail: what makes outputs of z; None where they are the same.
+      kinds: kinds of the segments between, from below to above.
+      label: name of the last activation, such as `relu`; empty where there is none.
+    """
+
+    layer: int | None
+    z: Array
+    tail: Callable[[Array], Array] | None
+    kinds: tuple[str, ...]
+    label: str
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Exam:
     """A network with a batch, and what one pass forward and back shows.
@@ -159,6 +178,11 @@ class Exam:
       measured: what the pass shows with the parameters as they came.
       grads: gradient of the loss with respect to the parameters as they came, a tree like these.
       gains: what each activation does that takes nothing but its input and parameters.
+      outline: layers and ways with every scan in one piece; `graph` itself where there is none.
+      ending: what the network makes of its last layer's pre-activations.
+      outputs: what the network gives, (batch, ...).
+      answers: how low the loss can come.
+      traits: what the loss takes.
     """
 
     network: Network
@@ -171,16 +195,21 @@ class Exam:
     measured: Measurement
     grads: Any
     gains: dict[Segment, Gain]
+    outline: Graph
+    ending: Ending
+    outputs: np.ndarray
+    answers: Answers
+    traits: LossTraits
 
     @property
     def params(self) -> Any:
         """The parameters as they came."""
         return self.network.params
 
-    def edited(self, edits: Mapping[int, Edit]) -> Forward:
-        """Return the network with edits, as `(params, inputs, key) -> logits`."""
-        program = self.graph.program
-        return lambda *arguments: run(program, arguments, edits)[program.output]
+    @property
+    def names(self) -> list[str]:
+        """Path of every parameter leaf."""
+        return leaf_names(self.network.params)
 
     @functools.cached_property
     def evaluate(self) -> Callable[[Any, Any, Any, Any], tuple[Array, Array]]:
@@ -217,15 +246,22 @@ def examine(
     check_inputs(inputs, targets)
     key = jax.random.key(seed)
     mean_loss = make_loss(loss, targets, logits_shape(network, inputs, key))
+    names = leaf_names(network.params)
     program = trace(network.apply, network.params, inputs, key)
-    graph = make_graph(program, leaf_names(network.params))
+    graph = make_graph(program, names)
     if not graph.layers:
         raise InputError(
             "no layer was found: no parameter multiplies the inputs; give the model's own forward"
             " function"
         )
+    outline = graph
+    if any(step.name == "slice_of_scan" for step in program.steps):
+        folded = trace(network.apply, network.params, inputs, key, unroll=False)
+        outline = make_graph(folded, names)
     run_pass = make_pass(graph, mean_loss)
     arrays = run_pass(network.params, inputs, targets, key)
+    ending = _ending(outline, network.params, inputs, key)
+    answers = best_answers(mean_loss, targets, ending.z, arrays.logits, ending.tail)
     return Exam(
         network,
         graph,
@@ -237,7 +273,33 @@ def examine(
         _reduce(graph, network.params, arrays),
         jax.device_get(arrays.grads),
         _activation_gains(graph, network.params),
+        outline,
+        ending,
+        np.asarray(arrays.logits),
+        answers,
+        loss_traits(mean_loss, targets, arrays.logits),
     )
+
+
+# What may stand between the last layer and the outputs for the loss to look through it.
+_ENDINGS = {"activation", "softmax", "shape", "scale", "gain", "other"}
+
+
+def _ending(graph: Graph, params: Any, inputs: Any, key: Array) -> Ending:
+    """Look from the outputs down to the last layer."""
+    program, edge = graph.program, graph.edges[-1]
+    environment = jax.jit(lambda *arguments: run(program, arguments, {}))(params, inputs, key)
+    last = len(graph.layers) - 1
+    outputs = environment[program.output]
+    if not graph.layers or edge.below != last or not set(edge.kinds) <= _ENDINGS:
+        return Ending(None, outputs, None, (), "")
+    z = graph.layers[last].z
+    steps = [step for segment in edge.segments for step in segment.steps]
+    if not steps:
+        return Ending(last, outputs, None, (), "")
+    labels = [segment.label for segment in edge.segments if segment.kind == "activation"]
+    tail = replay(steps, environment, z, program.output)
+    return Ending(last, environment[z], tail, tuple(edge.kinds), labels[-1] if labels else "")
 
 
 def make_pass(graph: Graph, loss: Loss, *, bridged: int | None = None) -> Callable[..., PassArrays]:

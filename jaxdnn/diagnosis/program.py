@@ -125,19 +125,27 @@ class Program:
     output: int
 
 
-def trace(function: Callable[..., Array], params: Any, inputs: Any, key: Array) -> Program:
+def trace(
+    function: Callable[..., Array],
+    params: Any,
+    inputs: Any,
+    key: Array | None,
+    *,
+    unroll: bool = True,
+) -> Program:
     """Write `function(params, inputs, key) -> logits` out as steps.
 
     Args:
       function: pure function of JAX arrays; traced once.
       params: a tree of arrays.
       inputs: a tree of arrays.
-      key: a typed key.
+      key: a typed key, or None.
+      unroll: write the layers of a scan out one by one.
     """
     closed = jax.make_jaxpr(function)(params, inputs, key)
     counts = [len(jax.tree.leaves(tree)) for tree in (params, inputs, key)]
     kinds = [Dependence.PARAMS, Dependence.INPUTS, Dependence.KEY]
-    writer = _Writer()
+    writer = _Writer(unroll)
     arguments = []
     for kind, count in zip(kinds, counts, strict=True):
         for var in closed.jaxpr.invars[len(arguments) :][:count]:
@@ -161,7 +169,8 @@ def _needed(steps: Sequence[Step], output: int) -> tuple[Step, ...]:
 class _Writer:
     """Collects the steps of a jaxpr and of those inside it."""
 
-    def __init__(self) -> None:
+    def __init__(self, unroll: bool) -> None:
+        self._unrolls = unroll
         self.steps: list[Step] = []
         self.values: list[Value] = []
         self.constants: dict[int, Array] = {}
@@ -192,7 +201,7 @@ class _Writer:
                 body, inner_consts = _open(eqn.params[_INLINED[name]])
                 called = str(eqn.params.get("name", "")) or label
                 outputs = self.write(body, inner_consts, [read(v) for v in eqn.invars], called)
-            elif name == "scan" and _worth_unrolling(eqn):
+            elif name == "scan" and self._unrolls and _worth_unrolling(eqn):
                 outputs = self._unroll(eqn, [read(v) for v in eqn.invars], label)
             else:
                 outputs = self._step(eqn, numbers, label)

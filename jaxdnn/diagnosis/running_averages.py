@@ -22,7 +22,7 @@ import numpy as np
 from jaxdnn.diagnosis.findings import STRUCTURAL, Finding
 from jaxdnn.diagnosis.hidden_causes import read_forward, recovery
 from jaxdnn.diagnosis.measure import Exam
-from jaxdnn.diagnosis.program import Dependence, Edit, Environment, Step
+from jaxdnn.diagnosis.program import Dependence, Edit, Environment, Step, run
 
 
 class _Average(NamedTuple):
@@ -87,7 +87,9 @@ def foreign_averages(exam: Exam) -> Iterator[Finding]:
         each.centred: _renormalise(each, std, axes)
         for each, (_, _, std, axes) in zip(averages, seen, strict=True)
     }
-    loaded, own = read_forward(exam, exam.network.apply), read_forward(exam, exam.edited(edits))
+    program = exam.graph.program
+    loaded = read_forward(exam, exam.network.apply)
+    own = read_forward(exam, lambda *arguments: run(program, arguments, edits)[program.output])
     strength = recovery(loaded, own)
     if strength:
         text += f"; with the batch's own the loss falls from {loaded.loss:.3g} to {own.loss:.3g}"

@@ -1,104 +1,348 @@
-"""Which fixes to try, in which order, and what confirms a cause.
+"""Which finding is the cause: each is repaired alone, the network trained for some steps, and judged.
 
-Each fix is tried on a copy before it is printed; what does not help is not suggested. New
-parameters run through the program that is compiled already, edits compile another, which takes most
-of the time: so both go side by side, and edits only until one makes the network train well.
+A finding whose own repair, alone, makes the network learn stands before one whose repair does not;
+among several the smallest edit stands first. Where no single repair is enough, those of two findings
+are tried together, and both are said. Then comes what helps many networks: another rate, another
+optimizer, and what the lecture teaches. Each fix is tried on a copy before it is printed; what does
+not help is not suggested.
 
-A cause is confirmed by a counterfactual: does the gradient recover once the Jacobian of the layer
-is the identity?
+What stands in the way of the gradient is confirmed besides: does it recover once the Jacobian of the
+layer is the identity?
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
+import numpy as np
+import optax
 
-from jaxdnn.diagnosis.causes import Cause, Place
+from jaxdnn.diagnosis.causes import Cause, Place, find_training_causes
 from jaxdnn.diagnosis.edit_fixes import batch_norms, layer_norms, relu_everywhere, shortcuts
-from jaxdnn.diagnosis.fixes import Fix, FixGroup, FixKind, Tried, critical_weights, step_fixes
+from jaxdnn.diagnosis.findings import BLOCKING
+from jaxdnn.diagnosis.fixes import critical_weights, step_fixes
 from jaxdnn.diagnosis.measure import Exam, host_rms, make_pass
 from jaxdnn.diagnosis.profile import log
+from jaxdnn.diagnosis.setups import MOST_STEPS, Fix, FixKind, Trials, Tried, both
 from jaxdnn.diagnosis.training_causes import Attempt
-from jaxdnn.diagnosis.trial import FirstStep, Trials, take_first_step
+from jaxdnn.diagnosis.trial import TRAINS, Scales, rate_curve, take_first_step
+from jaxdnn.errors import InputError
 from jaxdnn.progress import progress_bar
 
-# Causes that are answered, the worst first, and programs that are compiled.
-_MOST_ANSWERED = 2
-_MOST_EDITED = 6
-# Nothing better is looked for, neither among rates nor among edits.
+# Findings that are answered, the strongest first; fewer where a step is slow.
+_MOST_ANSWERED, _MOST_ANSWERED_SLOW = 10, 5
+# Edits of the forward pass that are compiled for what helps many networks.
+_MOST_EDITED, _MOST_EDITED_SLOW = 6, 3
+_MOST_PAIRS = 8
+# So many trials a search takes mostly; for the progress bar.
+_USUAL_TRIALS = 20
+# Nothing better is looked for.
 _GOOD = 0.6
 # A score must rise by this share of what is missing to 1.
 _HELPS = 0.1
+# Findings of at least this strength stop all learning.
+_BLOCKS = 0.4 * BLOCKING
 
 
-def _candidates(exam: Exam, causes: Sequence[Cause], first: FirstStep) -> Iterator[FixGroup]:
-    """What answers the causes first, then what helps many networks."""
-    for cause in causes[:_MOST_ANSWERED]:
-        index = exam.graph.index_of(cause.path)
-        if index is not None:
-            for answer in cause.kind.fixes:
-                yield from answer(exam, index)
-    weights = critical_weights(exam)
-    yield FixGroup({}, (weights, *step_fixes(exam, first)))
-    yield from shortcuts(exam, weights)
-    yield from batch_norms(exam)
-    yield from relu_everywhere(exam)
-    yield from layer_norms(exam)
+class Found(NamedTuple):
+    """What a search found.
+
+    Attributes:
+      causes: what is wrong, first what to mend first.
+      tried: fixes that help, first what to try first.
+    """
+
+    causes: tuple[Cause, ...]
+    tried: tuple[Tried, ...]
 
 
-def try_fixes(
-    trials: Trials, causes: Sequence[Cause], before: float, *, progress: bool = False
-) -> Attempt:
-    """Try fixes; keep those that help, best first.
+class Search:
+    """One search: what was tried already is not tried again."""
+
+    def __init__(self, trials: Trials, base: Tried, *, progress: bool = False) -> None:
+        """Start from the network as it is.
+
+        Args:
+          trials: short trainings of the examined network.
+          base: what the network as it stands did.
+          progress: show a bar on stderr.
+        """
+        self.trials, self.base = trials, base
+        self.exam = trials.exam
+        self.slow = trials.num_steps < trials.horizon
+        self.tried: list[Tried] = []
+        self._bar = progress_bar(
+            total=_USUAL_TRIALS, desc="trying fixes", disable=not progress, leave=False
+        )
+
+    def helps(self, each: Tried) -> bool:
+        """Tell whether a fix made the score rise clearly."""
+        return each.score - self.base.score > _HELPS * (1 - self.base.score)
+
+    def try_all(self, fixes: Iterable[Fix], *, until: float = 2.0) -> list[Tried]:
+        """Try fixes, until one scores enough; leave out those that do not fit."""
+        done: list[Tried] = []
+        for fix in fixes:
+            if fix.edits and len(self.exam.graph.program.steps) > MOST_STEPS:
+                continue
+            try:
+                each = self.trials.try_fix(fix)
+            except InputError:
+                continue
+            self._bar.update()
+            done.append(each)
+            if each.score >= until:
+                break
+        self.tried += done
+        return done
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()
+
+
+def find_fixes(
+    trials: Trials, causes: Sequence[Cause], base: Tried, *, progress: bool = False
+) -> Found:
+    """Find what is wrong and what to change.
 
     Args:
       trials: short trainings of the examined network.
-      causes: what is wrong, worst first.
-      before: score of the network as it stands, in [0, 1].
+      causes: what a pass shows, strongest first.
+      base: what the network as it stands did.
       progress: show a bar on stderr.
     """
-    exam = trials.exam
-    first = take_first_step(exam, trials.optimizer)
-    groups = list(_candidates(exam, causes, first))
-    edited = [group for group in groups if group.edits][:_MOST_EDITED]
-    plain = [fix for group in groups if not group.edits for fix in group.fixes]
-    rates = [FixGroup({}, (fix,)) for fix in plain if fix.kind is FixKind.LEARNING_RATE]
-    others = tuple(fix for fix in plain if fix.kind is not FixKind.LEARNING_RATE)
-    total = len(plain) + sum(len(group.fixes) for group in edited)
-    bar = progress_bar(total=total, desc="trying fixes", disable=not progress, leave=False)
-
-    def try_group(group: FixGroup) -> list[Tried]:
-        run = trials.program(group.edits)
-
-        def try_one(fix: Fix) -> Tried:
-            tried = Tried(fix, group.edits, trials.score(run(fix.params, fix.scales)))
-            bar.update()
-            return tried
-
-        return [try_one(fix) for fix in group.fixes]
-
-    with bar, ThreadPoolExecutor(1) as background:
-        later = background.submit(_try_until_it_trains, edited, try_group)
-        tried = try_group(FixGroup({}, others))
-        tried += _try_until_it_trains(rates, try_group)
-        tried += later.result()
-    helped = [each for each in tried if each.score - before > _HELPS * (1 - before)]
-    return Attempt(exam, first, sorted(helped, key=lambda each: -each.score))
+    run = Search(trials, base, progress=progress)
+    try:
+        answered = _answer(run, causes)
+        answered = _combine(run, answered)
+        if base.score < TRAINS:
+            answered += _look_wider(run, answered)
+    finally:
+        run.close()
+    return _conclude(run, answered)
 
 
-def _try_until_it_trains(
-    groups: Sequence[FixGroup], try_group: Callable[[FixGroup], list[Tried]]
-) -> list[Tried]:
-    tried: list[Tried] = []
-    for group in groups:
-        tried += try_group(group)
-        if max(each.score for each in tried) >= _GOOD:
-            break
-    return tried
+@dataclasses.dataclass
+class _Answered:
+    """A cause with what repairs it.
+
+    Attributes:
+      cause: what was found.
+      alone: its own repairs that were tried, best first.
+      together: whether the network learns with its repair and another's.
+    """
+
+    cause: Cause
+    alone: list[Tried]
+    together: Tried | None = None
+
+    @property
+    def score(self) -> float:
+        return max((each.score for each in self.alone), default=math.nan)
+
+    @property
+    def best(self) -> Tried | None:
+        return self.alone[0] if self.alone else None
+
+
+def _answer(run: Search, causes: Sequence[Cause]) -> list[_Answered]:
+    """Repair every finding alone."""
+    most = _MOST_ANSWERED_SLOW if run.slow else _MOST_ANSWERED
+    answered: list[_Answered] = []
+    done: dict[str, list[Tried]] = {}
+    blocked = any(cause.strength >= _BLOCKS for cause in causes)
+    for number, cause in enumerate(causes):
+        tried: list[Tried] = []
+        cured = any(each.score >= _GOOD for each in answered)
+        # What stops all learning leaves nothing to see of other repairs.
+        hidden = blocked and cause.strength < _BLOCKS
+        if number < most and not hidden and not (cured and (blocked or run.slow)):
+            index = run.exam.graph.index_of(cause.path)
+            for answer in cause.kind.fixes:
+                fixes = list(answer(run.exam, index))
+                new = run.try_all(fix for fix in fixes if fix.words not in done)
+                done.update({each.fix.words: [each] for each in new})
+                for fix in fixes:
+                    tried += done.get(fix.words, [])
+        tried.sort(key=lambda each: (each.score < TRAINS, each.fix.size, -each.score))
+        answered.append(_Answered(cause, tried))
+    return answered
+
+
+def _combine(run: Search, answered: list[_Answered]) -> list[_Answered]:
+    """Where no repair is enough alone, repair two findings together, the blocking one first."""
+    if run.base.score >= TRAINS or any(each.score >= TRAINS for each in answered):
+        return answered
+    able = sorted(
+        (each for each in answered if each.best is not None),
+        key=lambda each: (
+            each.cause.strength < _BLOCKS,
+            -each.cause.strength if each.cause.strength >= _BLOCKS else -each.score,
+        ),
+    )
+    pairs = 0
+    for first in able[:2]:
+        for second in answered:
+            if second is first or second.cause.cause == first.cause.cause:
+                continue
+            index = run.exam.graph.index_of(second.cause.path)
+            others = [fix for answer in second.cause.kind.fixes for fix in answer(run.exam, index)]
+            for one in first.alone[:2]:
+                for fix in others[:2]:
+                    if pairs >= _MOST_PAIRS or (
+                        one.fix.output is not None and fix.output is not None
+                    ):
+                        continue
+                    pairs += 1
+                    for each in run.try_all([both(one.fix, fix)]):
+                        if each.score >= TRAINS:
+                            first.together = second.together = each
+                            return answered
+    return answered
+
+
+def _look_wider(run: Search, answered: Sequence[_Answered]) -> list[_Answered]:
+    """Try what helps many networks: the step first, then weights, activations, norms, shortcuts."""
+    exam = run.exam
+    first = take_first_step(exam, run.trials.optimizer)
+    cured = any(each.score >= _GOOD for each in answered) or any(e.together for e in answered)
+    blocked = [each for each in answered if each.cause.strength >= _BLOCKS and each.best]
+    starts = [each.best.fix for each in blocked[:1] if each.best is not None]
+    plain = Fix("", "", "", size=0)
+    start = starts[0] if starts and not cured else plain
+    tried = [] if cured and run.slow else run.try_all(_steps(run, start, first, cured), until=_GOOD)
+    if not cured and max((each.score for each in tried), default=0.0) < _GOOD:
+        edits = _lecture(exam)
+        most = _MOST_EDITED_SLOW if run.slow else _MOST_EDITED
+        for number, fix in enumerate(edits):
+            if number >= most:
+                break
+            run.try_all([fix if start is plain else both(start, fix)])
+            if run.tried and run.tried[-1].score >= _GOOD:
+                break
+    helped = [each for each in run.tried if run.helps(each)]
+    attempt = Attempt(exam, first, sorted(helped, key=lambda each: -each.score), run.trials)
+    found = []
+    for cause in find_training_causes(attempt):
+        kinds = _REPAIRED_BY.get(cause.cause, ())
+        own = [each for each in run.tried if each.fix.kind in kinds and each.fix.size == 1]
+        own.sort(key=lambda each: -each.score)
+        found.append(_Answered(cause, own))
+    return found
+
+
+# Cause -> kinds of fixes that answer it.
+_REPAIRED_BY = {
+    "learning rate too small": (FixKind.LEARNING_RATE,),
+    "learning rate too large": (FixKind.LEARNING_RATE,),
+    "optimizer": (FixKind.OPTIMIZER,),
+    "decay": (FixKind.OPTIMIZER,),
+    "gradient below epsilon": (FixKind.GRADIENT_SCALE,),
+    "step rounded away": (FixKind.PARAMETER_FORMAT,),
+}
+
+
+def _steps(run: Search, start: Fix, first: object, cured: bool) -> Iterator[Fix]:
+    """Other steps: rates from the curve, the format and scale that steps need, Adam."""
+    exam = run.exam
+    plain = start.size == 0
+
+    def on_top(fix: Fix) -> Fix:
+        return fix if plain else both(start, fix)
+
+    others = [fix for fix in step_fixes(exam, first) if fix.kind is not FixKind.LEARNING_RATE]
+    yield from map(on_top, others)
+    for rate in _rates(run, start):
+        words = f"{rate:.3g} x the learning rate"
+        code = f"learning_rate = {rate:.3g} * learning_rate"
+        yield on_top(
+            Fix("learning_rate", words, code, FixKind.LEARNING_RATE, 1, scales=Scales(rate=rate))
+        )
+    if not cured:
+        yield on_top(
+            Fix(
+                "adam", "Adam at 0.001 instead of the optimizer", "optimizer = optax.adam(1e-3)",
+                FixKind.OPTIMIZER, 1, optimizer=optax.adam(1e-3),
+            )
+        )  # fmt: skip
+
+
+def _rates(run: Search, start: Fix) -> list[float]:
+    """Factors on the learning rate that are worth a trial, the likeliest first."""
+    setup = run.trials.setup(start)
+    factors, losses = rate_curve(
+        setup.forward, setup.loss, setup.optimizer, setup.params, setup.inputs, setup.targets,
+        setup.key, fast=not run.slow,
+    )  # fmt: skip
+    sound = np.where(np.isfinite(losses), losses, np.inf)
+    if not np.isfinite(sound).any():
+        return []
+    best = float(factors[int(np.argmin(sound))])
+    stable = factors[np.isfinite(losses) & (sound <= sound[0] * 1.5 + 1e-12)]
+    largest = float(stable.max()) if len(stable) else best
+    chosen = dict.fromkeys(
+        float(f"{x:.2g}") for x in (best, best / 3, best / 10, min(3 * best, largest)) if x > 0
+    )
+    return [x for x in chosen if abs(math.log10(x)) > 0.2]
+
+
+def _lecture(exam: Exam) -> Iterator[Fix]:
+    weights = critical_weights(exam)
+    yield weights
+    yield from relu_everywhere(exam)
+    yield from batch_norms(exam)
+    yield from shortcuts(exam, weights)
+    yield from layer_norms(exam)
+
+
+def _conclude(run: Search, answered: Sequence[_Answered]) -> Found:
+    """Put causes and fixes into order."""
+    base = run.base.score
+    alone = [
+        dataclasses.replace(each, cause=dataclasses.replace(each.cause, repaired=each.score))
+        for each in answered
+    ]
+    trains = base >= TRAINS
+    cured = any(each.score >= TRAINS for each in alone)
+    kept = [each for each in alone if _matters(run, each, trains, cured)]
+    kept.sort(key=lambda each: _rank(each, base))
+    own = [each.together or each.best for each in kept]
+    helped = [each for each in run.tried if run.helps(each)]
+    helped.sort(key=lambda each: (each.score < TRAINS, each.fix.size, -each.score))
+    first = [each for each in own[:1] if each is not None and run.helps(each)]
+    if first and first[0].score < TRAINS and helped and helped[0].score >= TRAINS:
+        first = []
+    ordered = list({id(each): each for each in [*first, *helped]}.values())
+    return Found(tuple(each.cause for each in kept), tuple(ordered))
+
+
+def _matters(run: Search, each: _Answered, trains: bool, cured: bool) -> bool:
+    """Tell whether a finding is a cause: a repair that changes nothing speaks against it."""
+    cause = each.cause
+    if cause.kind.regardless:
+        return True
+    if trains:
+        return bool(each.alone) and each.score - run.base.score > 0.5 * (1 - run.base.score)
+    if cause.strength >= _BLOCKS or each.together is not None or each.score >= TRAINS:
+        return True
+    return not cured or not each.alone
+
+
+def _rank(each: _Answered, base: float) -> tuple[float, ...]:
+    cause = each.cause
+    if cause.strength >= _BLOCKS:
+        return 0, -cause.strength
+    if each.score >= TRAINS:
+        assert each.best is not None
+        return 1, each.best.fix.size, -each.score
+    if each.together is not None:
+        return 2, -cause.strength
+    return 3, -cause.strength
 
 
 def confirm(exam: Exam, causes: Sequence[Cause]) -> tuple[Cause, ...]:

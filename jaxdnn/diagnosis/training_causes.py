@@ -9,9 +9,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdnn.diagnosis.findings import CERTAIN, FACTOR_SPREAD, NAMED, Finding
-from jaxdnn.diagnosis.fixes import FixKind, Tried
+from jaxdnn.diagnosis.findings import CERTAIN, FACTOR_SPREAD, NAMED, STRUCTURAL, Finding
 from jaxdnn.diagnosis.measure import Exam
+from jaxdnn.diagnosis.setups import FixKind, Trials, Tried
 from jaxdnn.diagnosis.trial import TRAINS, FirstStep
 
 # Of the entries of a kernel.
@@ -27,11 +27,13 @@ class Attempt(NamedTuple):
       exam: what one pass shows.
       first: what the optimizer makes of the first gradient.
       tried: fixes that help, best first.
+      trials: what tries more of them.
     """
 
     exam: Exam
     first: FirstStep
     tried: Sequence[Tried]
+    trials: Trials
 
 
 def inputs_alike(attempt: Attempt) -> Iterator[Finding]:
@@ -105,7 +107,7 @@ def wrong_rate(attempt: Attempt, *, small: bool) -> Iterator[Finding]:
     rates = [
         each
         for each in attempt.tried
-        if each.fix.kind is FixKind.LEARNING_RATE and each.score >= TRAINS
+        if each.fix.kind is FixKind.LEARNING_RATE and each.fix.size == 1 and each.score >= TRAINS
     ]
     if not rates or (rates[0].fix.scales.rate > 1) != small:
         return
@@ -122,3 +124,17 @@ def wrong_rate(attempt: Attempt, *, small: bool) -> Iterator[Finding]:
     elif rates[0].score < _AS_GOOD * best:
         strength = NAMED
     yield Finding(layer, text, strength)
+
+
+def other_optimizer(attempt: Attempt) -> Iterator[Finding]:
+    """Blame the optimizer where no rate of it makes the network train, and Adam does."""
+    scores = {
+        kind: max(
+            (each.score for each in attempt.tried if each.fix.kind is kind and each.fix.size == 1),
+            default=0.0,
+        )
+        for kind in (FixKind.LEARNING_RATE, FixKind.OPTIMIZER)
+    }
+    if scores[FixKind.OPTIMIZER] >= TRAINS > scores[FixKind.LEARNING_RATE]:
+        text = "no rate of this optimizer makes the network learn, and Adam at 0.001 does"
+        yield Finding(None, text, STRUCTURAL)

@@ -1,27 +1,32 @@
-"""A few optimizer steps on a copy of the parameters, on the one batch; their score and verdict.
+"""Optimizer steps on a copy of the parameters, on the one batch; their score and verdict.
 
 What counts is what the network learns by telling inputs apart. A network that gives all inputs the
 same answer can still lower its loss, toward that of the best constant; so each loss is compared
-with the loss at the batch's mean logits, and only the difference is progress. Logits that are
-random and large make it negative, though what is learnt may lie in them already; so their
-deviations from the mean may be made smaller:
+with that of the best constant answer, and with what the loss can come down to at all (see
+`jaxdnn.diagnosis.answers`):
 
-    best  = loss of the best answer that does not look at the inputs, at each step
-    gain  = best - min over t <= 1 of loss(mean + t (logits - mean)), at least 0
-    T     = steps until all is learnt = steps x best / (gain at the end - gain at the start)
-          = steps until the loss is down at the best, at the pace of its logarithm, where nothing is
-            gained; infinite where it has long been there
-    score = horizon / (horizon + T (1 + log(loss at the start / best) / 4))
+    share = (best constant - loss) / (best constant - best reachable)
+    T     = 2 x the steps after which the share stays above one half
+
+A trial is as long as the horizon where that is cheap. A network too large for it gets fewer steps,
+and T is estimated. Outputs that are random and large make the share negative, though what is learnt
+may lie in them already; so their deviations from the mean may be made smaller:
+
+    gain  = constant - min over t <= 1 of loss(mean + t (outputs - mean)), at least 0
+    T     = steps until all is learnt = steps x (best constant - best reachable)
+            / (gain at the end - gain at the start)
+    score = horizon / (horizon + T (1 + log(loss at the start / best constant) / 4))
 
 The score is 1/2 where the network would just come all the way within the horizon, 1/3 where it
 would come half the way. What it learns by heart of one batch counts, for that is what a gradient
-that arrives can do; what it gains over its own start does not, for large random logits come down
-without anything being learnt, and the batch is then learnt by heart with the help of large weights:
-hence the last factor. It and the two bounds were set on 96 networks like those of
-experiments/benchmarks/will_it_train.py, none of them among those it reports; factors from 1/4 to 1
-rank as well. A network whose gradient vanishes stays at the best constant, and one whose gradient
-explodes turns non-finite or moves away: both score 0. The optimizer's own scaling, its epsilon and
-the precision enter as they do in training.
+that arrives can do; what it gains over its own start does not where T is estimated, for large
+random outputs come down without anything being learnt, and the batch is then learnt by heart with
+the help of large weights: hence the last factor. It and the two bounds were set on 96 networks like
+those of experiments/benchmarks/will_it_train.py, none of them among those it reports; factors from
+1/4 to 1 rank as well. A network whose gradient vanishes stays at the best constant, and one whose
+gradient explodes turns non-finite or moves away: both score 0. A loss that only comes down to the
+best constant's is no learning: at most "at risk", and so is one that still gains at the horizon.
+The optimizer's own scaling, its epsilon and the precision enter as they do in training.
 
 What the optimizer makes of the first gradient is measured layer by layer:
 
@@ -36,7 +41,7 @@ shortfall is 1 where an optimizer ignores the gradient's scale, and grows below 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -46,9 +51,9 @@ import optax
 from jax import Array, lax
 from jaxtyping import Float
 
+from jaxdnn.diagnosis.answers import Answers
 from jaxdnn.diagnosis.measure import Exam, host_rms
 from jaxdnn.diagnosis.model import Forward, Loss
-from jaxdnn.diagnosis.program import Edit
 from jaxdnn.errors import InputError
 
 Verdict = Literal["trains", "at risk", "will not train"]
@@ -66,7 +71,14 @@ _CHECKED = 10
 _FAR = 2.0
 # A loss of so many times the best constant's is down at it.
 _THERE = 1.05
+# Nothing more is waited for once so much of what there is to learn is learnt.
+_LEARNT = 0.95
+# A share that grows by so much over the last half of the horizon is still growing.
+_GROWS = 0.02
 _START_WEIGHT = 0.25
+_HALF = 0.5
+# A loss that only comes down to the best constant's is at risk at most.
+_MOST_COMING_DOWN = 0.3
 # An optimizer is relative if gradients of these lengths, over all parameters, give the same step.
 # They lie on this side of any gradient clipping.
 _LENGTHS = (1e-3, 1.0)
@@ -123,23 +135,22 @@ class Trial(NamedTuple):
 
     Attributes:
       loss: the loss before each step, (step,).
-      shrunk_loss: the least loss that making each step's logits more alike gives, (step,).
-      constant_loss: the loss of each step's mean logits, given for every example, (step,).
-      zero_loss: the loss of logits that are all zero, ().
+      shrunk_loss: the least loss that making each step's outputs more alike gives, (step,).
+      constant_loss: the loss of each step's mean outputs, given for every example, (step,).
     """
 
     loss: Array | np.ndarray
     shrunk_loss: Array | np.ndarray
     constant_loss: Array | np.ndarray
-    zero_loss: Array | np.ndarray
-
-
-# (params, scales) -> what happened
-RunTrial = Callable[[Any, Scales], Trial]
 
 
 def make_trial(
-    forward: Forward, loss: Loss, optimizer: optax.GradientTransformation, *, num_steps: int
+    forward: Forward,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    num_steps: int,
+    answers: Answers | None = None,
 ) -> Callable[..., Trial]:
     """Return `(params, inputs, targets, key, scales) -> Trial`, its arrays on the host.
 
@@ -151,7 +162,11 @@ def make_trial(
       loss: `(logits, targets) -> scalar`.
       optimizer: starts from a state of its own at every trial.
       num_steps: at least 1.
+      answers: how low the loss can come; a trial that has come there ends early.
     """
+    enough = -math.inf
+    if answers is not None:
+        enough = answers.constant - _LEARNT * answers.to_learn
     step, init = jax.jit(_make_step(forward, loss, optimizer)), jax.jit(optimizer.init)
 
     def trial(
@@ -165,7 +180,16 @@ def make_trial(
                 # Whatever comes, the score is 0.
                 rows += [losses] * (num_steps - index)
                 break
-        return _gather(*np.array(jax.device_get(rows)).T)
+            if index % _CHECKED == 0 and index >= NUM_STEPS:
+                rows = jax.device_get(rows)
+                recent = [float(row[0]) for row in rows[-NUM_STEPS:]]
+                if np.mean(recent[-_CHECKED:]) < enough:
+                    break
+                if np.ptp(recent) == 0:
+                    # Nothing moves, and nothing will.
+                    rows += [losses] * (num_steps - index)
+                    break
+        return Trial(*np.array(jax.device_get(rows)).T)
 
     return trial
 
@@ -181,15 +205,11 @@ def make_scanned_trial(
 
     def trial(params: Any, inputs: Any, targets: Any, key: Array) -> Trial:
         start, indices = (params, optimizer.init(params)), jnp.arange(num_steps + 1)
-        return _gather(
+        return Trial(
             *lax.scan(lambda c, i: step(c, i, inputs, targets, key, Scales()), start, indices)[1]
         )
 
     return trial
-
-
-def _gather(loss: Any, shrunk: Any, constant: Any, zero: Any) -> Trial:
-    return Trial(loss, shrunk, constant, zero[0])
 
 
 def _make_step(
@@ -207,8 +227,8 @@ def _make_step(
             constant = jnp.broadcast_to(logits.mean(0, keepdims=True), logits.shape)
             value = loss(logits, targets)
             shrunk = [loss(_times(t, logits - constant) + constant, targets) for t in SHRINKING]
-            others = loss(constant, targets), loss(jnp.zeros_like(logits), targets)
-            return _times(scales.loss, value), (value, jnp.stack([value, *shrunk]).min(), *others)
+            least = jnp.stack([value, *shrunk]).min()
+            return _times(scales.loss, value), (value, least, loss(constant, targets))
 
         grads, losses = jax.grad(objective, has_aux=True)(params)
         grads = jax.tree.map(lambda grad: _times(scales.gradient / scales.loss, grad), grads)
@@ -223,73 +243,110 @@ def _times(factor: float, x: Array) -> Array:
     return (factor * x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)
 
 
-class Trials:
-    """Short trainings of an examined network, with fixes or as it is."""
-
-    def __init__(
-        self, exam: Exam, optimizer: optax.GradientTransformation, *, horizon: int = HORIZON
-    ) -> None:
-        """Close over a network with its batch.
-
-        Args:
-          exam: gives network, batch, loss and key; nothing of it is changed.
-          optimizer: the optax transformation that will train it.
-          horizon: steps that the training may take.
-        """
-        self.exam = exam
-        self.optimizer = optimizer
-        self._horizon = horizon
-        self._plain = self._program({})
-
-    def program(self, edits: Mapping[int, Edit]) -> RunTrial:
-        """Return `(params, scales) -> Trial` of `NUM_STEPS` steps, with edits of the forward pass.
-
-        Each call with edits makes a program of its own; all without edits share one. Parameters may
-        be of wider formats than the network's own: it calculates as before.
-        """
-        return self._program(edits) if edits else self._plain
-
-    def score(self, trial: Trial) -> float:
-        """Return the score of a trial for this horizon."""
-        return score_trial(trial, horizon=self._horizon)
-
-    def _program(self, edits: Mapping[int, Edit]) -> RunTrial:
-        exam = self.exam
-        forward = _narrowed(exam.edited(edits) if edits else exam.network.apply, exam.params)
-        trial = make_trial(forward, exam.loss, self.optimizer, num_steps=NUM_STEPS)
-        return lambda params, scales: trial(params, exam.inputs, exam.targets, exam.key, scales)
+# Factors on the learning rate that the curve shows, and the steps that it takes with each.
+_FACTORS = np.logspace(-6, 4, 32)
+_FEW_FACTORS = np.logspace(-4, 2, 7)
+_CURVE_STEPS, _FEW_STEPS = 20, 10
 
 
-def _narrowed(forward: Forward, like: Any) -> Forward:
-    """A network that takes wider parameters than its own, and calculates as before."""
+def rate_curve(
+    forward: Forward,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    params: Any,
+    inputs: Any,
+    targets: Any,
+    key: Array,
+    *,
+    fast: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return factors on the learning rate, (rate,), and the loss after some steps with each.
 
-    def narrowed(params: Any, inputs: Any, key: Array | None) -> Array:
-        params = jax.tree.map(lambda wide, own: wide.astype(own.dtype), params, like)
-        return forward(params, inputs, key)
+    Args:
+      forward: `(params, inputs, key) -> outputs`.
+      loss: `(outputs, targets) -> scalar`.
+      optimizer: the optax transformation whose updates are scaled.
+      params: where each training starts.
+      inputs: of the batch.
+      targets: of the batch.
+      key: decides masks of dropout.
+      fast: whether all rates are tried side by side, in one program; otherwise fewer, in turn.
+    """
+    step = _make_step(forward, loss, optimizer)
 
-    return narrowed
+    def few(factor: Array, params: Any, inputs: Any, targets: Any) -> Array:
+        def body(carry: Any, index: Array) -> Any:
+            return step(carry, index, inputs, targets, key, Scales(rate=factor))
+
+        start = (params, optimizer.init(params))
+        (final, _), (losses, _, _) = lax.scan(body, start, jnp.arange(_CURVE_STEPS))
+        last = loss(forward(final, inputs, key), targets)
+        return jnp.where(jnp.isfinite(losses).all(), last, jnp.nan)
+
+    if fast:
+        curve = jax.jit(jax.vmap(few, in_axes=(0, None, None, None)))
+        return _FACTORS, np.asarray(curve(jnp.array(_FACTORS), params, inputs, targets))
+    one, init = jax.jit(step), jax.jit(optimizer.init)
+    ends = []
+    for factor in _FEW_FACTORS:
+        carry, losses = (params, init(params)), (np.nan,)
+        for index in range(_FEW_STEPS):
+            carry, losses = one(carry, index, inputs, targets, key, Scales(rate=float(factor)))
+        ends.append(float(losses[0]))
+    return _FEW_FACTORS, np.array(ends)
 
 
-def score_trial(trial: Trial, *, horizon: int = HORIZON) -> float:
+def score_trial(trial: Trial, answers: Answers, *, horizon: int = HORIZON) -> float:
     """Return the score in [0, 1]; 0 where anything turned non-finite.
 
     Args:
       trial: with arrays on the host.
+      answers: how low the loss can come.
       horizon: steps that the training may take.
     """
-    loss, shrunk, constant = (np.asarray(x, np.float64) for x in trial[:3])
+    loss, shrunk, constant = (np.asarray(x, np.float64) for x in trial)
     if not (np.isfinite(loss).all() and np.isfinite(constant).all()):
         return 0.0
-    best = np.minimum(constant, float(trial.zero_loss))
+    to_learn = max(answers.to_learn, 1e-12)
+    share = shares(trial, answers)
+    half = _half_learnt(share)
+    num_steps = len(loss) - 1
+    if half is not None and (num_steps >= horizon or share[-1] >= _LEARNT):
+        return horizon / (horizon + 2 * half)
+    if num_steps >= horizon:
+        learnt = max(float(share[-1]), 0.0)
+        score = learnt / (1 + learnt)
+        return max(score, AT_RISK) if still_grows(share) else score
     late = max(1, len(loss) // 4)
-    gain = np.maximum(best - shrunk, 0)
+    gain = np.maximum(np.minimum(constant, answers.constant) - shrunk, 0)
     learnt = float(gain[-late:].mean() - gain[0])
-    to_learn = max(float(best.min()), 1e-12)
-    steps = (
-        (len(loss) - 1) * to_learn / learnt if learnt > 0 else _steps_down(loss / to_learn, late)
-    )
-    far = max(float(np.log(max(loss[0], 1e-12) / to_learn)), 0.0)
-    return horizon / (horizon + steps * (1 + _START_WEIGHT * far))
+    height = (loss - answers.constant) / to_learn + 1
+    if learnt > 0:
+        steps, most = num_steps * to_learn / learnt, 1.0
+    else:
+        steps, most = _steps_down(height, late), _MOST_COMING_DOWN
+    far = max(float(np.log(max(height[0], 1e-12))), 0.0)
+    return min(horizon / (horizon + steps * (1 + _START_WEIGHT * far)), most)
+
+
+def shares(trial: Trial, answers: Answers) -> Float[np.ndarray, " step"]:
+    """Return how much of what there is to learn each step has, smoothed; at most 1."""
+    share = (answers.constant - np.asarray(trial.loss, np.float64)) / max(answers.to_learn, 1e-12)
+    window = max(1, min(len(share) // 20, _CHECKED))
+    ends = np.convolve(share, np.ones(window) / window, mode="valid")
+    return np.concatenate([share[: window - 1], ends])
+
+
+def still_grows(share: Float[np.ndarray, " step"]) -> bool:
+    """Tell whether more is learnt in the second half of a trial, after little in the first."""
+    return bool(share[-1] > 0 and share[-1] - share[len(share) // 2] > _GROWS)
+
+
+def _half_learnt(share: Float[np.ndarray, " step"]) -> int | None:
+    """The step after which half is learnt, and still is at the end; None where it is not."""
+    if share[-1] < _HALF:
+        return None
+    return int(np.argmax(share >= _HALF))
 
 
 def _steps_down(ratio: Float[np.ndarray, " step"], late: int) -> float:

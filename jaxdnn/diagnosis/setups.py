@@ -1,0 +1,376 @@
+"""What is trained: a network on a batch, under a loss, by an optimizer; and a change of any of these.
+
+A fix says what it changes and leaves the rest; two fixes make a third. Applied to an examined
+network it gives a setup, which can be tried for some steps and, where it helped, be handed over:
+a pure function, its parameters, and what became of optimizer, loss and data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from jaxdnn.diagnosis.answers import Answers, best_answers
+from jaxdnn.diagnosis.graph import Graph, make_graph
+from jaxdnn.diagnosis.measure import Exam
+from jaxdnn.diagnosis.model import Forward, Loss
+from jaxdnn.diagnosis.program import Edit, Environment, Program, run, trace
+from jaxdnn.diagnosis.trial import (
+    HORIZON,
+    NUM_STEPS,
+    Scales,
+    Trial,
+    make_trial,
+    score_trial,
+)
+from jaxdnn.errors import InputError
+
+# What a trial may cost, in multiply-adds of its products, and what each operation costs besides.
+_AFFORDABLE = 2.5e10
+_OVERHEAD = 2e5
+_CONVOLUTION = 20.0
+# Networks of more operations are too slow to compile with edits inside.
+MOST_STEPS = 1500
+
+
+class FixKind(enum.Enum):
+    """What a fix changes."""
+
+    NETWORK = enum.auto()
+    DATA = enum.auto()
+    OUTPUT = enum.auto()
+    LEARNING_RATE = enum.auto()
+    OPTIMIZER = enum.auto()
+    GRADIENT_SCALE = enum.auto()
+    LOSS_SCALE = enum.auto()
+    PARAMETER_FORMAT = enum.auto()
+
+
+class Output(NamedTuple):
+    """What stands in place of the network's ending.
+
+    Attributes:
+      after: pre-activations of the last layer -> outputs.
+      units: of the new last layer; None for the layer as it is.
+    """
+
+    after: Callable[[Array], Array]
+    units: int | None = None
+
+
+class Fix(NamedTuple):
+    """One thing to try; what is None or empty stays as it is.
+
+    Attributes:
+      name: what programs read; never changed.
+      words: what to change, for people.
+      code: the line that does it.
+      kind: what it changes.
+      size: how much of the user's program changes: 1 a number or a word, 2 a line, 3 several lines,
+        4 every layer.
+      params: the parameters to train with, a tree like the network's.
+      edits: number of a value -> what is computed in its place.
+      output: what stands in place of the network's ending.
+      scales: factors on learning rate, gradient and loss.
+      loss: `(outputs, targets) -> scalar`.
+      optimizer: the optax transformation to train with.
+      inputs: what is done to the inputs first.
+      targets: what is done to the targets first.
+    """
+
+    name: str
+    words: str
+    code: str
+    kind: FixKind = FixKind.NETWORK
+    size: int = 2
+    params: Any = None
+    edits: Mapping[int, Edit] = {}
+    output: Output | None = None
+    scales: Scales = Scales()
+    loss: Loss | None = None
+    optimizer: optax.GradientTransformation | None = None
+    inputs: Callable[[Any], Any] | None = None
+    targets: Callable[[Any], Any] | None = None
+
+
+def both(one: Fix, other: Fix) -> Fix:
+    """Return the fix that does one and then the other."""
+    scales = Scales(*(a * b for a, b in zip(one.scales, other.scales, strict=True)))
+
+    def chain(first: Any, second: Any) -> Any:
+        if first is None or second is None:
+            return first or second
+        return lambda x: second(first(x))
+
+    return Fix(
+        f"{one.name} + {other.name}",
+        f"{one.words}; {other.words}",
+        f"{one.code}\n{other.code}",
+        one.kind if one.kind is other.kind else FixKind.NETWORK,
+        one.size + other.size,
+        one.params if other.params is None else other.params,
+        composed(one.edits, other.edits),
+        other.output or one.output,
+        scales,
+        other.loss or one.loss,
+        other.optimizer or one.optimizer,
+        chain(one.inputs, other.inputs),
+        chain(one.targets, other.targets),
+    )
+
+
+def composed(first: Mapping[int, Edit], second: Mapping[int, Edit]) -> dict[int, Edit]:
+    """Return edits that do the first, and then the second with what came of it."""
+
+    def after(one: Edit, two: Edit) -> Edit:
+        def edit(value: Array, values: Environment) -> Array:
+            return two(one(value, values), values)
+
+        return edit
+
+    common = {number: after(first[number], second[number]) for number in first.keys() & second}
+    return {**first, **second, **common}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What is trained.
+
+    Attributes:
+      forward: `(params, inputs, key) -> outputs`; inputs as they are after the fix.
+      params: a tree of arrays.
+      loss: `(outputs, targets) -> scalar`.
+      optimizer: the optax transformation.
+      scales: factors on learning rate, gradient and loss.
+      inputs: the batch's, as they are after the fix.
+      targets: the batch's, as they are after the fix.
+      key: decides masks of dropout.
+    """
+
+    forward: Forward
+    params: Any
+    loss: Loss
+    optimizer: optax.GradientTransformation
+    scales: Scales
+    inputs: Any
+    targets: Any
+    key: Array
+
+
+class _Rewritten:
+    """A network with edits; for a batch of another shape it is written out anew."""
+
+    def __init__(self, exam: Exam, fix: Fix) -> None:
+        self._exam, self._fix = exam, fix
+        self._folded = not fix.edits
+        self._graph = exam.outline if self._folded else exam.graph
+        self._known: dict[Any, Graph] = {_shapes(exam.inputs): self._graph}
+
+    def __call__(self, params: Any, inputs: Any, key: Array | None) -> Array:
+        exam, fix = self._exam, self._fix
+        key = exam.key if key is None else key
+        graph = self._graph_for(inputs, key)
+        edits = dict(fix.edits)
+        own = params
+        if fix.output is not None:
+            own = params["network"] if fix.output.units else params
+            edits = composed(edits, self._ending(graph, fix.output, params))
+        own = jax.tree.map(lambda wide, like: wide.astype(like.dtype), own, exam.params)
+        return run(graph.program, (own, inputs, key), edits)[graph.program.output]
+
+    def _ending(self, graph: Graph, output: Output, params: Any) -> dict[int, Edit]:
+        program, last = graph.program, graph.layers[-1]
+        if output.units is None:
+            return {program.output: lambda _, values: output.after(values[last.z])}
+        x = last.x
+        assert x is not None
+        head = params["head"]
+        return {
+            program.output: lambda _, values: output.after(
+                values[x].astype(head["kernel"].dtype) @ head["kernel"] + head["bias"]
+            )
+        }
+
+    def _graph_for(self, inputs: Any, key: Array) -> Graph:
+        shapes = _shapes(inputs)
+        if shapes not in self._known:
+            network = self._exam.network
+            structs = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)),
+                (network.params, inputs),
+            )
+            program = trace(network.apply, *structs, key, unroll=not self._folded)
+            if len(program.steps) != len(self._graph.program.steps):
+                raise InputError(
+                    f"inputs {shapes} came to a changed network that was written out for"
+                    f" {_shapes(self._exam.inputs)}; give batches of that shape"
+                )
+            self._known[shapes] = make_graph(program, self._exam.names)
+        return self._known[shapes]
+
+
+def _shapes(tree: Any) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+class Tried(NamedTuple):
+    """A fix that was tried.
+
+    Attributes:
+      fix: what was done.
+      setup: what was trained.
+      trial: what happened, step by step.
+      score: what it scored, in [0, 1].
+    """
+
+    fix: Fix
+    setup: Setup
+    trial: Trial
+    score: float
+
+
+class Trials:
+    """Short trainings of an examined network, with fixes or as it is."""
+
+    def __init__(
+        self, exam: Exam, optimizer: optax.GradientTransformation, *, horizon: int = HORIZON
+    ) -> None:
+        """Close over a network with its batch.
+
+        Args:
+          exam: gives network, batch, loss and key; nothing of it is changed.
+          optimizer: the optax transformation that will train it.
+          horizon: steps that the training may take.
+        """
+        self.exam = exam
+        self.optimizer = optimizer
+        self.horizon = horizon
+        self.num_steps = min(horizon, affordable_steps(exam.outline.program))
+        self._programs: dict[Any, Callable[..., Trial]] = {}
+        self._answers: dict[Any, Answers] = {}
+
+    def setup(self, fix: Fix) -> Setup:
+        """Apply a fix to the network.
+
+        Raises:
+          InputError: it does not fit this network.
+        """
+        exam = self.exam
+        inputs = exam.inputs if fix.inputs is None else fix.inputs(exam.inputs)
+        targets = exam.targets if fix.targets is None else fix.targets(exam.targets)
+        params = exam.params if fix.params is None else fix.params
+        loss = exam.loss if fix.loss is None else fix.loss
+        forward: Forward = _narrowed(exam.network.apply, exam.params)
+        if fix.edits or fix.output:
+            forward = _Rewritten(exam, fix)
+            if fix.output is not None and fix.output.units:
+                params = {"network": params, "head": _new_head(exam, fix.output.units)}
+            try:
+                outputs = jax.eval_shape(forward, params, inputs, exam.key)
+                jax.eval_shape(loss, outputs, targets)
+            except (TypeError, ValueError) as error:
+                raise InputError(f"{fix.words}: does not fit this network") from error
+        optimizer = fix.optimizer or self.optimizer
+        return Setup(forward, params, loss, optimizer, fix.scales, inputs, targets, exam.key)
+
+    def try_fix(self, fix: Fix) -> Tried:
+        """Train with a fix for some steps.
+
+        Raises:
+          InputError: it does not fit this network.
+        """
+        setup = self.setup(fix)
+        answers = self._answers_for(fix, setup)
+        run_trial = self._program(fix, setup, answers)
+        trial = run_trial(setup.params, setup.inputs, setup.targets, setup.key, fix.scales)
+        return Tried(fix, setup, trial, score_trial(trial, answers, horizon=self.horizon))
+
+    def _program(self, fix: Fix, setup: Setup, answers: Answers) -> Callable[..., Trial]:
+        # Fixes that hold the same edits, loss and optimizer share one compiled program.
+        same = (
+            tuple(sorted((number, id(edit)) for number, edit in fix.edits.items())),
+            id(fix.output), id(fix.loss), id(fix.optimizer), id(fix.targets),
+        )  # fmt: skip
+        if same not in self._programs:
+            trial = make_trial(
+                setup.forward,
+                setup.loss,
+                setup.optimizer,
+                num_steps=self.num_steps,
+                answers=answers,
+            )
+            # The fix is kept, so that no other object takes its place in memory.
+            self._programs[same] = functools.partial(_run_with, trial, fix)
+        return self._programs[same]
+
+    def _answers_for(self, fix: Fix, setup: Setup) -> Answers:
+        if fix.loss is None and fix.targets is None and fix.output is None:
+            return self.exam.answers
+        same = id(fix.loss), id(fix.targets), id(fix.output)
+        if same not in self._answers:
+            outputs = setup.forward(setup.params, setup.inputs, setup.key)
+            tail, z = None, outputs
+            ending = self.exam.ending
+            if fix.output is not None:
+                tail = fix.output.after
+                z = ending.z
+                if fix.output.units:
+                    z = jnp.zeros((*ending.z.shape[:-1], fix.output.units), ending.z.dtype)
+            elif ending.tail is not None:
+                tail, z = ending.tail, ending.z
+            self._answers[same] = best_answers(setup.loss, setup.targets, z, outputs, tail)
+        return self._answers[same]
+
+
+def _run_with(trial: Callable[..., Trial], fix: Fix, *arguments: Any) -> Trial:
+    del fix
+    return trial(*arguments)
+
+
+def affordable_steps(program: Program) -> int:
+    """Return how many training steps a trial has: all of the horizon for a small network."""
+    cost = _OVERHEAD * 10
+    for step in program.steps:
+        cost += _OVERHEAD * 0.1
+        if step.linear is not None:
+            operands: Sequence[Any] = [var.aval for var in step.linear.invars[:2]]
+            result: Any = step.linear.outvars[0].aval
+            if step.linear.primitive.name == "dot_general":
+                (contracted, _), _ = step.linear.params["dimension_numbers"]
+                inside = float(np.prod([operands[0].shape[axis] for axis in contracted]))
+                cost += inside * float(np.prod(result.shape))
+            else:
+                kernel = float(np.prod(operands[1].shape))
+                out = step.linear.params["dimension_numbers"].rhs_spec[0]
+                channels = operands[1].shape[out]
+                cost += _CONVOLUTION * kernel / channels * float(np.prod(result.shape))
+        elif step.linear is None and step.name == "scan":
+            cost += _OVERHEAD * 0.1 * int(step.params.get("length", 1)) * 30
+    return int(np.clip(int(_AFFORDABLE / cost) // 10 * 10, NUM_STEPS, HORIZON))
+
+
+def _new_head(exam: Exam, units: int) -> dict[str, Array]:
+    """Draw a last layer of another width, by Glorot's rule."""
+    kernel = exam.outline.layers[-1].leaf.take(jax.tree.leaves(exam.params))
+    shape = (kernel.shape[0], units)
+    drawn = jax.nn.initializers.glorot_uniform()(jax.random.key(0), shape, jnp.float32)
+    return {"kernel": drawn, "bias": jnp.zeros(units)}
+
+
+def _narrowed(forward: Forward, like: Any) -> Forward:
+    """A network that takes wider parameters than its own, and calculates as before."""
+
+    def narrowed(params: Any, inputs: Any, key: Array | None) -> Array:
+        params = jax.tree.map(lambda wide, own: wide.astype(own.dtype), params, like)
+        return forward(params, inputs, key)
+
+    return narrowed
