@@ -34,7 +34,7 @@ from jaxdnn.errors import Interrupted
 
 # Fault -> names of the causes that say it.
 FAULTS: dict[str, tuple[str, ...]] = {
-    "zero weights": ("zero weights",),
+    "zero weights": ("untrained layer", "zero weights"),
     "transposed weights": ("transposed weights",),
     "exchanged weights": ("weights of another layer",),
     "weights x 30": ("weights out of scale", "weights too large"),

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdnn.diagnosis.findings import CERTAIN, NAMED, STRUCTURAL, Finding
+from jaxdnn.diagnosis.findings import BLOCKING, CERTAIN, NAMED, STRUCTURAL, Finding
 from jaxdnn.diagnosis.hidden_causes import read_forward, recovery
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.program import Dependence
@@ -55,7 +55,7 @@ def not_finite_rows(inputs: Any, targets: Any) -> Iterator[Finding]:
             bad = ~np.isfinite(array.astype(np.float32))
             rows = np.flatnonzero(bad.reshape(len(array), -1).any(1))
             if len(rows):
-                yield Finding(None, _say_not_finite(name, array, bad, rows), CERTAIN)
+                yield Finding(None, _say_not_finite(name, array, bad, rows), BLOCKING)
 
 
 def _say_not_finite(name: str, array: np.ndarray, bad: np.ndarray, rows: np.ndarray) -> str:
@@ -70,7 +70,9 @@ def _say_not_finite(name: str, array: np.ndarray, bad: np.ndarray, rows: np.ndar
 
 
 def outweighing_feature(exam: Exam) -> Iterator[Finding]:
-    """Find features whose scale is far above that of the others."""
+    """Find features whose scale is far above that of the others, where no norm takes it away."""
+    if _normalised_inside(exam):
+        return
     for array in _float_inputs(exam.inputs):
         std = _by_feature(array).std(0)
         usual = float(np.median(std[std > 0])) if (std > 0).sum() > 2 else 0.0
@@ -109,6 +111,8 @@ def foreign_normalisation(exam: Exam) -> Iterator[Finding]:
     Those of a loaded network are standardised on trial: if it knows far more then, it was trained
     on such inputs.
     """
+    if _normalised_inside(exam):
+        return
     for array in _float_inputs(exam.inputs):
         features = _by_feature(array)
         mean, std = features.mean(0), features.std(0)
@@ -188,7 +192,7 @@ def padding_rows(exam: Exam) -> Iterator[Finding]:
                     f" target: they fill up the batch, and {counted.mean():.0%} of them count in"
                     " the loss; give it a mask"
                 )
-                yield Finding(None, text, CERTAIN / 2)
+                yield Finding(None, text, CERTAIN)
         elif array.ndim == 2 and np.issubdtype(array.dtype, np.integer):
             yield from _padding_places(exam, array)
 
@@ -224,7 +228,7 @@ def _padding_places(exam: Exam, tokens: np.ndarray) -> Iterator[Finding]:
             f" fill up the sequences, and {counted.sum() / places.sum():.0%} of them count in the"
             " loss; give it a mask"
         )
-        yield Finding(None, text, CERTAIN / 2)
+        yield Finding(None, text, CERTAIN)
 
 
 def _weights(exam: Exam) -> np.ndarray:
@@ -288,11 +292,19 @@ def _without_padding(tokens: np.ndarray) -> np.ndarray:
     return tokens[~ends]
 
 
+def _normalised_inside(exam: Exam) -> bool:
+    """Tell whether a norm stands between the inputs and the first layer."""
+    ways = [edge.kinds for edge in exam.graph.edges if edge.below is None]
+    return bool(ways) and all("norm" in kinds for kinds in ways)
+
+
 def _float_inputs(inputs: Any) -> Iterator[np.ndarray]:
-    """Arrays of floats with a feature axis, in float64."""
+    """Finite arrays of floats with a feature axis, in float64."""
     for leaf in jax.tree.leaves(inputs):
         if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim > 1:
-            yield np.asarray(leaf, np.float64)
+            array = np.asarray(leaf, np.float64)
+            if np.isfinite(array).all():
+                yield array
 
 
 def _by_feature(array: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ a layer of the same shape, times a factor) is put in place of what was loaded, a
     regained  = (loss as loaded - loss with the candidate) / knowledge with the candidate
 
 A random network knows nothing whatever is exchanged in it, and a sound one knows less afterwards;
-so what regains half of its knowledge by one exchange had its weights in the wrong place.
+so a trained network that knows more after one exchange had its weights in the wrong place.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdnn.diagnosis.findings import CERTAIN, STRUCTURAL, Finding
+from jaxdnn.diagnosis.findings import BLOCKING, CERTAIN, STRUCTURAL, Finding
 from jaxdnn.diagnosis.graph import Layer
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.model import Forward, leaf_names
@@ -34,9 +34,11 @@ _ROWS = 256
 _WORK = 3e10
 _MOST_CANDIDATES = 300
 # Share of what the network knows afterwards.
-REGAINED = 0.06
-# The scale itself speaks for a factor.
-_SCALE_REGAINED = 0.02
+REGAINED = 0.3
+# Of a network that was trained: no exchange of sound weights makes it better.
+_REGAINED = 0.02
+# Fewer tell nothing.
+_FEWEST_ROWS = 16
 # Of the loss: what a nearly perfect network loses is little beside its knowledge.
 FALLS = 0.4
 # Of the loss with other rows' targets: less is no knowledge.
@@ -105,16 +107,19 @@ def mis_scaled_weights(exam: Exam) -> Iterator[Finding]:
             words = f"divided by {scale:.3g}, the scale of the others"
             yield _Candidate(index, _put(layer, leaves, scaled), words)
 
-    yield from _judge(exam, candidates(), "its weights have the wrong scale", _SCALE_REGAINED)
+    yield from _judge(exam, candidates(), "its weights have the wrong scale")
+    trained = is_trained(exam)
     for index, scale in off.items():
         kinds = next((e.kinds for e in exam.graph.edges if e.below == index), [])
-        if kinds[:1] == ["norm"] and abs(math.log(scale)) > _OFF_SCALE_BY_FAR:
-            text = (
-                f"its weights are {scale:.3g} x those of the other layers for their fan_in; the"
-                " norm that follows hides it, and its steps are"
+        if abs(math.log(scale)) < _OFF_SCALE_BY_FAR or not (trained or kinds[:1] == ["norm"]):
+            continue
+        text = f"its weights are {scale:.3g} x those of the other layers for their fan_in"
+        if kinds[:1] == ["norm"]:
+            text += (
+                "; the norm that follows hides it, and its steps are"
                 f" {max(scale, 1 / scale) ** 2:.2g} times too {'small' if scale > 1 else 'large'}"
             )
-            yield Finding(index, text, STRUCTURAL * abs(math.log(scale)))
+        yield Finding(index, text, BLOCKING)
 
 
 def _relative_scales(exam: Exam) -> dict[int, float]:
@@ -232,7 +237,7 @@ class Reading(NamedTuple):
 
 
 def recovery(loaded: Reading, changed: Reading, least: float = REGAINED) -> float:
-    """Return the strength of a finding whose cure is known; 0 where the change regains too little.
+    """Return the strength of a finding whose cure was tried; 0 where it regains too little.
 
     Args:
       loaded: with everything as it came.
@@ -241,7 +246,9 @@ def recovery(loaded: Reading, changed: Reading, least: float = REGAINED) -> floa
     """
     gain = loaded.loss - changed.loss
     enough = gain >= min(least * changed.knowledge, FALLS * abs(loaded.loss))
-    return CERTAIN * gain / (gain + abs(changed.loss)) if changed.knowledge and enough else 0.0
+    if not (changed.knowledge and enough):
+        return 0.0
+    return BLOCKING + CERTAIN * gain / (gain + abs(changed.loss))
 
 
 def read_forward(exam: Exam, forward: Forward, inputs: Any = None) -> Reading:
@@ -279,31 +286,39 @@ class _Bench:
         )
 
 
-def _judge(
-    exam: Exam, candidates: Iterable[_Candidate], verdict: str, least: float = REGAINED
-) -> Iterator[Finding]:
+def _judge(exam: Exam, candidates: Iterable[_Candidate], verdict: str) -> Iterator[Finding]:
     """Blame the layer of the best candidate, if the network knows far more with it."""
-    if not exam.measured.finite:
+    if not exam.measured.finite or len(jax.tree.leaves(exam.inputs)[0]) < _FEWEST_ROWS:
+        return
+    trained = is_trained(exam)
+    if trained is False:
         return
     bench = _Bench(exam)
     loaded = bench.read({})
-    tried = [
-        (bench.read(each.leaves), each)
-        for each in itertools.islice(candidates, _num_candidates(exam))
-    ]
-    gains = [
-        (loaded.loss - reading.loss, reading, each) for reading, each in tried if reading.knowledge
-    ]
-    if not gains:
+    some = itertools.islice(candidates, _num_candidates(exam))
+    tried = [(bench.read(each.leaves), each) for each in some]
+    known = [each for each in tried if each[0].knowledge]
+    if not known:
         return
-    _, best, candidate = max(gains, key=lambda each: each[0])
-    strength = recovery(loaded, best, least)
+    best, candidate = min(known, key=lambda each: each[0].loss)
+    strength = recovery(loaded, best, _REGAINED if trained else REGAINED)
     if strength:
         text = (
             f"{verdict}: {candidate.words}, the loss falls from {loaded.loss:.3g} to"
             f" {best.loss:.3g} without any training"
         )
         yield Finding(candidate.layer, text, strength)
+
+
+def is_trained(exam: Exam) -> bool | None:
+    """Tell whether biases and gains lie as training leaves them, each entry somewhere else.
+
+    Returns:
+      None where there are too few to tell.
+    """
+    vectors = [np.asarray(x) for x in jax.tree.leaves(exam.params) if np.ndim(x) == 1]
+    moved = [bool(np.any(x != x[0])) for x in vectors if x.size > 1]
+    return sum(moved) >= len(moved) / 2 if len(moved) > 2 else None
 
 
 def _num_candidates(exam: Exam) -> int:
@@ -355,11 +370,31 @@ def untrained_layer(exam: Exam) -> Iterator[Finding]:
 
     Fresh last layers on trained ones are how a network is taught something new: no finding.
     """
-    found = _fresh_biases(exam) or _fresh_kernels(exam)
+    found = _empty_kernels(exam) or _fresh_biases(exam) or _fresh_kernels(exam)
     last = exam.graph.edges[-1].below
     for index, text in found.items():
         if index != last:
-            yield Finding(index, text, CERTAIN / 2)
+            # It explains itself what another layer's weights regain in its place.
+            yield Finding(index, text, BLOCKING + CERTAIN)
+
+
+def _empty_kernels(exam: Exam) -> dict[int, str]:
+    """Layers of zeros where biases and gains of other layers have been trained.
+
+    Those that are to start at zero move in the first step.
+    """
+    empty = [
+        index
+        for index, layer in _owners(exam)
+        if exam.measured.kernel_rms[index] == 0 and layer.kind != "embedding"
+    ]
+    if not is_trained(exam):
+        return {}
+    text = (
+        "every weight is zero, and nothing gets through, while other layers' biases and gains have"
+        " been trained"
+    )
+    return dict.fromkeys(empty, text)
 
 
 def _fresh_biases(exam: Exam) -> dict[int, str]:

@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdnn.diagnosis.findings import CERTAIN, Finding
-from jaxdnn.diagnosis.hidden_causes import Reading
+from jaxdnn.diagnosis.findings import BLOCKING, CERTAIN, Finding
+from jaxdnn.diagnosis.hidden_causes import Reading, is_trained
 from jaxdnn.diagnosis.measure import Exam
 
 # Fewer rows cannot tell.
@@ -238,7 +238,7 @@ def shifted_targets(exam: Exam) -> Iterator[Finding]:
             f" above chance, p {_p(best.p)}), its own target does not (cosine {own.cosine:.2g},"
             f" p {_p(own.p)})"
         )
-        yield Finding(None, text, CERTAIN)
+        yield Finding(None, text, BLOCKING + CERTAIN)
 
 
 def _shift_words(shift: int) -> str:
@@ -265,7 +265,7 @@ def _shift_known(exam: Exam) -> Finding | None:
             f"the targets belong to other rows: with {_shift_words(_SHIFTS[best])} the network's"
             f" loss falls from {own.loss:.3g} to {loss:.3g} without any training"
         )
-        return Finding(None, text, CERTAIN)
+        return Finding(None, text, BLOCKING + CERTAIN)
     return None
 
 
@@ -321,7 +321,7 @@ def random_targets(exam: Exam) -> Iterator[Finding]:
             f" against {_ORDERS} random orders of the targets), nor does the network of the half"
             f" that it did not see, when it has learnt the other by heart (p = {trained.p:.2g})"
         )
-        yield Finding(None, text, CERTAIN / 2)
+        yield Finding(None, text, CERTAIN)
 
 
 def _train_on_half(exam: Exam) -> _LossLevel | None:
@@ -400,7 +400,7 @@ def mixed_labels(exam: Exam) -> Iterator[Finding]:
             f" pairs of rows or more, these in at most {inside:.0%} (chance is 50%; p ="
             f" {level.p:.2g} in {rows} rows)"
         )
-        yield Finding(None, text, CERTAIN / 2)
+        yield Finding(None, text, CERTAIN)
 
 
 def _area(above: np.ndarray, below: np.ndarray) -> float:
@@ -431,13 +431,15 @@ def _within(question: Question, own: np.ndarray, names: np.ndarray) -> tuple[_Le
 
 
 # Of the rows with one label that a network answers with one other.
-_ANSWERED = 0.6
+_ANSWERED, _RENAMED = 0.3, 0.45
 
 
 def _renamed(exam: Exam) -> Finding | None:
     """Ask a network that knows its classes which label it gives instead of which."""
     own = np.asarray(jax.tree.leaves(exam.targets)[0])
-    if not np.issubdtype(own.dtype, np.integer) or not exam.measured.finite:
+    trained = is_trained(exam)
+    whole = np.issubdtype(own.dtype, np.integer)
+    if not whole or not exam.measured.finite or trained is False or own.size < _FEWEST_ROWS:
         return None
     outputs = jax.jit(exam.network.apply)(exam.params, exam.inputs, exam.key)
     outputs = np.asarray(outputs, np.float32)
@@ -447,20 +449,27 @@ def _renamed(exam: Exam) -> Finding | None:
     outputs, own = outputs[own >= 0], own[own >= 0]
     if not len(own) or own.max() >= outputs.shape[1]:
         return None
-    said = outputs.argmax(1)
     table = np.zeros((outputs.shape[1],) * 2)
-    np.add.at(table, (own, said), 1)
-    rows = table.sum(1)
-    present = np.flatnonzero(rows >= 5)
-    answer = {int(a): int(table[a].argmax()) for a in present}
-    sure = all(table[a, b] > _ANSWERED * rows[a] for a, b in answer.items())
-    moved = {a: b for a, b in answer.items() if a != b}
-    if not sure or len(moved) < 2 or sorted(moved) != sorted(moved.values()):
+    np.add.at(table, (own, outputs.argmax(1)), 1)
+    rows = np.maximum(table.sum(1), 1)
+    moved = {
+        int(a): int(b)
+        for a, b in enumerate(table.argmax(1))
+        if a != b and rows[a] >= 5 and table[a, b] > max(_ANSWERED * rows[a], 3 * table[a, a])
+    }
+    names = np.arange(len(table))
+    names[list(moved)] = list(moved.values())
+    right = table[np.arange(len(table)), names].sum() / rows.sum()
+    if len(moved) < 2 or set(moved) != set(moved.values()) or right < _RENAMED:
+        return None
+    kept = sum(table[a, a] > _RENAMED * rows[a] for a in range(len(table)) if rows[a] >= 5)
+    # Fresh networks tell two clouds apart, too, by either name.
+    if not trained and kept < 2:
         return None
     listed = ", ".join(f"{a} for {b}" for a, b in list(moved.items())[:6])
     text = (
-        f"{len(moved)} of {len(present)} labels are exchanged against those that the network knows"
-        f" (the data say {listed}): it answers {table.max(1).sum() / rows.sum():.0%} of the rows"
-        " right once they are renamed"
+        f"{len(moved)} of the labels are exchanged against those that the network knows (the data"
+        f" say {listed}): it answers {np.trace(table) / rows.sum():.0%} of the rows right, and"
+        f" {right:.0%} once they are renamed"
     )
-    return Finding(None, text, CERTAIN)
+    return Finding(None, text, BLOCKING + CERTAIN)
