@@ -23,7 +23,7 @@ from flax import linen, nnx
 # What a loss leaves out: the target of a row, or of a place in a sequence, that only fills up.
 IGNORED = -1
 # Of the loaded networks' short training.
-_RATE, _BATCH = 2e-3, 128
+_RATE, _BATCH, _ROWS = 2e-3, 128, 4096
 
 
 class Data(NamedTuple):
@@ -100,7 +100,7 @@ def load(kind: Kind, folder: Path) -> Weights:
       kind: one of `KINDS`.
       folder: of the files, made if it is not there.
     """
-    described = f"{kind.name} {kind.steps} {kind.rows} {_RATE} {_BATCH}"
+    described = f"{kind.name} {kind.steps} {_RATE} {_BATCH}"
     path = folder / f"{hashlib.sha256(described.encode()).hexdigest()[:16]}.pickle"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def load(kind: Kind, folder: Path) -> Weights:
 
 
 def _train(kind: Kind) -> Weights:
-    data = kind.draw(1, 4096 if kind.rows > 256 else 2048)
+    data = kind.draw(1, _ROWS)
     optimizer = optax.adam(optax.cosine_decay_schedule(_RATE, kind.steps))
 
     @jax.jit
@@ -507,7 +507,7 @@ KINDS = (
         pair=("Conv_1/kernel", "Conv_2/kernel"), num_classes=4, batch_norm=True,
     ),
     _nnx(
-        "ResNet-18, 32 x 32 (NNX)", _ResNet18, draw=_images(32, 3, 10), rows=256, steps=120,
+        "ResNet-18, 32 x 32 (NNX)", _ResNet18, draw=_images(32, 3, 10), rows=128, steps=120,
         square="blocks/2/second/conv/kernel",
         pair=("blocks/0/first/conv/kernel", "blocks/1/second/conv/kernel"), num_classes=10,
         batch_norm=True,

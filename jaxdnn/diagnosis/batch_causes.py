@@ -23,6 +23,8 @@ from jaxdnn.diagnosis.program import Dependence
 # Of a feature's standard deviation over the median of the others'.
 _OUTWEIGHS = 100.0
 _FEW_ROWS = 16
+# A rare event may not occur in fewer.
+_ROWS_TO_VARY = 64
 # More features that never change are how the data are, such as the border of drawn digits.
 _MOST_CONSTANT = 0.02
 # Rows that fill up a batch.
@@ -95,7 +97,7 @@ def constant_feature(exam: Exam) -> Iterator[Finding]:
         same = np.flatnonzero(features.max(0) == features.min(0))
         few = len(same) <= max(1, _MOST_CONSTANT * features.shape[1])
         meant = len(same) == 1 and features[0, same[0]] == 1
-        if len(array) >= _FEW_ROWS and features.shape[1] > 2 and len(same) and few and not meant:
+        if len(array) >= _ROWS_TO_VARY and features.shape[1] > 2 and len(same) and few and not meant:
             word, listed = _feature_word(array), ", ".join(map(str, same[:5]))
             text = (
                 f"{word} {listed} of the inputs is {features[0, same[0]]:.3g} in all"
