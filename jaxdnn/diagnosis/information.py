@@ -310,14 +310,14 @@ def random_targets(exam: Exam) -> Iterator[Finding]:
     question = ask(exam)
     if question is None or len(question.probes.targets) < _FEWEST_FOR_NOTHING:
         return
-    levels = [question.probes.level(shift) for shift in (0, *_SHIFTS)]
-    if min(level.p for level in levels) < _CHANCE or levels[0].deviations > 1.5:
+    own, *others = (question.probes.level(shift) for shift in (0, *_SHIFTS))
+    if own.p < _CHANCE or max(level.deviations for level in others) > _SURE:
         return
     trained = _train_on_half(exam)
     if trained is not None and trained.p > _CHANCE:
         text = (
             "the inputs tell nothing of the targets: of rows that it has not seen no probe says"
-            f" more than chance (p = {levels[0].p:.2g} in {len(question.probes.targets)} rows,"
+            f" more than chance (p = {own.p:.2g} in {len(question.probes.targets)} rows,"
             f" against {_ORDERS} random orders of the targets), nor does the network of the half"
             f" that it did not see, when it has learnt the other by heart (p = {trained.p:.2g})"
         )
