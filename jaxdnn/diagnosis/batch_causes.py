@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdnn.diagnosis.findings import BLOCKING, CERTAIN, NAMED, STRUCTURAL, Finding
-from jaxdnn.diagnosis.hidden_causes import read_forward, recovery
+from jaxdnn.diagnosis.hidden_causes import is_trained, read_forward, recovery
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.program import Dependence
 
@@ -146,7 +146,7 @@ def _standardised(
 ) -> tuple[float, float, float] | None:
     """Loss before and after, and the strength, where standardised inputs are the cure."""
     leaves, tree = jax.tree.flatten(exam.inputs)
-    if len(leaves) > 1:
+    if len(leaves) > 1 or is_trained(exam) is False:
         return None
     fresh = (array - mean) / np.where(std > 0, std, 1)
     inputs = jax.tree.unflatten(tree, [jnp.asarray(fresh, leaves[0].dtype)])

@@ -430,8 +430,29 @@ def _within(question: Question, own: np.ndarray, names: np.ndarray) -> tuple[_Le
     return Probes([each[rows] for each in question.features], targets).level(), len(rows)
 
 
-# Of the rows with one label that a network answers with one other.
-_ANSWERED, _RENAMED = 0.3, 0.45
+# Of the rows, answered right once labels are renamed; rows that a label needs for it.
+_RENAMED, _ROWS_TO_RENAME = 0.45, 10
+
+
+def _favoured(outputs: np.ndarray, own: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """The output that is raised the most, in its standard deviations, in rows of each label."""
+    spread = outputs.std(0)
+    scores = (outputs - outputs.mean(0)) / np.where(spread > 0, spread, 1)
+    return np.array([scores[own == label].mean(0).argmax() for label in present], int)
+
+
+def _in_circles(answer: dict[int, int]) -> list[int]:
+    """Labels to which following the answers leads back."""
+    found = []
+    for label in answer:
+        reached = answer[label]
+        for _ in answer:
+            if reached == label or reached not in answer:
+                break
+            reached = answer[reached]
+        if reached == label:
+            found.append(label)
+    return found
 
 
 def _renamed(exam: Exam) -> Finding | None:
@@ -449,27 +470,28 @@ def _renamed(exam: Exam) -> Finding | None:
     outputs, own = outputs[own >= 0], own[own >= 0]
     if not len(own) or own.max() >= outputs.shape[1]:
         return None
-    table = np.zeros((outputs.shape[1],) * 2)
-    np.add.at(table, (own, outputs.argmax(1)), 1)
-    rows = np.maximum(table.sum(1), 1)
-    moved = {
-        int(a): int(b)
-        for a, b in enumerate(table.argmax(1))
-        if a != b and rows[a] >= 5 and table[a, b] > max(_ANSWERED * rows[a], 3 * table[a, a])
+    present = np.flatnonzero(np.bincount(own, minlength=outputs.shape[1]) >= _ROWS_TO_RENAME)
+    answer = {
+        int(a): int(b) for a, b in zip(present, _favoured(outputs, own, present), strict=True)
     }
-    names = np.arange(len(table))
-    names[list(moved)] = list(moved.values())
-    right = table[np.arange(len(table)), names].sum() / rows.sum()
-    if len(moved) < 2 or set(moved) != set(moved.values()) or right < _RENAMED:
-        return None
-    kept = sum(table[a, a] > _RENAMED * rows[a] for a in range(len(table)) if rows[a] >= 5)
+    moved = {a: answer[a] for a in _in_circles(answer) if answer[a] != a}
+    kept = sum(a == b for a, b in answer.items())
     # Fresh networks tell two clouds apart, too, by either name.
-    if not trained and kept < 2:
+    if len(moved) < 2 or (not trained and kept < 2) or kept + len(moved) < len(answer) / 2:
+        return None
+    names = np.arange(outputs.shape[1])
+    names[list(moved)] = list(moved.values())
+    said, rows = outputs.argmax(1), len(own)
+    right, renamed = int(np.sum(said == own)), int(np.sum(said == names[own]))
+    if (
+        renamed - right < 4 * math.sqrt(np.isin(own, list(moved)).sum())
+        or renamed < _RENAMED * rows
+    ):
         return None
     listed = ", ".join(f"{a} for {b}" for a, b in list(moved.items())[:6])
     text = (
         f"{len(moved)} of the labels are exchanged against those that the network knows (the data"
-        f" say {listed}): it answers {np.trace(table) / rows.sum():.0%} of the rows right, and"
-        f" {right:.0%} once they are renamed"
+        f" say {listed}): it answers {right / rows:.0%} of the rows right, and"
+        f" {renamed / rows:.0%} once they are renamed"
     )
     return Finding(None, text, BLOCKING + CERTAIN)
