@@ -97,7 +97,8 @@ def constant_feature(exam: Exam) -> Iterator[Finding]:
         same = np.flatnonzero(features.max(0) == features.min(0))
         few = len(same) <= max(1, _MOST_CONSTANT * features.shape[1])
         meant = len(same) == 1 and features[0, same[0]] == 1
-        if len(array) >= _ROWS_TO_VARY and features.shape[1] > 2 and len(same) and few and not meant:
+        several = features.shape[1] > (1 if array.ndim == 4 else 2)
+        if len(array) >= _ROWS_TO_VARY and several and len(same) and few and not meant:
             word, listed = _feature_word(array), ", ".join(map(str, same[:5]))
             text = (
                 f"{word} {listed} of the inputs is {features[0, same[0]]:.3g} in all"

@@ -50,16 +50,21 @@ class _Off(NamedTuple):
       share: of the channels, in [0, 1], that are far off.
       mean: median distance of the means over the channels, in running standard deviations.
       ratio: median of the batch's standard deviation over the running one.
+      divergence: median of the Kullback-Leibler divergence between normal distributions of these
+        means and standard deviations, in nats.
     """
 
     share: float
     mean: float
     ratio: float
+    divergence: float
 
 
 # Running standard deviations that lie between the means; factor between the deviations.
 _FAR_MEAN, _FAR_RATIO = 1.0, 3.0
 _FAR_SHARE = 0.3
+# In nats. A norm that is a little off makes those after it far off: it is named, not they.
+_OFF = 0.15
 
 
 def foreign_averages(exam: Exam) -> Iterator[Finding]:
@@ -72,16 +77,19 @@ def foreign_averages(exam: Exam) -> Iterator[Finding]:
         return
     seen = _look(exam, averages)
     off = [_compare(*each) for each in seen]
-    far = [index for index, each in enumerate(off) if each.share > _FAR_SHARE]
+    far = sum(each.share > _FAR_SHARE for each in off)
     if not far:
         return
-    worst, layer = off[far[0]], _layer_of(exam, averages[far[0]].x)
+    first = next(
+        i for i, each in enumerate(off) if each.share > _FAR_SHARE or each.divergence > _OFF
+    )
+    worst, layer = off[first], _layer_of(exam, averages[first].x)
     name = "the inputs" if layer is None else f"the output of {exam.graph.layers[layer].path}"
     text = (
         f"the norm of {name} uses running averages of other data: the batch's means lie"
         f" {worst.mean:.2g} running standard deviations away, and its standard deviations are"
-        f" {worst.ratio:.3g} times the running ones (medians over the channels); so in {len(far)}"
-        f" of {len(averages)} norms"
+        f" {worst.ratio:.3g} times the running ones (medians over the channels); far off in"
+        f" {far} of {len(averages)} norms"
     )
     edits = {
         each.centred: _renormalise(each, std, axes)
@@ -168,7 +176,9 @@ def _compare(x: np.ndarray, mean: np.ndarray, std: np.ndarray, axes: tuple[int, 
     distance = np.abs(x.mean(axes, keepdims=True) - mean) / std
     ratio = x.std(axes, keepdims=True) / std
     far = (distance > _FAR_MEAN) | (np.abs(np.log(ratio + 1e-12)) > math.log(_FAR_RATIO))
-    return _Off(float(far.mean()), float(np.median(distance)), float(np.median(ratio)))
+    divergence = (ratio**2 + distance**2 - 1) / 2 - np.log(ratio + 1e-12)
+    medians = (float(np.median(each)) for each in (distance, ratio, divergence))
+    return _Off(float(far.mean()), *medians)
 
 
 def _renormalise(average: _Average, std: np.ndarray, axes: tuple[int, ...]) -> Edit:
