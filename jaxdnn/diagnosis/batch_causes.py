@@ -16,7 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdnn.diagnosis.findings import BLOCKING, CERTAIN, NAMED, STRUCTURAL, Finding
-from jaxdnn.diagnosis.hidden_causes import is_trained, read_forward, recovery
+from jaxdnn.diagnosis.hidden_causes import (
+    REGAINED,
+    REGAINED_BESIDES,
+    is_trained,
+    read_forward,
+    recovery,
+)
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.program import Dependence
 
@@ -153,7 +159,7 @@ def _standardised(
     inputs = jax.tree.unflatten(tree, [jnp.asarray(fresh, leaves[0].dtype)])
     loaded = read_forward(exam, exam.network.apply)
     changed = read_forward(exam, exam.network.apply, inputs)
-    strength = recovery(loaded, changed)
+    strength = recovery(loaded, changed, REGAINED_BESIDES if is_trained(exam) else REGAINED)
     return (loaded.loss, changed.loss, strength) if strength else None
 
 

@@ -33,10 +33,12 @@ _ROWS = 256
 # Multiplications of one look at all candidates of a kind.
 _WORK = 3e10
 _MOST_CANDIDATES = 300
-# Share of what the network knows afterwards.
+# Share of what the network knows afterwards, of one that may not have been trained.
 REGAINED = 0.3
 # Of a network that was trained: no exchange of sound weights makes it better.
 _REGAINED = 0.02
+# Where what is off was measured before.
+REGAINED_BESIDES = 0.05
 # Fewer tell nothing.
 _FEWEST_ROWS = 16
 # Of the loss: what a nearly perfect network loses is little beside its knowledge.
