@@ -26,6 +26,7 @@ INPUTS = np.asarray(zoo.normal(0, ROWS, FEATURES))
 LABELS = (INPUTS @ np.asarray(zoo.normal(1, FEATURES, CLASSES))).argmax(1)
 BATCH = (outweighing_feature, constant_feature, foreign_normalisation, padding_rows, token_use)
 TARGET = (shifted_targets, random_targets, mixed_labels)
+SLOW = pytest.mark.slow
 
 
 def network(width=32):
@@ -42,7 +43,7 @@ def test_sound_rows_have_no_finding():
     assert named([*BATCH, *TARGET]) == []
 
 
-@pytest.mark.parametrize("shift", [1, -1, 2])
+@pytest.mark.parametrize("shift", [1, *(pytest.param(n, marks=SLOW) for n in (-1, 2))])
 def test_targets_of_other_rows_are_named(shift):
     assert named(TARGET, targets=np.roll(LABELS, shift)) == [shifted_targets]
 
@@ -107,7 +108,7 @@ def changed(column, value):
         (lambda x: 0 * x + 0.3, [constant_feature]),
         # A column of ones is meant.
         (lambda x: 0 * x + 1, []),
-        (lambda x: 3 * x, []),
+        pytest.param(lambda x: 3 * x, [], marks=SLOW),
     ],
 )
 def test_a_feature_unlike_the_others_is_named(value, finders):
@@ -156,7 +157,7 @@ def test_places_that_fill_up_sentences_are_named_where_they_count(target, finder
 @pytest.mark.parametrize(
     ("use", "finders"),
     [
-        (lambda x: x, []),
+        pytest.param(lambda x: x, [], marks=SLOW),
         (lambda x: x % 4, [token_use]),
         (lambda x: np.where(x < 10, 3, x), [token_use]),
         # The ends of sentences are full of one token.
