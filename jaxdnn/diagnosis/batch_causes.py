@@ -133,7 +133,7 @@ def foreign_normalisation(exam: Exam) -> Iterator[Finding]:
             f"the inputs' {word}s have means of {_few(mean)} and standard deviations of"
             f" {_few(std)}, not 0 and 1"
         )
-        twice = _normalised_twice(mean, std) if array.ndim == 4 else None
+        twice = _normalised_twice(mean, std) if array.ndim == 4 and std.min() > 0 else None
         text += f": {twice}" if twice else ""
         cure = _standardised(exam, array, mean, std)
         if cure:
