@@ -17,8 +17,8 @@ import numpy as np
 
 from jaxdnn.diagnosis.findings import BLOCKING, CERTAIN, NAMED, STRUCTURAL, Finding
 from jaxdnn.diagnosis.hidden_causes import (
-    REGAINED,
-    REGAINED_BESIDES,
+    LEAST_MEASURED,
+    LEAST_UNKNOWN,
     is_trained,
     read_forward,
     recovery,
@@ -108,8 +108,7 @@ def constant_feature(exam: Exam) -> Iterator[Finding]:
             word, listed = _feature_word(array), ", ".join(map(str, same[:5]))
             text = (
                 f"{word} {listed} of the inputs is {features[0, same[0]]:.3g} in all"
-                f" {len(array)} rows, and the other {features.shape[1] - len(same)} vary: it tells"
-                " nothing"
+                f" {len(array)} rows, and the others vary: it tells nothing"
             )
             yield Finding(None, text, STRUCTURAL)
 
@@ -159,7 +158,7 @@ def _standardised(
     inputs = jax.tree.unflatten(tree, [jnp.asarray(fresh, leaves[0].dtype)])
     loaded = read_forward(exam, exam.network.apply)
     changed = read_forward(exam, exam.network.apply, inputs)
-    strength = recovery(loaded, changed, REGAINED_BESIDES if is_trained(exam) else REGAINED)
+    strength = recovery(loaded, changed, LEAST_MEASURED if is_trained(exam) else LEAST_UNKNOWN)
     return (loaded.loss, changed.loss, strength) if strength else None
 
 

@@ -34,15 +34,15 @@ _ROWS = 256
 _WORK = 3e10
 _MOST_CANDIDATES = 300
 # Share of what the network knows afterwards, of one that may not have been trained.
-REGAINED = 0.3
+LEAST_UNKNOWN = 0.3
 # Of a network that was trained: no exchange of sound weights makes it better.
-_REGAINED = 0.02
+_LEAST_TRAINED = 0.02
 # Where what is off was measured before.
-REGAINED_BESIDES = 0.05
+LEAST_MEASURED = 0.05
 # Fewer tell nothing.
-_FEWEST_ROWS = 16
+_FEWEST_ROWS = 24
 # Of the loss: what a nearly perfect network loses is little beside its knowledge.
-FALLS = 0.4
+_FALLS = 0.4
 # Of the loss with other rows' targets: less is no knowledge.
 _KNOWS = 0.25
 # In logs: no usual initialiser, nor training, makes a layer so unlike the others.
@@ -238,7 +238,7 @@ class Reading(NamedTuple):
         return gained if math.isfinite(gained) and gained > _KNOWS * abs(self.unmatched) else 0.0
 
 
-def recovery(loaded: Reading, changed: Reading, least: float = REGAINED) -> float:
+def recovery(loaded: Reading, changed: Reading, least: float = LEAST_UNKNOWN) -> float:
     """Return the strength of a finding whose cure was tried; 0 where it regains too little.
 
     Args:
@@ -247,7 +247,7 @@ def recovery(loaded: Reading, changed: Reading, least: float = REGAINED) -> floa
       least: share in [0, 1] of the knowledge that has to come from the cure.
     """
     gain = loaded.loss - changed.loss
-    enough = gain >= min(least * changed.knowledge, FALLS * abs(loaded.loss))
+    enough = gain >= min(least * changed.knowledge, _FALLS * abs(loaded.loss))
     if not (changed.knowledge and enough):
         return 0.0
     return BLOCKING + CERTAIN * gain / (gain + abs(changed.loss))
@@ -303,7 +303,7 @@ def _judge(exam: Exam, candidates: Iterable[_Candidate], verdict: str) -> Iterat
     if not known:
         return
     best, candidate = min(known, key=lambda each: each[0].loss)
-    strength = recovery(loaded, best, _REGAINED if trained else REGAINED)
+    strength = recovery(loaded, best, _LEAST_TRAINED if trained else LEAST_UNKNOWN)
     if strength:
         text = (
             f"{verdict}: {candidate.words}, the loss falls from {loaded.loss:.3g} to"

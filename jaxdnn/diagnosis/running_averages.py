@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from jaxdnn.diagnosis.findings import STRUCTURAL, Finding
-from jaxdnn.diagnosis.hidden_causes import REGAINED_BESIDES, read_forward, recovery
+from jaxdnn.diagnosis.hidden_causes import LEAST_MEASURED, read_forward, recovery
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.program import Dependence, Edit, Environment, Step, run
 
@@ -98,7 +98,7 @@ def foreign_averages(exam: Exam) -> Iterator[Finding]:
     program = exam.graph.program
     loaded = read_forward(exam, exam.network.apply)
     own = read_forward(exam, lambda *arguments: run(program, arguments, edits)[program.output])
-    strength = recovery(loaded, own, REGAINED_BESIDES)
+    strength = recovery(loaded, own, LEAST_MEASURED)
     if strength:
         text += f"; with the batch's own the loss falls from {loaded.loss:.3g} to {own.loss:.3g}"
         yield Finding(layer, text, strength)
