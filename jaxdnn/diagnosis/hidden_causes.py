@@ -253,6 +253,22 @@ def recovery(loaded: Reading, changed: Reading, least: float = LEAST_UNKNOWN) ->
     return BLOCKING + CERTAIN * gain / (gain + abs(changed.loss))
 
 
+def take_rows(tree: Any, rows: Any) -> Any:
+    """Return these rows of all arrays of a tree; what has no axes stays as it is."""
+    return jax.tree.map(lambda x: jnp.asarray(x)[rows] if jnp.ndim(x) else x, tree)
+
+
+def takes_rows(exam: Exam, count: int) -> bool:
+    """Tell whether network and loss take a batch of another size than the given."""
+    inputs, targets = take_rows((exam.inputs, exam.targets), np.arange(count))
+    try:
+        outputs = jax.eval_shape(exam.network.apply, exam.params, inputs, exam.key)
+        jax.eval_shape(exam.loss, outputs, targets)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def read_forward(exam: Exam, forward: Forward, inputs: Any = None) -> Reading:
     """Read the loss of another forward pass, or of other inputs than the batch's.
 
@@ -262,7 +278,7 @@ def read_forward(exam: Exam, forward: Forward, inputs: Any = None) -> Reading:
       inputs: of the shapes of the batch; None for the batch's own.
     """
     order = np.random.default_rng(0).permutation(len(jax.tree.leaves(exam.inputs)[0]))
-    others = jax.tree.map(lambda x: jnp.asarray(x)[order], exam.targets)
+    others = take_rows(exam.targets, order)
     seen = exam.inputs if inputs is None else inputs
     outputs = jax.jit(forward)(exam.params, seen, exam.key)
     return Reading(float(exam.loss(outputs, exam.targets)), float(exam.loss(outputs, others)))
@@ -275,10 +291,9 @@ class _Bench:
         self._exam = exam
         self._leaves, self._tree = jax.tree.flatten(exam.params)
         count = len(jax.tree.leaves(exam.inputs)[0])
-        rows = slice(None) if count <= _ROWS else slice(0, _ROWS)
-        self._inputs, self._targets = jax.tree.map(lambda x: x[rows], (exam.inputs, exam.targets))
-        order = np.random.default_rng(0).permutation(min(count, _ROWS))
-        self._others = jax.tree.map(lambda x: jnp.asarray(x)[order], self._targets)
+        rows = np.arange(count if count <= _ROWS or not takes_rows(exam, _ROWS) else _ROWS)
+        self._inputs, self._targets = take_rows((exam.inputs, exam.targets), rows)
+        self._others = take_rows(self._targets, np.random.default_rng(0).permutation(rows))
 
     def read(self, changed: dict[int, Any]) -> Reading:
         leaves = [changed.get(index, leaf) for index, leaf in enumerate(self._leaves)]

@@ -26,11 +26,13 @@ import numpy as np
 import optax
 
 from jaxdnn.diagnosis.findings import BLOCKING, CERTAIN, Finding
-from jaxdnn.diagnosis.hidden_causes import Reading, is_trained
+from jaxdnn.diagnosis.hidden_causes import Reading, is_trained, take_rows, takes_rows
 from jaxdnn.diagnosis.measure import Exam
 
 # Fewer rows cannot tell.
 _FEWEST_ROWS, _MOST_ROWS = 48, 512
+# Entries of outputs in all random orders, and orders at least.
+_LOSS_WORK, _FEWEST_ORDERS = 2e8, 19
 # Fewer cannot tell that there is nothing.
 _FEWEST_FOR_NOTHING = 200
 _ORDERS, _SHIFTS = 99, (1, -1, 2, -2)
@@ -290,10 +292,12 @@ def _levels(
 
     @jax.jit
     def loss_of(order: Any) -> jax.Array:
-        return exam.loss(outputs, jax.tree.map(lambda y: jnp.asarray(y)[order], targets))
+        return exam.loss(outputs, take_rows(targets, order))
 
     rng = np.random.default_rng(0)
-    drawn = np.array([float(loss_of(rng.permutation(len(chosen[0])))) for _ in range(_ORDERS)])
+    # Large outputs, such as maps of classes, in fewer orders.
+    count = int(np.clip(_LOSS_WORK / outputs.size, _FEWEST_ORDERS, _ORDERS))
+    drawn = np.array([float(loss_of(rng.permutation(len(chosen[0])))) for _ in range(count)])
     losses = [float(loss_of(order)) for order in chosen]
     return [
         _LossLevel(
@@ -334,12 +338,9 @@ def _train_on_half(exam: Exam) -> _LossLevel | None:
     values, count = exam.graph.program.values, len(jax.tree.leaves(exam.inputs)[0])
     work = sum(math.prod(values[each.z].shape) * each.fan_in for each in exam.graph.layers)
     rows = np.arange(min(count, _MOST_ROWS, int(_STEP_WORK * count / max(work, 1))) // 2 * 2)
-    if len(rows) < _FEWEST_FOR_NOTHING:
+    if len(rows) < _FEWEST_FOR_NOTHING or not takes_rows(exam, len(rows) // 2):
         return None
-    half, held = (
-        jax.tree.map(lambda x, own=own: jnp.asarray(x)[own], (exam.inputs, exam.targets))
-        for own in (rows[::2], rows[1::2])
-    )
+    half, held = (take_rows((exam.inputs, exam.targets), own) for own in (rows[::2], rows[1::2]))
     optimizer = optax.adam(_RATE)
 
     @jax.jit
@@ -457,7 +458,7 @@ def _in_circles(answer: dict[int, int]) -> list[int]:
 
 def _renamed(exam: Exam) -> Finding | None:
     """Ask a network that knows its classes which label it gives instead of which."""
-    own = np.asarray(jax.tree.leaves(exam.targets)[0])
+    own = np.asarray(exam.targets) if hasattr(exam.targets, "dtype") else np.zeros(())
     trained = is_trained(exam)
     whole = np.issubdtype(own.dtype, np.integer)
     if not whole or not exam.measured.finite or trained is False or own.size < _FEWEST_ROWS:

@@ -1,7 +1,6 @@
 """Targets of other rows, at random or mixed up; features, rows and tokens that tell nothing."""
 
 import chex
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -173,16 +172,15 @@ def test_tokens_that_are_never_or_always_used_are_named(use, finders):
 def test_finders_take_any_tree_and_any_loss():
     """Rows of two arrays with a mask: nothing is known of such targets, and nothing is said."""
     inputs = {"a": jnp.asarray(INPUTS), "b": jnp.asarray(INPUTS[:, :1])}
-    targets = (jnp.asarray(LABELS), jnp.ones(ROWS))
+    targets = (jnp.asarray(LABELS), jnp.ones(ROWS), jnp.float32(2))
 
     def apply(params, x):
         return jnp.tanh(x["a"] @ params) @ params.T
 
     def loss(logits, targets):
-        labels, weights = targets
+        labels, weights, factor = targets
         each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return jnp.sum(weights * each) / jnp.sum(weights)
+        return factor * jnp.sum(weights * each) / jnp.sum(weights)
 
     exam = examine((apply, zoo.normal(1, FEATURES, CLASSES)), inputs, targets, loss=loss)
     assert [finder for finder in (*BATCH, *TARGET) for _ in finder(exam)] == []
-    jax.clear_caches()
