@@ -33,6 +33,8 @@ _FEW_ROWS = 16
 _ROWS_TO_VARY = 64
 # More features that never change are how the data are, such as the border of drawn digits.
 _MOST_CONSTANT = 0.02
+# Share of the entries that hold what a constant feature holds, beyond its own.
+_RARE_EVENTS = 0.05
 # Rows that fill up a batch.
 _PADDING_ROWS, _PADDING_SHARE = 3, 0.02
 # Look-ups for each row of a table, and shares of them.
@@ -103,6 +105,10 @@ def constant_feature(exam: Exam) -> Iterator[Finding]:
         same = np.flatnonzero(features.max(0) == features.min(0))
         few = len(same) <= max(1, _MOST_CONSTANT * features.shape[1])
         meant = len(same) == 1 and features[0, same[0]] == 1
+        # Rare events, or the margin of drawings: the others hold that number often, too.
+        meant |= 0 < len(same) < features.shape[1] and bool(
+            np.mean(np.delete(features, same, 1) == features[0, same[0]]) > _RARE_EVENTS
+        )
         several = features.shape[1] > (1 if array.ndim == 4 else 2)
         if len(array) >= _ROWS_TO_VARY and several and len(same) and few and not meant:
             word, listed = _feature_word(array), ", ".join(map(str, same[:5]))
