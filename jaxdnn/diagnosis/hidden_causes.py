@@ -45,6 +45,8 @@ _FEWEST_ROWS = 24
 _FALLS = 0.4
 # Of the loss with other rows' targets: less is no knowledge.
 _KNOWS = 0.25
+# By luck a network that was not trained can fit a few rows somewhat better with an exchange.
+_SURELY_KNOWS = 0.75
 # In logs: no usual initialiser, nor training, makes a layer so unlike the others.
 _OFF_SCALE, _OFF_SCALE_BY_FAR = math.log(6), math.log(12)
 
@@ -319,7 +321,7 @@ def _judge(exam: Exam, candidates: Iterable[_Candidate], verdict: str) -> Iterat
         return
     best, candidate = min(known, key=lambda each: each[0].loss)
     strength = recovery(loaded, best, _LEAST_TRAINED if trained else LEAST_UNKNOWN)
-    if strength:
+    if strength and (trained or best.knowledge > _SURELY_KNOWS * abs(best.unmatched)):
         text = (
             f"{verdict}: {candidate.words}, the loss falls from {loaded.loss:.3g} to"
             f" {best.loss:.3g} without any training"
@@ -335,6 +337,8 @@ def is_trained(exam: Exam) -> bool | None:
     """
     vectors = [np.asarray(x) for x in jax.tree.leaves(exam.params) if np.ndim(x) == 1]
     moved = [bool(np.any(x != x[0])) for x in vectors if x.size > 1]
+    if moved and not any(moved):
+        return False
     return sum(moved) >= len(moved) / 2 if len(moved) > 2 else None
 
 
