@@ -665,6 +665,7 @@ _TABLE = (
         "delta",
         find=information.shifted_targets,
         regardless=True,
+        fixes=(information.realigned_targets,),
     ),
     CauseKind(
         "targets at random",

@@ -28,6 +28,7 @@ import optax
 from jaxdnn.diagnosis.findings import BLOCKING, CERTAIN, Finding
 from jaxdnn.diagnosis.hidden_causes import Reading, is_trained, take_rows, takes_rows
 from jaxdnn.diagnosis.measure import Exam
+from jaxdnn.diagnosis.setups import Fix, FixKind
 
 # Fewer rows cannot tell.
 _FEWEST_ROWS, _MOST_ROWS = 48, 512
@@ -223,13 +224,41 @@ def _inside(exam: Exam, rows: slice) -> np.ndarray:
 
 def shifted_targets(exam: Exam) -> Iterator[Finding]:
     """Find targets that belong to the row before or after."""
-    by_network = _shift_known(exam)
-    if by_network is not None:
-        yield by_network
-        return
+    found = _find_shift(exam)
+    if found is not None:
+        yield Finding(None, found.text, BLOCKING + CERTAIN)
+
+
+def realigned_targets(exam: Exam, layer: int | None) -> Iterator[Fix]:
+    """Move the targets to the rows that they belong to."""
+    del layer
+    found = _find_shift(exam)
+    if found is not None:
+        yield Fix(
+            "realign_targets", f"targets moved by {abs(found.rows)} row against the inputs",
+            f"targets = jnp.roll(targets, {-found.rows}, axis=0)", FixKind.DATA, 1,
+            targets=lambda t: jax.tree.map(lambda x: jnp.roll(x, -found.rows, axis=0), t),
+        )  # fmt: skip
+
+
+class _Shift(NamedTuple):
+    """Targets that belong to other rows.
+
+    Attributes:
+      rows: so many rows further down lies a row's own target; negative for further up.
+      text: the numbers that say so.
+    """
+
+    rows: int
+    text: str
+
+
+def _find_shift(exam: Exam) -> _Shift | None:
+    """Ask the network first, then a probe."""
+    known = _shift_known(exam)
     question = ask(exam)
-    if question is None:
-        return
+    if known is not None or question is None:
+        return known
     own = question.probes.level()
     levels = {shift: question.probes.level(shift) for shift in _SHIFTS}
     shift, best = max(levels.items(), key=lambda each: each[1].deviations)
@@ -240,7 +269,8 @@ def shifted_targets(exam: Exam) -> Iterator[Finding]:
             f" above chance, p {_p(best.p)}), its own target does not (cosine {own.cosine:.2g},"
             f" p {_p(own.p)})"
         )
-        yield Finding(None, text, BLOCKING + CERTAIN)
+        return _Shift(shift, text)
+    return None
 
 
 def _shift_words(shift: int) -> str:
@@ -252,7 +282,7 @@ def _p(p: float) -> str:
     return f"= {p:.2g}" if p > 1 / (1 + _ORDERS) else f"<= {p:.2g}"
 
 
-def _shift_known(exam: Exam) -> Finding | None:
+def _shift_known(exam: Exam) -> _Shift | None:
     """Ask a network that may know its task: of which row's target is the loss the lowest?"""
     count = len(jax.tree.leaves(exam.inputs)[0])
     if not exam.measured.finite or count < _FEWEST_ROWS // 2:
@@ -267,7 +297,7 @@ def _shift_known(exam: Exam) -> Finding | None:
             f"the targets belong to other rows: with {_shift_words(_SHIFTS[best])} the network's"
             f" loss falls from {own.loss:.3g} to {loss:.3g} without any training"
         )
-        return Finding(None, text, BLOCKING + CERTAIN)
+        return _Shift(_SHIFTS[best], text)
     return None
 
 
