@@ -79,6 +79,9 @@ class Search:
         """
         self.trials, self.base = trials, base
         self.exam = trials.exam
+        raw = score_trial(base.trial, trials.exam.answers, horizon=trials.horizon)
+        # What is learnt by heart already is not what is meant: only answers to that count.
+        self.by_heart = base.score < TRAINS <= raw
         self.slow = trials.num_steps < trials.horizon
         self.tried: list[Tried] = []
         self._bar = progress_bar(
