@@ -241,7 +241,8 @@ def _ask(loss: Loss, targets: Any, outputs: Array) -> dict[str, Any]:
         own, at, random, signed, below, above = slopes
         others = [0.5 * inside, inside + 3, jnp.roll(inside, 1, axis=-1)]
         halved, raised, rolled = (loss(x.astype(dtype), targets) for x in others)
-        middle = jnp.full((1, *shape[1:]), 0.5, dtype)
+        # A narrow format would end before what grows does.
+        middle = jnp.full((1, *shape[1:]), 0.5, jnp.promote_types(dtype, jnp.float32))
         slope = jax.grad(lambda c: loss(jnp.broadcast_to(c, shape), targets))(middle)
         way = jnp.nan_to_num(slope)
         way = way / jnp.maximum(jnp.abs(way).max(), 1e-30)

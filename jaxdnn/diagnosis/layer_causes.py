@@ -247,6 +247,9 @@ def _shape(exam: Exam, layer: Layer) -> tuple[int, ...]:
 def dead_layers(exam: Exam) -> Iterator[Finding]:
     """Find layers whose units are all on their flat side for every input."""
     for index in range(len(exam.graph.layers)):
+        # Zero weights leave no signal to what follows, and are a finding of their own.
+        if exam.measured.kernel_rms[index] == 0:
+            return
         for segment in exam.graph.following(index, "activation"):
             if exam.measured.slopes[segment].dead >= 1:
                 last = segment.above is None

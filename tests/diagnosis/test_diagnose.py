@@ -5,18 +5,23 @@ import json
 import sys
 
 import chex
+import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from flax import nnx
 
 from jaxdnn import assert_trainable, check, diagnose
-from jaxdnn.diagnosis import examine
-from jaxdnn.diagnosis.search import bridged_change
 from jaxdnn.errors import InputError
 
 from . import zoo
 
 BATCH = zoo.DEEP_INPUTS, zoo.DEEP_TARGETS
+
+
+@functools.cache
+def vanishing():
+    return diagnose(zoo.deep(0.1), *BATCH)
 
 
 def test_healthy_network_trains():
@@ -28,7 +33,7 @@ def test_healthy_network_trains():
 
 
 def test_vanishing_network_does_not_and_critical_weights_help():
-    diagnosis = diagnose(zoo.deep(0.1), *BATCH)
+    diagnosis = vanishing()
     assert diagnosis.verdict == "will not train"
     assert diagnosis.causes[0].cause == "gain too small everywhere"
     best = diagnosis.prescriptions[0]
@@ -46,13 +51,36 @@ def test_vanishing_network_does_not_and_critical_weights_help():
         assert_trainable(zoo.deep(0.1), *BATCH, try_changes=False)
 
 
-def test_bridge_takes_delta_past_a_small_layer():
-    apply, kernels = zoo.deep()
-    kernels[4] = 0.01 * kernels[4]
-    exam = examine((apply, kernels), *BATCH)
-    at, elsewhere = (bridged_change(exam, index) for index in (4, 6))
-    chex.assert_trees_all_close(at, 2, atol=0.5, rtol=0)
-    assert abs(elsewhere) < 0.5
+def test_a_prescription_can_be_trained_with_plain_optax_and_takes_other_batches():
+    """By what it says of optimizer, loss and data, and by nothing else."""
+    prescriptions = vanishing().prescriptions
+    assert len(prescriptions) > 1
+    for each in prescriptions[:3]:
+        apply, params = each.network
+        inputs, targets = BATCH if each.prepare is None else each.prepare(*BATCH)
+        loss, optimizer = each.loss or zoo.cross_entropy, each.optimizer or optax.sgd(0.1)
+
+        @jax.jit
+        def step(
+            params, state, apply=apply, loss=loss, optimizer=optimizer, batch=(inputs, targets)
+        ):
+            value, grads = jax.value_and_grad(lambda p: loss(apply(p, batch[0]), batch[1]))(params)
+            updates, state = optimizer.update(grads, state, params)
+            return optax.apply_updates(params, updates), state, value
+
+        state, losses = optimizer.init(params), []
+        for _ in range(200):
+            params, state, value = step(params, state)
+            losses.append(float(value))
+        assert losses[-1] < 0.7 * losses[0], each.change
+        chex.assert_shape(apply(params, inputs[:5]), (5, zoo.WIDTH))
+
+
+def test_a_prescription_carries_none_where_it_changes_nothing():
+    weights = next(p for p in vanishing().prescriptions if p.name == "critical_weights")
+    assert (weights.optimizer, weights.loss, weights.prepare) == (None, None, None)
+    shown = json.loads(vanishing().to_json())["prescriptions"][0]
+    assert {"name", "change", "code", "before", "after"} == shown.keys()
 
 
 def not_scalar(logits, targets):
