@@ -5,6 +5,7 @@ from jaxdnn.diagnosis.causes import CAUSES, Cause, find_causes
 from jaxdnn.diagnosis.diagnose import Diagnosis, Prescription, assert_trainable, diagnose
 from jaxdnn.diagnosis.measure import examine
 from jaxdnn.diagnosis.operations import not_finite
+from jaxdnn.diagnosis.printout import error_json
 from jaxdnn.diagnosis.search import find_fixes
 from jaxdnn.diagnosis.setups import AS_IT_IS, Fix, Trials, Tried
 from jaxdnn.diagnosis.trial import (
@@ -35,6 +36,7 @@ __all__ = [
     "Tried",
     "assert_trainable",
     "diagnose",
+    "error_json",
     "examine",
     "find_causes",
     "find_fixes",

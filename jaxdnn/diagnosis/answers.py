@@ -17,6 +17,7 @@ divides by their sum; one that is flat or not a number outside (0, 1) takes prob
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -30,6 +31,8 @@ from jax import Array
 
 from jaxdnn.diagnosis.model import Loss
 
+# What runs once is compiled without optimisation, which takes half the time.
+_QUICK = {"xla_backend_optimization_level": 0}
 # Steps of a fit, and its rates in units of the answers' scale.
 _NUM_STEPS = 300
 _RATES = (0.5, 0.05)
@@ -39,7 +42,9 @@ _MEMORY = 0.9
 _EQUAL = 1e-4
 # Factors on a constant answer that show a loss without a lower bound.
 _GROWING = (1e2, 1e4, 1e6)
-# A slope that counts as none.
+# Slopes that add up to less, of their sizes, cancel.
+_CANCELS = 1e-3
+# A slope that counts as none, of the loss where that is below 1.
 _FLAT = 1e-12
 
 
@@ -83,6 +88,8 @@ class LossTraits:
       softmax: takes a softmax itself; the outputs' level does not matter.
       symmetric: the same if the output columns are exchanged, for more than one.
       mixes: what is asked of one example depends on the targets of others.
+      summed: a sum over the examples rather than a mean.
+      blind: examples whose outputs do not count at all, by row.
     """
 
     independent: bool = False
@@ -92,6 +99,8 @@ class LossTraits:
     softmax: bool = False
     symmetric: bool = False
     mixes: bool = False
+    summed: bool = False
+    blind: tuple[int, ...] = ()
 
 
 def best_answers(
@@ -163,7 +172,7 @@ def _fit(objective: Callable[[Array], Array], starts: Array, scale: float) -> fl
     rates = jnp.repeat(jnp.array(sizes), len(starts))
     begin = jnp.concatenate([starts] * len(sizes))
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=_QUICK)
     @jax.vmap
     def descend(x: Array, rate: Array) -> Array:
         adam = optax.scale_by_adam(b2=_MEMORY, eps=1e-30)
@@ -198,18 +207,24 @@ def loss_traits(loss: Loss, targets: Any, outputs: Array) -> LossTraits:
     said = jax.device_get(_ask(loss, targets, outputs))
     several = outputs.ndim > 1 and outputs.shape[-1] > 1
     at = float(said["at"])
-    raised, halved, rolled = (float(said[name]) for name in ("raised", "halved", "rolled"))
-    independent = max(map(_most, said["slopes"])) <= _FLAT
-    outside = max(_most(said["below"]), _most(said["above"])) <= _FLAT < _most(said["inside"])
+    inside, slope = (np.asarray(said[name], np.float64) for name in ("point", "inside"))
+    rolled = np.roll(np.asarray(said["rolled"], np.float64), -1, axis=-1)
+    shifts, stretches = not _sums(slope), not _sums(slope * inside)
+    # A loss that is small as a whole is no flat one.
+    flat = _FLAT * min(1.0, _most(said["values"]))
+    independent = max(map(_most, said["slopes"])) <= flat
+    outside = max(_most(said["below"]), _most(said["above"])) <= flat < _most(said["inside"])
     probabilities = outside or (several and _needs_positive(said))
     return LossTraits(
         independent=independent,
         unbounded=any(_falls(values) for values in said["growing"]),
         probabilities=probabilities and not independent,
-        normalises=several and _same(at, halved) and not _same(at, raised),
-        softmax=several and _same(at, raised) and not independent,
-        symmetric=several and _same(at, rolled) and not independent,
+        normalises=several and stretches and not shifts and not independent,
+        softmax=several and shifts and not independent,
+        symmetric=several and _most(rolled - slope) <= _EQUAL * _most(slope) and not independent,
         mixes=_mixes(said),
+        summed=at != 0 and _same(2 * at, float(said.get("twice", at))),
+        blind=() if independent else _blind(said, flat),
     )
 
 
@@ -223,7 +238,7 @@ def _ask(loss: Loss, targets: Any, outputs: Array) -> dict[str, Any]:
         unlike = np.flatnonzero((own != own[:1]).reshape(len(own), -1).any(1))
         other = int(unlike[0]) if len(unlike) else None
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=_QUICK)
     def ask(outputs: Array, targets: Any, key: Array) -> dict[str, Any]:
         keys = jax.random.split(key, 3)
         inside = jax.random.uniform(keys[0], shape, jnp.float32, 0.1, 0.9)
@@ -239,8 +254,7 @@ def _ask(loss: Loss, targets: Any, outputs: Array) -> dict[str, Any]:
         value_and_grad = jax.vmap(jax.value_and_grad(loss), in_axes=(0, None))
         values, slopes = value_and_grad(jnp.stack([p.astype(dtype) for p in points]), targets)
         own, at, random, signed, below, above = slopes
-        others = [0.5 * inside, inside + 3, jnp.roll(inside, 1, axis=-1)]
-        halved, raised, rolled = (loss(x.astype(dtype), targets) for x in others)
+        rolled = jax.grad(loss)(jnp.roll(inside, 1, axis=-1).astype(dtype), targets)
         # A narrow format would end before what grows does.
         middle = jnp.full((1, *shape[1:]), 0.5, jnp.promote_types(dtype, jnp.float32))
         slope = jax.grad(lambda c: loss(jnp.broadcast_to(c, shape), targets))(middle)
@@ -253,10 +267,16 @@ def _ask(loss: Loss, targets: Any, outputs: Array) -> dict[str, Any]:
             for sign in (-1.0, 1.0)
         ]
         said = {
-            "at": values[1], "halved": halved, "raised": raised, "rolled": rolled,
+            "values": values,
+            "at": values[1],
+            "point": inside,
+            "rolled": rolled,
             "slopes": [own, at, random], "inside": at, "below": below, "above": above,
             "signs": signs, "signed": signed, "growing": growing,
         }  # fmt: skip
+        twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), (inside.astype(dtype), targets))
+        if _takes(loss, *twice):
+            said["twice"] = loss(*twice)
         if other is not None:
             (array,) = jax.tree.leaves(targets)
             changed = jax.tree.unflatten(structure, [jnp.asarray(array).at[0].set(array[other])])
@@ -266,12 +286,34 @@ def _ask(loss: Loss, targets: Any, outputs: Array) -> dict[str, Any]:
     return ask(outputs, targets, jax.random.key(0))
 
 
+def _takes(loss: Loss, outputs: Any, targets: Any) -> bool:
+    """Tell whether a loss takes a batch of this size."""
+    try:
+        jax.eval_shape(loss, outputs, targets)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def _most(slope: Any) -> float:
     return float(np.abs(np.nan_to_num(np.asarray(slope, np.float64))).max(initial=0.0))
 
 
+def _sums(slope: np.ndarray) -> bool:
+    """Tell whether the slopes of an example's outputs add up to more than rounding."""
+    slope = np.nan_to_num(slope)
+    return bool(np.abs(slope.sum(-1)).sum() > _CANCELS * np.abs(slope).sum())
+
+
 def _same(a: float, b: float) -> bool:
-    return abs(a - b) <= _EQUAL * max(abs(a), abs(b), 1e-6)
+    return abs(a - b) <= _EQUAL * max(abs(a), abs(b))
+
+
+def _blind(said: dict[str, Any], flat: float) -> tuple[int, ...]:
+    """Return the rows in which no output changes the loss."""
+    slopes = [np.abs(np.asarray(x, np.float64)) for x in (*said["slopes"], said["signed"])]
+    moves = np.array([x.reshape(len(x), -1).max(1) for x in slopes]).max(0)
+    return tuple(int(row) for row in np.flatnonzero(moves <= flat))
 
 
 def _falls(values: Any) -> bool:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import optax
 from jax import Array
-from jaxtyping import Float
 
+from jaxdnn.diagnosis import printout
 from jaxdnn.diagnosis.causes import Cause, find_causes
 from jaxdnn.diagnosis.findings import BLOCKING, STRUCTURAL
 from jaxdnn.diagnosis.measure import Exam, examine
@@ -24,6 +23,7 @@ from jaxdnn.diagnosis.trial import (
     HORIZON,
     TRAINS,
     Scales,
+    Trial,
     Verdict,
     parse_optimizer,
     shares,
@@ -35,8 +35,6 @@ from jaxdnn.run_folder import without_nan
 # A network that learns all within the trial comes to 0.94: nothing is tried from here on.
 _WELL = 0.9
 _MOST_SHOWN = 5
-# Rows of the printed table beyond which its middle is left out.
-_MOST_ROWS = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,37 +93,11 @@ class Diagnosis:
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        return "\n".join([self._headline(), *self._table(), *self._findings()])
+        return printout.short_text(self.to_dict())
 
-    def _headline(self) -> str:
-        return f"{self.verdict} (score {self.score:.2f}, {self.optimizer}): {self.reason}"
-
-    def _table(self) -> list[str]:
-        width = max([5, *(len(layer.path) for layer in self.layers)])
-        rows = [
-            f"{'layer':{width}}  {'delta':>9}  {'factor':>8}  {'redrawn':>16}  {'z':>8}  dead"
-            "  mostly"
-        ]
-        for layer in self.layers:
-            term = max(layer.terms, key=lambda name: abs(layer.terms[name]))
-            rows.append(
-                f"{layer.path:{width}}  {layer.delta_rms:9.2e}  {layer.factor:8.3g}"
-                f"  {_span(layer.factor_band):>16}"
-                f"  {layer.pre_activation_rms:8.3g}  {layer.dead:4.0%}"
-                f"  {term} {layer.terms[term]:+.2f}"
-            )
-        if len(rows) <= _MOST_ROWS:
-            return rows
-        half = _MOST_ROWS // 2
-        return [*rows[:half], f"... {len(rows) - 2 * half} more", *rows[-half:]]
-
-    def _findings(self) -> list[str]:
-        causes = [f"cause: {c.path}: {c.cause}: {c.evidence}{_confirmed(c)}" for c in self.causes]
-        changes = [
-            f"try: {p.change} (score {p.before:.2f} -> {p.after:.2f}): {p.code}"
-            for p in self.prescriptions
-        ]
-        return [*causes, *changes]
+    def details(self) -> str:
+        """Return all findings, all changes that help, and the table of layers."""
+        return printout.full_text(self.to_dict())
 
     def _repr_html_(self) -> str:
         # Only here: matplotlib takes a second to load.
@@ -150,29 +122,13 @@ class Diagnosis:
         """Return a JSON object with the fields of this class."""
         return json.dumps(self.to_dict(), indent=2)
 
+    def to_short_json(self) -> str:
+        """Return what an assistant needs, a JSON object of at most 2,000 characters."""
+        return printout.short_json(self.to_dict())
+
     def to_markdown(self) -> str:
         """Return headings, lists and a table."""
-        head = "| layer | delta RMS | factor | redrawn | " + " | ".join(self.layers[0].terms) + " |"
-        rule = "|---" * (4 + len(self.layers[0].terms)) + "|"
-        rows = [
-            f"| `{layer.path}` | {layer.delta_rms:.2e} | {layer.factor:.3g} |"
-            f" {_span(layer.factor_band)} | "
-            + " | ".join(f"{term:+.2f}" for term in layer.terms.values())
-            + " |"
-            for layer in self.layers
-        ]
-        findings = [f"- {line}" for line in self._findings()]
-        return "\n".join([f"# {self._headline()}", "", *findings, "", head, rule, *rows, ""])
-
-
-def _span(band: tuple[float, float]) -> str:
-    return f"{band[0]:.3g} to {band[1]:.3g}"
-
-
-def _confirmed(cause: Cause) -> str:
-    if math.isnan(cause.recovery):
-        return ""
-    return f"; with its Jacobian the identity the first layer's delta is 10^{cause.recovery:+.1f} x"
+        return printout.markdown(self.to_dict())
 
 
 def diagnose(
@@ -239,13 +195,13 @@ def diagnose(
     return Diagnosis(
         verdict=verdict_of(score),
         score=score,
-        reason=_reason(exam, deltas, np.asarray(base.trial.loss)),
+        reason=_reason(exam, base.trial, score, horizon),
         layers=layer_profiles(exam, deltas),
         causes=causes,
         prescriptions=tuple(_prescription(trials, each, score) for each in tried[:_MOST_SHOWN]),
         loss=exam.measured.loss,
         optimizer=optimizer if isinstance(optimizer, str) else "the given optimizer",
-        loss_name=_loss_name(loss, targets),
+        loss_name=printout.loss_name(loss, targets),
         notes=tuple(_notes(exam, base)),
     )
 
@@ -266,13 +222,6 @@ def _judged(score: float, causes: Sequence[Cause]) -> float:
 _FEW = 16
 # Outputs that differ by less, in units of their spread, are the same in both modes.
 _SAME_OUTPUTS = 0.05
-
-
-def _loss_name(loss: Callable[[Any, Any], Array] | None, targets: Any) -> str:
-    if loss is not None:
-        return str(getattr(loss, "__name__", type(loss).__name__))
-    is_float = np.issubdtype(np.asarray(targets).dtype, np.floating)
-    return "mean squared error" if is_float else "cross-entropy of the labels"
 
 
 def _notes(exam: Exam, base: Tried) -> Iterator[str]:
@@ -345,18 +294,14 @@ def assert_trainable(model: Any, inputs: Any, targets: Any, **options: Any) -> N
         raise AssertionError(str(diagnosis))
 
 
-def _reason(exam: Exam, deltas: Float[np.ndarray, "seed layer+1"], losses: np.ndarray) -> str:
+def _reason(exam: Exam, trial: Trial, score: float, horizon: int) -> str:
     """Say in numbers what stands behind the verdict."""
     measured = exam.measured
-    if not measured.finite:
-        return "the loss or its gradient is not finite at the start"
-    first, last = (measured.delta[exam.graph.layers[i].z] for i in (0, -1))
-    spread = measured.logits_spread / measured.logits_rms if measured.logits_rms else 0.0
-    ratio = first / last if last else math.nan
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = deltas[:, 0] / deltas[:, -2]
-    return (
-        f"loss {losses[0]:.4g} -> {losses[-1]:.4g} in {len(losses) - 1} steps; delta of the first"
-        f" layer over the last {ratio:.2g} ({ratios.min():.2g} to {ratios.max():.2g} with random"
-        f" weights of the same scale); {spread:.2g} of the logits tell inputs apart"
+    return printout.reason(
+        trial,
+        exam.answers,
+        score=score,
+        horizon=horizon,
+        finite=measured.finite,
+        alike=measured.logits_spread / measured.logits_rms if measured.logits_rms else 0.0,
     )

@@ -43,6 +43,25 @@ def usual_weights(exam: Exam, index: int) -> Iterator[Fix]:
     yield Fix("usual_weights", words, init_line(sigma), size=1, params=params)
 
 
+def default_weights(exam: Exam, index: int) -> Iterator[Fix]:
+    """Draw all kernels that are no tables by LeCun's rule, as Flax does by default."""
+    del index
+    leaves, structure = jax.tree.flatten(exam.params)
+    done = set()
+    for number, layer in enumerate(exam.graph.layers):
+        if layer.kind == "embedding" or layer.leaf in done:
+            continue
+        done.add(layer.leaf)
+        old = layer.leaf.take(leaves)
+        key = jax.random.fold_in(jax.random.key(2), number)
+        drawn = jax.random.normal(key, old.shape) / math.sqrt(layer.fan_in)
+        layer.leaf.put(leaves, drawn.astype(old.dtype))
+    params = jax.tree.unflatten(structure, leaves)
+    words = "weights drawn around zero by LeCun's rule, as by default"
+    code = "kernel_init=nnx.initializers.lecun_normal()"
+    yield Fix("default_weights", words, code, size=1, params=params)
+
+
 def zero_bias(exam: Exam, index: int) -> Iterator[Fix]:
     """Leave a layer's bias out."""
     layer = exam.graph.layers[index]

@@ -39,6 +39,8 @@ from jaxdnn.diagnosis.profile import log, log_factor
 _FLAT = 0.5
 # Variance times fan of the initializers of LeCun and Glorot, and of He.
 _USUAL_GAINS = (1.0, 2.0)
+# A mean of weights so large beside their spread is none of chance; fewer weights tell nothing.
+_ONE_SIDED, _FEWEST = 0.8, 30
 
 
 def zero_weights(exam: Exam) -> Iterator[Finding]:
@@ -46,6 +48,32 @@ def zero_weights(exam: Exam) -> Iterator[Finding]:
     for index, rms in enumerate(exam.measured.kernel_rms):
         if rms == 0 and exam.graph.layers[index].kind != "embedding":
             yield Finding(index, "every weight is zero: nothing gets through", CERTAIN)
+
+
+def one_sided_weights(exam: Exam) -> Iterator[Finding]:
+    """Find kernels whose entries are all alike, or lie on one side of zero."""
+    leaves = jax.tree.leaves(exam.params)
+    for index, layer in enumerate(exam.graph.layers):
+        kernel = np.asarray(layer.leaf.take(leaves), np.float64)
+        if (
+            layer.kind == "embedding"
+            or "#" in layer.path
+            or kernel.size < _FEWEST
+            or not kernel.any()
+        ):
+            continue
+        mean, std = float(kernel.mean()), float(kernel.std())
+        if std <= 1e-6 * abs(mean):
+            text = (
+                f"every weight is {mean:.3g}: all units of the layer compute the same, and stay so"
+            )
+            yield Finding(index, text, CERTAIN)
+        elif abs(mean) > _ONE_SIDED * std and layer.fan_in > 1:
+            text = (
+                f"the weights lie on one side of zero (mean {mean:.2g}, standard deviation {std:.2g}):"
+                f" their sum over {layer.fan_in:.0f} inputs outweighs every difference"
+            )
+            yield Finding(index, text, STRUCTURAL * abs(mean) / std)
 
 
 def fan_out_weights(exam: Exam) -> Iterator[Finding]:
@@ -141,14 +169,20 @@ def _fan_mode(deviations: np.ndarray) -> int:
 def heavy_bias(exam: Exam, *, dead: bool) -> Iterator[Finding]:
     """Find biases that outweigh the signal, and leave most units without a slope or do not."""
     for index in range(len(exam.graph.layers)):
-        bias, total = exam.measured.bias_rms[index], exam.measured.signals[index].rms
-        signal = math.sqrt(max(total**2 - bias**2, (1e-3 * bias) ** 2))
+        ratio = _bias_over_signal(exam, index)
         following = exam.graph.following(index, "activation")
         share = exam.measured.slopes[following[0]].dead if following else 0.0
-        if bias > signal > 0 and (share > 0.5) == dead:
-            text = f"the bias is {bias / signal:.3g} x the signal"
+        if ratio > 1 and (share > 0.5) == dead:
+            text = f"the bias is {ratio:.3g} x the signal"
             text += f"; {share:.0%} of the units are dead" if share else ""
-            yield Finding(index, text, STRUCTURAL * (1 + log(bias / signal)))
+            yield Finding(index, text, STRUCTURAL * (1 + log(ratio)))
+
+
+def _bias_over_signal(exam: Exam, index: int) -> float:
+    """RMS of a layer's bias over that of what it is added to; 0 where there is no signal."""
+    bias, total = exam.measured.bias_rms[index], exam.measured.signals[index].rms
+    signal = math.sqrt(max(total**2 - bias**2, (1e-3 * bias) ** 2))
+    return bias / signal if signal > 0 else 0.0
 
 
 def saturating_activation(exam: Exam) -> Iterator[Finding]:
@@ -247,16 +281,21 @@ def _shape(exam: Exam, layer: Layer) -> tuple[int, ...]:
 def dead_layers(exam: Exam) -> Iterator[Finding]:
     """Find layers whose units are all on their flat side for every input."""
     for index in range(len(exam.graph.layers)):
-        # Zero weights leave no signal to what follows, and are a finding of their own.
+        # Zero weights and heavy biases are findings of their own; what follows is dead of them.
         if exam.measured.kernel_rms[index] == 0:
             return
         for segment in exam.graph.following(index, "activation"):
-            if exam.measured.slopes[segment].dead >= 1:
+            gain = exam.gains.get(segment)
+            shown = gain is not None and gain.slope > 0 and not _is_repeated(exam, index)
+            if shown and exam.measured.slopes[segment].dead >= 1:
+                if _bias_over_signal(exam, index) > 1:
+                    return
                 last = segment.above is None
                 name = segment.label or "the activation"
                 text = (
                     f"{name} gives the same for every unit and every input of the batch, so its"
-                    " slope is 0 and no gradient passes"
+                    f" slope is 0 and no gradient passes (its inputs are about"
+                    f" {exam.measured.signals[index].rms:.2g})"
                 )
                 yield Finding(
                     index, text, CERTAIN, "output activation" if last else "hidden activation"

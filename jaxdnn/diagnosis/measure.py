@@ -238,7 +238,7 @@ def examine(
         outline = make_graph(folded, names)
     run_pass = make_pass(graph, mean_loss)
     arrays = run_pass(network.params, inputs, targets, key)
-    ending = _ending(outline, network.params, inputs, key)
+    ending = _ending(outline, graph, network.params, arrays)
     answers = best_answers(mean_loss, targets, ending.z, arrays.logits, ending.tail)
     return Exam(
         network,
@@ -263,23 +263,36 @@ def examine(
 _ENDINGS = {"activation", "softmax", "shape", "scale", "gain", "other"}
 
 
-def _ending(graph: Graph, params: Any, inputs: Any, key: Array) -> Ending:
-    """Look from the outputs down to the last layer."""
+def _ending(graph: Graph, full: Graph, params: Any, arrays: PassArrays) -> Ending:
+    """Look from the outputs down to the last layer.
+
+    Args:
+      graph: the outline.
+      full: the graph that was passed through, whose last layer is the same.
+      params: the parameters as they came.
+      arrays: of the pass.
+    """
     program, edge = graph.program, graph.edges[-1]
-    environment = jax.jit(lambda *arguments: run(program, arguments, {}))(params, inputs, key)
     last = len(graph.layers) - 1
-    outputs = environment[program.output]
-    if not graph.layers or edge.below != last or not set(edge.kinds) <= _ENDINGS:
-        return Ending(None, outputs, None, (), "")
+    nothing = Ending(None, arrays.logits, None, (), "")
+    if edge.below != last or not graph.layers or not set(edge.kinds) <= _ENDINGS:
+        return nothing
     z = graph.layers[last].z
     steps = [step for segment in edge.segments for step in segment.steps]
     if not steps:
-        return Ending(last, outputs, None, (), "")
+        return Ending(last, arrays.logits, None, (), "")
+    environment = _without_inputs(program, params)
+    made = {z}.union(*(step.outputs for step in steps))
+    needed = {number for step in steps for number in step.inputs} - made
+    same = graph.layers[last].path == full.layers[-1].path
+    if not same or not needed <= environment.keys():
+        return nothing
     labels = [
         each.label or each.steps[-1].name for each in edge.segments if each.kind == "activation"
     ]
     tail = replay(steps, environment, z, program.output)
-    return Ending(last, environment[z], tail, tuple(edge.kinds), labels[-1] if labels else "")
+    name = labels[-1] if labels else ""
+    return Ending(last, arrays.pre_activations[-1], tail, tuple(edge.kinds), name)
 
 
 def make_pass(graph: Graph, loss: Loss, *, bridged: int | None = None) -> Callable[..., PassArrays]:

@@ -16,7 +16,12 @@ import numpy as np
 
 from jaxdnn.diagnosis.findings import BLOCKING, NAMED, STRUCTURAL, Finding
 from jaxdnn.diagnosis.measure import Exam
-from jaxdnn.diagnosis.repairs import input_scale, takes_probabilities
+from jaxdnn.diagnosis.repairs import (
+    column_moments,
+    finite_rows,
+    input_scale,
+    takes_probabilities,
+)
 from jaxdnn.diagnosis.targets import TargetKind, Targets, describe_targets
 
 # A last activation that lets less than this share through cannot reach the targets.
@@ -25,6 +30,8 @@ _REACHES = 0.75
 _RELATIVE = 1e4
 # Sizes that need no standardising.
 _USUAL = (0.2, 4.0)
+# Columns whose spreads differ by more do not both count; of more columns nothing is said.
+_UNLIKE, _FEW_COLUMNS = 30.0, 16
 # What a sigmoid, softmax or tanh never leaves.
 _FAR = 30.0
 _SLACK = 1e-3
@@ -123,6 +130,55 @@ def unbounded_loss(exam: Exam) -> Iterator[Finding]:
         yield Finding(None, text, BLOCKING)
 
 
+def blind_targets(exam: Exam) -> Iterator[Finding]:
+    """Find a class whose examples do not count in the loss, whatever is answered."""
+    targets, blind = describe_targets(exam.targets), exam.traits.blind
+    if (
+        targets.kind is not TargetKind.BINARY
+        or not blind
+        or targets.values.size != len(exam.outputs)
+    ):
+        return
+    values = targets.values.reshape(-1)
+    for value, other in ((targets.low, targets.high), (targets.high, targets.low)):
+        rows = np.flatnonzero(values == value)
+        if set(rows) == set(blind):
+            text = (
+                f"the loss of the {len(rows)} examples with target {value:g} is the same whatever is"
+                f" answered, so only those with {other:g} count; it takes other labels, such as -1"
+                " and 1"
+            )
+            yield Finding(None, text, BLOCKING)
+
+
+def unread_inputs(exam: Exam) -> Iterator[Finding]:
+    """Find steps of a sequence that the outputs do not depend on."""
+    leaves = jax.tree.leaves(exam.inputs)
+    if len(leaves) != 1 or leaves[0].ndim != 3 or leaves[0].shape[1] < 2:
+        return
+    if not jnp.issubdtype(leaves[0].dtype, jnp.floating) or not exam.measured.finite:
+        return
+    weights = jax.random.normal(jax.random.key(0), exam.outputs.shape)
+    structure = jax.tree.structure(exam.inputs)
+
+    def answer(x: Any) -> Any:
+        outputs = exam.network.apply(exam.params, jax.tree.unflatten(structure, [x]), exam.key)
+        return jnp.sum(weights * outputs.astype(jnp.float32))
+
+    slope = np.asarray(jax.jit(jax.grad(answer))(jnp.asarray(leaves[0])), np.float64)
+    x = np.asarray(leaves[0], np.float64)
+    unread = (slope == 0).all((0, 2)) & (x.std(0) > 0).any(-1)
+    if 0.5 <= unread.mean() < 1:
+        steps = np.flatnonzero(~unread)
+        shown = (
+            f"step {steps[0] + 1}"
+            if len(steps) == 1
+            else f"steps {steps[0] + 1} to {steps[-1] + 1}"
+        )
+        text = f"of the {len(unread)} steps of the inputs the outputs depend on {shown} alone"
+        yield Finding(None, text, 2 * STRUCTURAL)
+
+
 def wrong_sign(exam: Exam) -> Iterator[Finding]:
     """Find a loss that is higher for the targets themselves than for any constant answer."""
     targets = describe_targets(exam.targets)
@@ -168,8 +224,10 @@ def out_of_reach(exam: Exam) -> Iterator[Finding]:
     name = _name(exam)
     if exam.traits.softmax and "softmax" in ending.kinds:
         text = "the network ends in a softmax, and the loss takes another: give the loss logits"
-    elif targets.values.size and not (
-        low - _SLACK <= targets.low and targets.high <= high + _SLACK
+    elif (
+        targets.values.size
+        and not exam.traits.softmax
+        and not (low - _SLACK <= targets.low and targets.high <= high + _SLACK)
     ):
         text = (
             f"the {name} at the output gives {_interval(low, high)}, and the targets go from"
@@ -292,6 +350,34 @@ def _size(x: Any) -> float:
     return float(np.sqrt(np.mean(np.square(np.asarray(x, np.float64)))))
 
 
+def unlike_targets(exam: Exam) -> Iterator[Finding]:
+    """Find a few columns of amounts, of which some are too small to count in the loss."""
+    targets = describe_targets(exam.targets)
+    if targets.kind is not TargetKind.AMOUNTS or not _is_regression(exam, targets):
+        return
+    std = targets.std
+    varies = np.flatnonzero(std > 0)
+    if not 2 <= len(varies) <= _FEW_COLUMNS:
+        return
+    large, small = (int(varies[pick(std[varies])]) for pick in (np.argmax, np.argmin))
+    if std[large] > _UNLIKE * std[small]:
+        text = (
+            f"column {large} of the targets varies by {std[large]:.3g} and column {small} by"
+            f" {std[small]:.3g}: in the loss the second does not count"
+        )
+        yield Finding(None, text, STRUCTURAL)
+
+
+def summed_loss(exam: Exam) -> Iterator[Finding]:
+    """Find a loss that adds up the examples."""
+    if exam.traits.summed and exam.measured.finite:
+        text = (
+            f"the loss adds up {len(exam.outputs)} examples instead of taking their mean: its"
+            f" gradient, and each step, is {len(exam.outputs)} times as large"
+        )
+        yield Finding(None, text, NAMED + math.log10(len(exam.outputs)))
+
+
 def scale_of_inputs(exam: Exam) -> Iterator[Finding]:
     """Find inputs far from mean 0 and variance 1, or of unlike scales."""
     first = 0 if exam.graph.layers else None
@@ -299,9 +385,8 @@ def scale_of_inputs(exam: Exam) -> Iterator[Finding]:
         found = input_scale(leaf)
         if found is None:
             continue
-        x = np.asarray(leaf, np.float64)
-        x = x.reshape(-1, x.shape[-1]) if x.ndim > 1 else x.reshape(-1, 1)
-        mean, std = np.nanmean(x, 0), np.nanstd(x, 0)
+        x = finite_rows(leaf)
+        mean, std = column_moments(x)
         rms = np.sqrt(mean**2 + std**2)
         largest, smallest = float(rms.max()), float(rms[rms > 0].min(initial=math.inf))
         offset = float(np.max(np.abs(mean) / np.maximum(std, 1e-12)))

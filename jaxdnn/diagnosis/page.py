@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxdnn.diagnosis.causes import CAUSES, QUANTITIES
+from jaxdnn.diagnosis.printout import amount, place, repaired_words, score_words
 from jaxdnn.report import (
     BLUE,
     GREEN,
@@ -30,6 +31,8 @@ _VERDICT_COLOURS = {"trains": GREEN, "at risk": ORANGE, "will not train": VERMIL
 _TERM_COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, YELLOW, GREY)
 # Below this nothing is drawn: float32 holds nothing there.
 _LEAST = 1e-45
+# A category is of a finding; the colour tells that it is no part of the name.
+_CATEGORY = "<small class='category'>{}</small>"
 
 
 def page(content: Content) -> str:
@@ -47,7 +50,7 @@ def fragment(content: Content) -> str:
     parts = [
         _headline(content),
         _svg(_draw_layers(content["layers"])),
-        *(_finding(cause, content["layers"]) for cause in content["causes"]),
+        *(_finding(content, cause) for cause in content["causes"]),
         _prescriptions(content["prescriptions"]),
         _table(content["layers"]),
     ]
@@ -63,6 +66,10 @@ td, th { padding: .15rem .6rem; text-align: right; border-bottom: 1px solid #ddd
 td:first-child, th:first-child { text-align: left }
 code, .formula { font-family: ui-monospace, monospace }
 .formula { background: #f4f4f4; padding: .4rem .8rem; display: block; margin: .5rem 0 }
+.category { font-size: 14px; font-weight: normal; color: #555; border: 1px solid #bbb;
+  border-radius: .8rem; padding: .1rem .6rem; white-space: nowrap }
+pre { background: #f4f4f4; padding: .4rem .8rem; margin: .3rem 0; white-space: pre-wrap;
+  text-align: left }
 .scroll { overflow-x: auto }
 .scroll td { white-space: nowrap }
 """
@@ -72,34 +79,51 @@ def _headline(content: Content) -> str:
     colour = _VERDICT_COLOURS[content["verdict"]]
     return (
         f"<h1 style='color:{colour}'>{_text(content['verdict'])}</h1>"
-        f"<p>Score {content['score']:.2f} of 1 with {_text(content['optimizer'])}: "
-        f"{_text(content['reason'])}.</p>"
+        f"<p>{_sentence(content['reason'])}</p>"
+        f"<p>{_sentence(score_words(content['score']))} Judged with the loss "
+        f"<code>{_text(content['loss_name'])}</code> and the optimizer "
+        f"<code>{_text(content['optimizer'])}</code>.</p>"
+        + "".join(f"<p>{_sentence(note)}</p>" for note in content["notes"])
     )
 
 
-def _finding(cause: Content, layers: Sequence[Content]) -> str:
-    kind = CAUSES[cause["cause"]]
-    recovery = cause["recovery"]
-    confirmed = (
-        ""
-        if recovery is None
-        else "<p>Counterfactual: with the Jacobian of this layer replaced by the identity, δ of "
-        f"the first layer is 10<sup>{recovery:+.1f}</sup> times as large.</p>"
-    )
+def _finding(content: Content, cause: Content) -> str:
+    kind, layers = CAUSES[cause["cause"]], content["layers"]
+    where = f"<code>{_text(place(cause))}</code>: " if place(cause) else ""
+    repaired = repaired_words(content["score"], cause["repaired"])
     return (
-        f"<h2><code>{_text(cause['path'])}</code>: {_text(cause['cause'])}</h2>"
+        f"<h2>{where}{_text(cause['cause'])} {_CATEGORY.format(_text(cause['category']))}</h2>"
+        f"<p>Here: {_text(cause['evidence'])}.</p>"
         f"<p>{_text(kind.words)}</p><span class='formula'>{_text(kind.formula)}</span>"
-        f"<p>Here: {_text(cause['evidence'])}.</p>{confirmed}"
-        + _svg(_draw_quantity(layers, kind.quantity, cause["path"]))
+        + (f"<p>{_sentence(repaired)}</p>" if repaired else "")
+        + _bridged(cause)
+        + _picture(layers, kind.quantity, cause["path"])
     )
+
+
+def _bridged(cause: Content) -> str:
+    if cause["recovery"] is None:
+        return ""
+    return (
+        "<p>Counterfactual: with the Jacobian of this layer replaced by the identity, δ of "
+        f"the first layer is 10<sup>{cause['recovery']:+.1f}</sup> times as large.</p>"
+    )
+
+
+def _picture(layers: Sequence[Content], quantity: str, path: str) -> str:
+    """Draw a quantity where the finding is about a layer, and there is anything to see."""
+    value_of = QUANTITIES[quantity][1]
+    if not path or not any(_finite(value_of(layer)) for layer in layers):
+        return ""
+    return _svg(_draw_quantity(layers, quantity, path))
 
 
 def _prescriptions(prescriptions: Sequence[Content]) -> str:
     if not prescriptions:
         return ""
     rows = "".join(
-        f"<tr><td>{_text(each['change'])}<br><code>{_text(each['code'])}</code></td>"
-        f"<td>{each['before']:.2f}</td><td>{each['after']:.2f}</td></tr>"
+        f"<tr><td>{_text(each['change'])}<pre><code>{_text(each['code'])}</code></pre></td>"
+        f"<td>{amount(each['before'], '.2f')}</td><td>{each['after']:.2f}</td></tr>"
         for each in prescriptions
     )
     return (
@@ -112,9 +136,9 @@ def _table(layers: Sequence[Content]) -> str:
     terms = [name for name in layers[0]["terms"] if _matters(name, layers)]
     head = "".join(f"<th>{_text(name)}</th>" for name in ("layer", "δ RMS", "factor", *terms))
     rows = "".join(
-        f"<tr><td><code>{_text(layer['path'])}</code></td><td>{_number(layer['delta_rms'], 'e')}"
-        f"</td><td>{_number(layer['factor'], 'g')}</td>"
-        + "".join(f"<td>{_number(layer['terms'][name], 'f')}</td>" for name in terms)
+        f"<tr><td><code>{_text(layer['path'])}</code></td><td>{amount(layer['delta_rms'])}</td>"
+        f"<td>{amount(layer['factor'])}</td>"
+        + "".join(f"<td>{_term_words(layer, name)}</td>" for name in terms)
         + "</tr>"
         for layer in layers
     )
@@ -134,15 +158,16 @@ def _draw_layers(layers: Sequence[Content]) -> Figure:
     for index, name in enumerate(layers[0]["terms"]):
         if not _matters(name, layers):
             continue
-        values = np.array([_finite(layer["terms"][name]) for layer in layers])
+        values = np.array([_term(layer, name) for layer in layers])
         side = (values < 0).astype(int)
         colour = _TERM_COLOURS[index % len(_TERM_COLOURS)]
         below.bar(places, values, bottom=bottom[side, places], color=colour, label=name)
         bottom[side, places] += values
     below.axhline(0, color=GREY, linewidth=1)
-    low, high = below.get_ylim()
-    below.set_ylim(low, high + 0.3 * (high - low))
-    below.legend(fontsize=10, frameon=False, ncols=5, loc="upper left")
+    if below.containers:
+        low, high = below.get_ylim()
+        below.set_ylim(low, high + 0.3 * (high - low))
+        below.legend(fontsize=10, frameon=False, ncols=5, loc="upper left")
     tidy(below, title="Why: log of the factor, term by term")
     _name_layers(below, layers)
     return figure
@@ -169,7 +194,7 @@ def _draw_delta(axes: Any, layers: Sequence[Content]) -> None:
 
 
 def _matters(term: str, layers: Sequence[Content]) -> bool:
-    return max(abs(_finite(layer["terms"][term])) for layer in layers) >= 0.01
+    return max(abs(_term(layer, term)) for layer in layers) >= 0.01
 
 
 def _draw_quantity(layers: Sequence[Content], quantity: str, path: str) -> Figure:
@@ -207,8 +232,17 @@ def _finite(value: float | None) -> float:
     return 0.0 if value is None else value
 
 
-def _number(value: float | None, kind: str) -> str:
-    return "–" if value is None else f"{value:.3{kind}}"
+def _term(layer: Content, name: str) -> float:
+    # What makes a gradient of zero is no matter of shares.
+    return _finite(layer["terms"][name]) if layer["factor"] else 0.0
+
+
+def _term_words(layer: Content, name: str) -> str:
+    return amount(layer["terms"][name], ".3f") if layer["factor"] else "-"
+
+
+def _sentence(text: str) -> str:
+    return f"{_text(text[:1].upper() + text[1:])}."
 
 
 def _text(value: str) -> str:

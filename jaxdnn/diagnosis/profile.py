@@ -216,11 +216,15 @@ def redrawn_deltas(exam: Exam) -> Float[np.ndarray, "seed layer+1"]:
 
 def _redrawn(exam: Exam, seed: int) -> Any:
     leaves, structure = jax.tree.flatten(exam.params)
-    key = jax.random.key(seed)
+    rng = np.random.default_rng(seed)
+    # A part of a stacked leaf is put into an array of JAX.
+    whole = {layer.leaf.index: layer.leaf.part is None for layer in exam.graph.layers}
     for index, layer in enumerate(exam.graph.layers):
         kernel = layer.leaf.take(leaves)
-        drawn = exam.measured.kernel_rms[index] * jax.random.normal(
-            jax.random.fold_in(key, index), jnp.shape(kernel)
-        )
-        layer.leaf.put(leaves, drawn.astype(jnp.result_type(kernel)))
+        drawn = rng.standard_normal(jnp.shape(kernel), np.float32)
+        drawn = np.asarray(exam.measured.kernel_rms[index] * drawn, jnp.result_type(kernel))
+        if whole[layer.leaf.index]:
+            leaves[layer.leaf.index] = drawn
+        else:
+            layer.leaf.put(leaves, jnp.asarray(drawn))
     return jax.tree.unflatten(structure, leaves)

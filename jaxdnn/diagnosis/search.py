@@ -23,7 +23,7 @@ import optax
 
 from jaxdnn.diagnosis.causes import Cause, Place, find_training_causes
 from jaxdnn.diagnosis.edit_fixes import batch_norms, layer_norms, relu_everywhere, shortcuts
-from jaxdnn.diagnosis.findings import BLOCKING
+from jaxdnn.diagnosis.findings import BLOCKING, CERTAIN
 from jaxdnn.diagnosis.fixes import critical_weights, no_decay, step_fixes
 from jaxdnn.diagnosis.measure import Exam, host_rms, make_pass
 from jaxdnn.diagnosis.profile import log
@@ -214,7 +214,9 @@ def _look_wider(run: Search, answered: Sequence[_Answered]) -> list[_Answered]:
     blocked = [each for each in answered if each.cause.strength >= _BLOCKS and each.best]
     starts = [each.best.fix for each in blocked[:1] if each.best is not None]
     start = starts[0] if starts and not cured else AS_IT_IS
-    tried = [] if cured and run.slow else run.try_all(_steps(run, start, first, cured), until=_GOOD)
+    if cured and (run.slow or blocked):
+        return []
+    tried = run.try_all(_steps(run, start, first, cured), until=_GOOD)
     if not cured and max((each.score for each in tried), default=0.0) < _GOOD:
         edits = _lecture(exam)
         most = _MOST_EDITED_SLOW if run.slow else _MOST_EDITED
@@ -328,7 +330,11 @@ def _matters(run: Search, each: _Answered, trains: bool, cured: bool, blocked: b
     if cause.kind.regardless:
         return True
     if trains:
-        return bool(each.alone) and each.score - run.base.score > 0.5 * (1 - run.base.score)
+        return (
+            cause.strength >= CERTAIN
+            and bool(each.alone)
+            and each.score - run.base.score > 0.5 * (1 - run.base.score)
+        )
     if cause.strength >= _BLOCKS or each.together is not None:
         return True
     if blocked:

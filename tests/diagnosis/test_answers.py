@@ -149,3 +149,9 @@ def test_a_narrow_format_does_not_hide_that_a_loss_has_no_bound():
     outputs = zoo.normal(4, NUM, 4).astype(jnp.float16)
     assert loss_traits(likelihood, CLASSES, outputs) == LossTraits(unbounded=True)
     assert loss_traits(zoo.cross_entropy, CLASSES, outputs) == LossTraits(softmax=True)
+
+
+@pytest.mark.parametrize("factor", [1e-12, 1e6])
+def test_what_a_loss_takes_does_not_depend_on_its_unit(factor):
+    outputs = zoo.normal(4, NUM, 4)
+    assert loss_traits(zoo.times(factor), CLASSES, outputs) == LossTraits(softmax=True)

@@ -84,23 +84,20 @@ def test_block_opened_by_a_norm_misses_none_at_its_end():
     assert "missing norm" not in {cause.cause for cause in find_causes(exam)}
 
 
-def plain(phi, scales, biases=None, num=DEPTH):
+def plain(phi, scales, change=lambda kernels: None):
     """The causes found in layers without norm.
 
     Args:
       phi: between the layers.
       scales: of each kernel, times 1 / sqrt(fan_in).
-      biases: added to each hidden layer; None for none.
-      num: of layers.
+      change: what is done to the kernels, in place.
     """
-    kernels = [
-        scale * normal(i, WIDTH, WIDTH) / np.sqrt(WIDTH)
-        for i, scale in zip(range(num), scales, strict=True)
-    ]
+    kernels = [scale * normal(i, WIDTH, WIDTH) / np.sqrt(WIDTH) for i, scale in enumerate(scales)]
+    change(kernels)
 
     def apply(params, x):
-        for i, kernel in enumerate(params[:-1]):
-            x = phi(x @ kernel + (0.0 if biases is None else biases[i]))
+        for kernel in params[:-1]:
+            x = phi(x @ kernel)
         return x @ params[-1]
 
     exam = examine((apply, kernels), normal(99, BATCH, WIDTH), jnp.arange(BATCH) % 10)
@@ -108,26 +105,32 @@ def plain(phi, scales, biases=None, num=DEPTH):
 
 
 def test_layers_without_activation_between_are_one_layer():
-    found = plain(lambda z: z, [1.0] * 3, num=3)
+    found = plain(lambda z: z, [1.0] * 3)
     assert found["no activation between layers"].path == "0"
     assert "0, 1" in found["no activation between layers"].evidence
-    assert "no activation between layers" not in plain(jnp.tanh, [1.0] * 3, num=3)
+    assert "no activation between layers" not in plain(jnp.tanh, [1.0] * 3)
 
 
 def test_a_layer_without_a_living_unit_is_certain():
-    found = plain(jax.nn.relu, [2**0.5] * 4, [0.0, -100.0, 0.0], num=4)
+    """Negative weights on what a ReLU gives."""
+
+    def kill(kernels, num=WIDTH):
+        kernels[1] = kernels[1].at[:, :num].set(-jnp.abs(kernels[1][:, :num]))
+
+    found = plain(jax.nn.relu, [2**0.5] * 4, kill)
     assert found["dead layer"].path == "1"
     assert found["dead layer"].strength == CERTAIN
     # One unit that lives is enough.
-    alive = jnp.full(WIDTH, -100.0).at[0].set(0.0)
-    assert "dead layer" not in plain(jax.nn.relu, [2**0.5] * 4, [0.0, alive, 0.0], num=4)
+    assert "dead layer" not in plain(
+        jax.nn.relu, [2**0.5] * 4, lambda kernels: kill(kernels, WIDTH - 1)
+    )
 
 
 def test_what_each_activation_lets_through_is_said():
     """RMS of a sigmoid's slope near 0 is 1/4; of tanh's near 0 it is 1."""
-    found = plain(jax.nn.sigmoid, [0.1] * 8, num=8)["flat activations"]
+    found = plain(jax.nn.sigmoid, [0.1] * 8)["flat activations"]
     assert "each passes 0.25 of the gradient back" in found.evidence
-    assert "flat activations" not in plain(jnp.tanh, [0.1] * 8, num=8)
+    assert "flat activations" not in plain(jnp.tanh, [0.1] * 8)
 
 
 @pytest.mark.parametrize(

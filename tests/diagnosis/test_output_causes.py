@@ -85,7 +85,8 @@ def test_a_sound_ending_has_no_finding(sound):
         output_causes.wrong_labels, output_causes.out_of_reach, output_causes.missing_squash,
         output_causes.relative_error, output_causes.squared_classes,
         output_causes.broadcast_targets, output_causes.target_scale, output_causes.scale_of_inputs,
-        output_causes.rounded_inputs,
+        output_causes.rounded_inputs, output_causes.blind_targets, output_causes.summed_loss,
+        output_causes.unlike_targets, output_causes.unread_inputs,
     )  # fmt: skip
     assert [finding for find in finders for finding in find(exam)] == []
 
@@ -152,6 +153,12 @@ def test_an_ending_that_cannot_reach_the_targets_is_named_with_its_range(ending,
     assert finding.layer == 1
     reaches = asked(targets, ending=ending, answers=(1.0, 0.1, 0.0))
     assert found(output_causes.out_of_reach, reaches) is None
+
+
+def test_class_numbers_are_not_compared_with_the_outputs():
+    exam = asked(CLASSES, width=3, ending="sigmoid", traits=["softmax"], answers=(1.1, 0.5, 0.0))
+    finding = found(output_causes.out_of_reach, exam)
+    assert "through the logistic at the output the loss can come down by 55%" in finding.evidence
 
 
 def test_a_softmax_is_said_to_be_taken_twice_only_if_the_loss_takes_one():
@@ -240,3 +247,34 @@ def test_inputs_that_an_embedding_cuts_to_one_word_are_named():
     whole = dataclasses.replace(exam, inputs=tokens.astype(jnp.float32))
     assert found(output_causes.rounded_inputs, whole) is None
     assert np.unique(tokens).size == 7
+
+
+def test_inputs_without_a_single_number_have_no_scale():
+    inputs = INPUTS.at[:, 1].set(jnp.nan)
+    assert found(output_causes.scale_of_inputs, asked(AMOUNTS, inputs=inputs)) is None
+    assert found(output_causes.scale_of_inputs, asked(AMOUNTS, inputs=INPUTS * jnp.nan)) is None
+
+
+def test_a_class_that_does_not_count_is_named():
+    signs = 1 - 2 * (CLASSES[:, None] == 0).astype(jnp.float32)
+    rows = tuple(int(row) for row in np.flatnonzero(signs[:, 0] == -1))
+    exam = dataclasses.replace(asked(signs), traits=LossTraits(blind=rows))
+    finding = found(output_causes.blind_targets, exam)
+    assert (
+        "the loss of the 8 examples with target -1 is the same whatever is answered"
+        in finding.evidence
+    )
+    exam = dataclasses.replace(asked(signs), traits=LossTraits(blind=rows[:4]))
+    assert found(output_causes.blind_targets, exam) is None
+
+
+def test_a_sum_over_the_examples_and_columns_too_small_to_count_are_named():
+    assert (
+        "adds up 24 examples"
+        in found(output_causes.summed_loss, asked(AMOUNTS, traits=["summed"])).evidence
+    )
+    both = jnp.concatenate([100 * AMOUNTS, 0.1 * AMOUNTS[::-1]], axis=1)
+    finding = found(output_causes.unlike_targets, asked(both, width=2))
+    assert "column 0" in finding.evidence
+    assert "column 1" in finding.evidence
+    assert found(output_causes.unlike_targets, asked(both / jnp.array([100, 0.1]), width=2)) is None

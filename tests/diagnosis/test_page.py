@@ -6,47 +6,12 @@ from html.parser import HTMLParser
 import chex
 import pytest
 
-from jaxdnn.diagnosis import CAUSES, Cause, Diagnosis, Prescription
+from jaxdnn.diagnosis import CAUSES
 from jaxdnn.diagnosis.causes import QUANTITIES
-from jaxdnn.diagnosis.profile import LayerProfile
+
+from . import made
 
 VOID = {"meta"}
-
-
-def layer(path, delta):
-    return LayerProfile(
-        path=path,
-        kind="dense",
-        fan_in=4.0,
-        fan_out=4.0,
-        pre_activation_mean=0.0,
-        pre_activation_rms=1.0,
-        correlation=0.0,
-        delta_rms=delta,
-        delta_rms_by_example=(delta, delta),
-        delta_band=(0.5 * delta, 2 * delta),
-        factor=0.5,
-        factor_band=(0.4, 0.6),
-        terms={"weights": -1.0, "activation": 0.3},
-        dead=0.0,
-        saturated=0.1,
-        kernel_rms=0.5,
-        kernel_grad_rms=0.1,
-        kernel_grad_ratio=0.2,
-    )
-
-
-def diagnosis(cause="dead units", path="a<b>"):
-    return Diagnosis(
-        verdict="will not train",
-        score=0.01,
-        reason="delta < 1 & falling",
-        layers=(layer(path, 0.0), layer("head", 1.0)),
-        causes=(Cause(path, cause, "90 % are dead", 5.0, 2.0),),
-        prescriptions=(Prescription("He", "kernel_init=he_normal()", 0.01, 0.9),),
-        loss=2.3,
-        optimizer="sgd:0.1",
-    )
 
 
 class Tags(HTMLParser):
@@ -75,7 +40,7 @@ class Tags(HTMLParser):
 
 
 def test_every_cause_has_a_law_in_words_and_a_picture():
-    layers = diagnosis().to_dict()["layers"]
+    layers = made.diagnosis().to_dict()["layers"]
     for name, kind in CAUSES.items():
         assert kind.name == name
         assert kind.formula
@@ -87,28 +52,47 @@ def test_every_cause_has_a_law_in_words_and_a_picture():
 
 # One is drawn by the other tests.
 @pytest.mark.slow
-@pytest.mark.parametrize("cause", CAUSES)
-def test_every_cause_is_shown(cause):
-    html = diagnosis(cause).to_html()
+@pytest.mark.parametrize("name", CAUSES)
+def test_every_cause_is_shown(name):
+    html = made.diagnosis(causes=(made.cause(name),)).to_html()
     assert html.count("<svg") == 2
-    assert cause in html
-    assert CAUSES[cause].words[:20] in html
+    for text in (name, CAUSES[name].category, CAUSES[name].words[:20]):
+        assert text in html
+
+
+def test_a_cause_without_a_layer_is_told_without_picture_and_colon():
+    cause = made.cause("loss without lower bound", "", "the loss falls without end", repaired=0.9)
+    html = made.diagnosis(causes=(cause,)).to_html()
+    assert "<h2>loss without lower bound <small class='category'>loss</small></h2>" in html
+    assert CAUSES[cause.cause].words in html
+    assert "score 0.01 -&gt; 0.90" in html
+    assert html.count("<svg") == 1
+
+
+def test_gradients_of_zero_are_no_numbers_to_take_apart():
+    layers = (made.without_gradient("layers/0"), made.without_gradient("head"))
+    html = made.diagnosis(layers=layers, causes=(made.cause("dead layer"),)).to_html()
+    table = html[html.index("<h2>Every layer") :]
+    assert "<td>0</td><td>-</td>" in table
+    assert "105" not in html[html.index("</svg>") :]
 
 
 def test_page_is_whole_and_loads_nothing():
     tags = Tags()
-    tags.feed(diagnosis().to_html())
+    tags.feed(made.diagnosis().to_html())
     assert tags.open == []
     assert tags.loaded == []
 
 
 def test_paths_of_a_model_cannot_break_the_page():
-    html = diagnosis(path="<script>x</script>").to_html()
+    path = "<script>x</script>"
+    found = made.diagnosis(layers=(made.layer(path, 0.0),), causes=(made.cause(path=path),))
+    html = found.to_html()
     assert "<script" not in html
     assert "&lt;script&gt;x&lt;/script&gt;" in html
 
 
 def test_pictures_are_well_formed():
-    html = diagnosis()._repr_html_()
+    html = made.diagnosis()._repr_html_()
     start, end = html.index("<svg"), html.index("</svg>") + len("</svg>")
     assert ElementTree.fromstring(html[start:end]).tag.endswith("svg")

@@ -90,7 +90,7 @@ def test_underflow_is_named_where_delta_falls_below_the_format():
 
 def test_coarse_parameters_are_named_and_float32_ones_prescribed():
     coarse = zoo.deep(param_dtype=jnp.bfloat16)
-    options = {"loss": zoo.cross_entropy, "optimizer": "adam:0.0003"}
+    options = {"loss": zoo.cross_entropy, "optimizer": "adam:0.0001"}
     diagnosis = diagnose(coarse, INPUTS, TARGETS, **options)
     assert "step rounded away" in causes(diagnosis)
     assert any("float32" in each.change for each in diagnosis.prescriptions)

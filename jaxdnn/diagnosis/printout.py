@@ -1,0 +1,377 @@
+"""What a diagnosis says: a few lines, every detail, Markdown, and the short object for programs.
+
+All of it is made from what `Diagnosis.to_dict` holds, so a diagnosis that was kept as JSON can be
+printed again. The short text answers four questions in the reader's words: does it learn, what is
+wrong and where, what did the repair of that alone do, what to change. Everything else is a detail.
+
+A number that is not defined, such as a factor between two gradients of zero, is printed as `-`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdnn.diagnosis.answers import Answers
+from jaxdnn.diagnosis.trial import TRAINS, Trial, shares
+
+Content = Mapping[str, Any]
+# Raised when a key of the short object changes its meaning or goes.
+SCHEMA = 1
+MOST_BYTES = 2000
+_MOST, _MOST_NOTES = 3, 2
+# Lengths to which words are cut, one after the other, until the short object is short enough.
+_LENGTHS = (600, 400, 300, 200, 120, 80, 50)
+# A patch that is cut is worth nothing: it gets more room than words.
+_PATCH = 3
+# Rows of the printed table beyond which its middle is left out.
+_MOST_ROWS = 24
+# The smallest normal float32: below it a number has lost its digits.
+_LEAST = 1.2e-38
+# Outputs that differ by less of their size hardly depend on the inputs.
+_ALIKE = 0.01
+# A loss within this share of the best constant answer's is no better.
+_NO_BETTER = 0.02
+
+
+def loss_name(loss: Callable[..., Any] | None, targets: Any) -> str:
+    """Return what a reader calls a loss.
+
+    Args:
+      loss: the reader's own; None for the usual one of such targets.
+      targets: an array; what the loss takes besides the outputs.
+    """
+    if loss is None:
+        whole = jnp.issubdtype(jnp.result_type(targets), jnp.integer)
+        return "cross-entropy of integer labels" if whole else "mean squared error"
+    while isinstance(loss, functools.partial):
+        loss = loss.func
+    name = getattr(loss, "__name__", type(loss).__name__)
+    return "the given loss" if name == "<lambda>" else name
+
+
+def reason(
+    trial: Trial, answers: Answers, *, score: float, horizon: int, finite: bool, alike: float
+) -> str:
+    """Return in a line what happened in the training, without the names of loss and optimizer.
+
+    Args:
+      trial: with arrays on the host.
+      answers: how low the loss can come.
+      score: of the network, in [0, 1].
+      horizon: steps that the training may take.
+      finite: whether loss and gradient are, at the start.
+      alike: root mean square of the outputs minus their mean over the batch, over their own.
+    """
+    if not finite:
+        return "the loss or its gradient is not finite at the start"
+    losses = np.asarray(trial.loss, np.float64)
+    if not np.isfinite(losses).all():
+        step = int(np.argmin(np.isfinite(losses)))
+        return f"the loss is not finite after {step} steps"
+    if score >= TRAINS:
+        return f"learns to tell the inputs apart within about {_steps(score, horizon)} steps"
+    parts = [f"loss {amount(losses[0])} -> {amount(losses[-1])} in {len(losses) - 1} steps"]
+    share = shares(trial, answers)
+    best = f"the best answer that ignores the inputs ({amount(answers.constant)})"
+    if not math.isfinite(share[-1]):
+        parts.append("and no answer that ignores the inputs to compare it with")
+    elif share[-1] < _NO_BETTER:
+        parts.append(f"no better than {best}")
+    else:
+        parts.append(
+            f"{share[-1]:.0%} of the way from {best} to the best that is possible"
+            f" ({amount(answers.reachable)})"
+        )
+    if alike < _ALIKE:
+        parts.append(
+            "its outputs hardly depend on the inputs"
+            if alike
+            else "its outputs are the same for every input"
+        )
+    return ", ".join(parts)
+
+
+def _steps(score: float, horizon: int) -> int:
+    """The steps that a score stands for, to one digit; 10 at least."""
+    steps = horizon * (1 - score) / score
+    if steps < 10:
+        return 10
+    unit = 10 ** math.floor(math.log10(steps))
+    return round(steps / unit) * unit
+
+
+def short_text(content: Content) -> str:
+    """Return one line for a network that is well; otherwise what is wrong and what to change."""
+    causes, changes = content["causes"], content["prescriptions"]
+    lines = [headline(content), *_notes(content)]
+    if not causes and not changes and content["verdict"] == "trains":
+        return "\n".join(lines)
+    lines += [
+        *(_cause_line(content, cause) for cause in causes[:_MOST]),
+        *(_change_line(change) for change in changes[:_MOST]),
+        _rest(content),
+    ]
+    return "\n".join(lines)
+
+
+def full_text(content: Content) -> str:
+    """Return all findings, all changes and the table of layers."""
+    lines = [
+        headline(content),
+        *_notes(content),
+        *(
+            _cause_line(content, cause) + _bridged(cause, content["layers"])
+            for cause in content["causes"]
+        ),
+        *map(_change_line, content["prescriptions"]),
+        *_table(content["layers"]),
+    ]
+    return "\n".join(lines)
+
+
+def markdown(content: Content) -> str:
+    """Return headings, lists and a table."""
+    layers = content["layers"]
+    terms = list(layers[0]["terms"])
+    found = [f"- {_cause_line(content, cause)}" for cause in content["causes"]]
+    changes = [
+        f"- try: {each['change']} ({_change(each)}):\n\n{_fenced(each['code'])}"
+        for each in content["prescriptions"]
+    ]
+    head = "| layer | delta RMS | factor | redrawn | " + " | ".join(terms) + " |"
+    rule = "|---" * (4 + len(terms)) + "|"
+    rows = [
+        f"| `{layer['path']}` | {amount(layer['delta_rms'])} | {amount(layer['factor'])} |"
+        f" {_span(layer['factor_band'])} | "
+        + " | ".join(_signed(layer, name) for name in terms)
+        + " |"
+        for layer in layers
+    ]
+    title = f"# {headline(content)}"
+    notes = [f"- {note}" for note in _notes(content)]
+    return "\n".join([title, "", *notes, *found, *changes, "", head, rule, *rows, ""])
+
+
+def _fenced(code: str) -> str:
+    lines = ["```python", *code.splitlines(), "```"]
+    return "\n".join(f"  {line}" for line in lines)
+
+
+def headline(content: Content) -> str:
+    """Return verdict, score, why, and which loss and optimizer were judged."""
+    return (
+        f"{content['verdict']} ({score_words(content['score'])}): {content['reason']}"
+        f" (loss: {content['loss_name']}, optimizer: {content['optimizer']})"
+    )
+
+
+def _notes(content: Content) -> list[str]:
+    return [f"note: {note}" for note in content["notes"]]
+
+
+def score_words(score: float | None) -> str:
+    """Return a score in [0, 1] in words; None where there is none."""
+    return "no score" if score is None else f"score {score:.2f}"
+
+
+def repaired_words(before: float | None, after: float | None) -> str:
+    """Return what the repair of one finding alone did; empty where it was not tried.
+
+    Args:
+      before: score of the network as it is, in [0, 1]; None where it has none.
+      after: score with the repair, in [0, 1]; None where none was tried.
+    """
+    if after is None:
+        return ""
+    change = f"{amount(before, '.2f')} -> {after:.2f}"
+    if after >= TRAINS:
+        return f"repaired alone, the network learns: score {change}"
+    if before is not None and after - before < _NO_BETTER:
+        return f"repaired alone, nothing changes: score {change}"
+    return f"repaired alone, that is not enough: score {change}"
+
+
+def place(cause: Content) -> str:
+    """Return the layer and the source line of a cause, either empty where unknown."""
+    line = f" ({cause['line']})" if cause["line"] else ""
+    return f"{cause['path']}{line}".strip()
+
+
+def _cause_line(content: Content, cause: Content) -> str:
+    where = place(cause)
+    start = f"{where}: " if where else ""
+    repaired = repaired_words(content["score"], cause["repaired"])
+    end = f"; {repaired}" if repaired else ""
+    return f"cause: {start}{cause['evidence']} [{cause['cause']}]{end}"
+
+
+def _bridged(cause: Content, layers: Sequence[Content]) -> str:
+    if cause["recovery"] is None:
+        return ""
+    return (
+        f"; with this layer bridged, {amount(10 ** cause['recovery'])} times the gradient reaches"
+        f" {layers[0]['path']}"
+    )
+
+
+def _change(change: Content) -> str:
+    return f"score {amount(change['before'], '.2f')} -> {change['after']:.2f}"
+
+
+def _change_line(change: Content) -> str:
+    code = "".join(f"\n     {line}" for line in change["code"].splitlines())
+    return f"try: {change['change']} ({_change(change)}){code}"
+
+
+def _rest(content: Content) -> str:
+    """Say what is not shown, and how to see it."""
+    hidden = [
+        (len(content["causes"]) - _MOST, "more finding"),
+        (len(content["prescriptions"]) - _MOST, "more change"),
+        (len(content["layers"]), "layer"),
+    ]
+    shown = [f"{count} {word}{'s' * (count > 1)}" for count, word in hidden if count > 0]
+    return f"({', '.join(shown)}: print(diagnosis.details()), or --all in the shell)"
+
+
+def _table(layers: Sequence[Content]) -> list[str]:
+    width = max([5, *(len(layer["path"]) for layer in layers)])
+    rows = [
+        f"{'layer':{width}}  {'delta':>8}  {'factor':>8}  {'redrawn':>18}  {'z':>8}  dead  mostly",
+        *(_row(layer, width) for layer in layers),
+    ]
+    if len(rows) <= _MOST_ROWS:
+        return rows
+    half = _MOST_ROWS // 2
+    return [*rows[:half], f"... {len(rows) - 2 * half} more", *rows[-half:]]
+
+
+def _row(layer: Content, width: int) -> str:
+    terms = {name: value for name, value in layer["terms"].items() if value is not None}
+    mostly = "-"
+    # What makes a gradient of zero is no matter of shares.
+    if terms and layer["factor"]:
+        term = max(terms, key=lambda name: abs(terms[name]))
+        mostly = f"{term} {terms[term]:+.2f}"
+    return (
+        f"{layer['path']:{width}}  {amount(layer['delta_rms']):>8}  {amount(layer['factor']):>8}"
+        f"  {_span(layer['factor_band']):>18}  {amount(layer['pre_activation_rms']):>8}"
+        f"  {amount(layer['dead'], '.0%'):>4}  {mostly}"
+    )
+
+
+def _signed(layer: Content, term: str) -> str:
+    return amount(layer["terms"][term], "+.2f") if layer["factor"] else "-"
+
+
+def _span(band: Sequence[float | None]) -> str:
+    low, high = (amount(end) for end in band)
+    return low if low == high else f"{low} to {high}"
+
+
+def amount(value: float | None, form: str = ".3g") -> str:
+    """Return a number for people.
+
+    Args:
+      value: any number; None or NaN for what is not defined.
+      form: as of `format`.
+    """
+    if value is None or math.isnan(value):
+        return "-"
+    if 0 < abs(value) < _LEAST:
+        return "<1e-38"
+    if form == ".3g" and 1e3 <= abs(value) < 1e6:
+        return f"{value:.0f}"
+    return f"{value:{form}}"
+
+
+def short_json(content: Content) -> str:
+    """Return one object of at most `MOST_BYTES` ASCII characters, on one line.
+
+    Keys and codes stand in `docs/for_assistants.md`. Words that are too long are cut, evidence and
+    change first.
+    """
+    text = ""
+    for length in _LENGTHS:
+        text = json.dumps(_short(content, length))
+        if len(text) <= MOST_BYTES:
+            break
+    return text
+
+
+def error_json(message: str) -> str:
+    """Return the object in place of a diagnosis that could not be made."""
+    return json.dumps({"schema": SCHEMA, "error": _cut(message, MOST_BYTES // 2)})
+
+
+def _short(content: Content, length: int) -> dict[str, Any]:
+    causes, changes = content["causes"], content["prescriptions"]
+    name = min(length, _LENGTHS[-2])
+    return {
+        "schema": SCHEMA,
+        "verdict": content["verdict"],
+        "score": _rounded(content["score"]),
+        "loss": _cut(content["loss_name"], name),
+        "optimizer": _cut(content["optimizer"], name),
+        "reason": _cut(content["reason"], length),
+        "notes": [_cut(note, length) for note in content["notes"][:_MOST_NOTES]],
+        "findings": [
+            {
+                "code": cause["code"],
+                "category": cause["category"],
+                "layer": _cut_front(cause["path"], name) or None,
+                "line": _cut(cause["line"] or "", name) or None,
+                "evidence": _cut(cause["evidence"], length),
+                "repaired": _rounded(cause["repaired"]),
+            }
+            for cause in causes[:_MOST]
+        ],
+        "more_findings": max(len(causes) - _MOST, 0),
+        "prescription": next((_prescription(each, length) for each in changes), None),
+    }
+
+
+def _prescription(change: Content, length: int) -> dict[str, Any]:
+    return {
+        "code": _cut(change["name"], length),
+        "change": _cut(change["change"], length),
+        "patch": _cut(change["code"], _PATCH * length),
+        "before": _rounded(change["before"]),
+        "after": _rounded(change["after"]),
+    }
+
+
+def _rounded(score: float | None) -> float | None:
+    return None if score is None else round(score, 3)
+
+
+def _fitting(pieces: Iterator[str], length: int) -> list[str]:
+    """The first characters that take no more than `length` in JSON."""
+    taken: list[str] = []
+    for piece in pieces:
+        length -= len(json.dumps(piece)) - 2
+        if length < 0:
+            break
+        taken.append(piece)
+    return taken
+
+
+def _cut(text: str, length: int) -> str:
+    """Cut the end of a text that takes more than `length` characters in JSON."""
+    if len(json.dumps(text)) - 2 <= length:
+        return text
+    return "".join(_fitting(iter(text), length - 3)) + "..."
+
+
+def _cut_front(text: str, length: int) -> str:
+    """Cut the start: the end of a path tells most."""
+    if len(json.dumps(text)) - 2 <= length:
+        return text
+    return "..." + "".join(reversed(_fitting(reversed(text), length - 3)))

@@ -1,0 +1,185 @@
+"""The shell command: its exit codes, what stands on stdout, and what it hands to the diagnosis."""
+
+import functools
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdnn import check, diagnose
+
+from .diagnosis import made
+
+PAGE = Path(__file__).parents[1] / "docs" / "for_assistants.md"
+MODULE = """
+import jax, jax.numpy as jnp
+
+print("imported")
+
+def make(scale):
+    print("made")
+    kernels = [scale * jax.random.normal(jax.random.key(i), (8, 8)) for i in range(4)]
+    def apply(params, x):
+        for kernel in params:
+            x = jnp.tanh(x @ kernel)
+        return x
+    return apply, kernels
+
+def good(): return make(0.5)
+def broken(): raise RuntimeError("no data")
+def own(outputs, targets): return jnp.mean((outputs - targets) ** 2)
+number = 3
+"""
+OPTIONS = ["--input", "16,8", "--target", "int:3"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Stand where there is a module with networks; forget what was imported from there."""
+    (tmp_path / "some_networks.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    sys.modules.pop("some_networks", None)
+    return tmp_path
+
+
+@pytest.fixture
+def handed(monkeypatch):
+    """What came to the diagnosis, which is always the same."""
+    came: dict[str, Any] = {}
+
+    def fake(model, inputs, targets, **options):
+        came.update(options, model=model, inputs=inputs, targets=targets)
+        return made.diagnosis(causes=(made.cause(),) * 5)
+
+    monkeypatch.setattr(check, "diagnose", fake)
+    return came
+
+
+def test_exit_codes_and_files(folder, monkeypatch, capsys):
+    # What would help is no matter here.
+    monkeypatch.setattr(check, "diagnose", functools.partial(diagnose, try_changes=False))
+    good = ["some_networks:good", *OPTIONS, "--optimizer", "adam:0.01", "--json", "--out", "out"]
+    assert check.main(good) == 0
+    first = capsys.readouterr()
+    assert json.loads(first.out)["verdict"] == "trains"
+    assert "made" in first.err
+    for name in ("diagnosis.json", "diagnosis.md", "report.html"):
+        assert (folder / "out" / name).is_file()
+    assert check.main(good) == 0
+    assert capsys.readouterr().out == first.out
+
+
+@pytest.mark.parametrize(
+    ("verdict", "code"), [("trains", 0), ("at risk", 1), ("will not train", 2)]
+)
+def test_every_verdict_has_its_exit_code(verdict, code, monkeypatch):
+    found = made.diagnosis(verdict=verdict)
+    monkeypatch.setattr(check, "diagnose", lambda *_, **__: found)
+    assert check.main(["some_networks:good", *OPTIONS]) == code
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["some_networks:broken", *OPTIONS],
+        ["some_networks:good"],
+        ["some_networks:none", *OPTIONS],
+        ["nowhere:good", *OPTIONS],
+        [":good", *OPTIONS],
+        ["some_networks:good", "--input", "16,x"],
+        ["some_networks:good", "--input", "16,8", "--input-type", "int"],
+        ["some_networks:good", "--input", "16,8", "--input-type", "words:8"],
+        ["some_networks:number", *OPTIONS],
+        ["some_networks:good", *OPTIONS, "--loss", "some_networks:number"],
+        ["some_networks:good", *OPTIONS, "--loss", "some_networks:nothing"],
+        ["some_networks:good", "--data", "some_networks.py"],
+        ["some_networks:good", "--data", "nowhere.npz"],
+    ],
+)
+def test_what_is_wrong_is_told_on_stderr_and_in_json(wrong, capsys):
+    assert check.main(wrong) == 3
+    shown = capsys.readouterr()
+    assert shown.err.splitlines()[-1].startswith("error: ")
+    assert shown.out == ""
+    assert check.main([*wrong, "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["error"] in shown.err
+
+
+def test_an_unknown_option_is_an_error(capsys):
+    assert check.main(["some_networks:good", "--unknown"]) == 3
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_stdout_holds_the_diagnosis_alone(handed, capsys):
+    shown = {}
+    for options in ([], ["--all"], ["--json"], ["--json", "--all"]):
+        assert check.main(["some_networks:good", *OPTIONS, *options]) == 2
+        shown[tuple(options)] = capsys.readouterr().out
+    found = made.diagnosis(causes=(made.cause(),) * 5)
+    assert shown == {
+        (): f"{found}\n",
+        ("--all",): f"{found.details()}\n",
+        ("--json",): f"{found.to_short_json()}\n",
+        ("--json", "--all"): f"{found.to_json()}\n",
+    }
+    assert json.loads(shown["--json", "--all"])["layers"]
+
+
+def test_a_loss_of_ones_own(handed):
+    check.main(["some_networks:good", *OPTIONS])
+    assert handed["loss"] is None
+    check.main(["some_networks:good", *OPTIONS, "--loss", "some_networks:own"])
+    assert getattr(handed["loss"], "__name__", "") == "own"
+
+
+def test_random_inputs_are_of_the_type_asked_for(handed):
+    check.main(["some_networks:good", *OPTIONS])
+    chex.assert_type(handed["inputs"], float)
+    check.main(["some_networks:good", "--input", "64,128", "--input-type", "int:5"])
+    chex.assert_shape(handed["inputs"], (64, 128))
+    chex.assert_type(handed["inputs"], int)
+    assert set(np.unique(handed["inputs"])) == set(range(5))
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.float32])
+def test_arrays_of_a_file_keep_their_kind(dtype, handed, folder):
+    inputs, targets = np.arange(12).reshape(4, 3).astype(dtype), np.arange(4)
+    np.savez(folder / "data.npz", inputs=inputs, targets=targets)
+    check.main(["some_networks:good", "--data", "data.npz"])
+    assert handed["inputs"].dtype.kind == np.dtype(dtype).kind
+    chex.assert_trees_all_equal(handed["inputs"], jnp.asarray(inputs))
+    chex.assert_type(handed["targets"], int)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+
+
+def test_the_page_for_assistants_is_short_and_shows_an_object_of_today():
+    [text] = blocks("json")
+    assert len(PAGE.read_text(encoding="utf-8").splitlines()) <= 60
+    shown, own = json.loads(text), json.loads(made.diagnosis().to_short_json())
+    chex.assert_trees_all_equal_structs(shown["prescription"], own["prescription"])
+    assert list(shown) == list(own)
+    assert list(shown["findings"][0]) == list(own["findings"][0])
+
+
+@pytest.mark.slow
+def test_the_page_for_assistants_shows_what_its_command_prints(folder, capsys):
+    [module] = blocks("python")
+    (folder / "net.py").write_text(module)
+    [command] = [line for line in blocks("bash")[0].splitlines() if "net:make" in line]
+    code = check.main(command.split()[1:])
+    came, shown = json.loads(capsys.readouterr().out), json.loads(blocks("json")[0])
+    assert code == 2
+    assert came["verdict"] == shown["verdict"]
+    assert came["findings"][0]["code"] == shown["findings"][0]["code"]
+    assert came["prescription"]["patch"] == shown["prescription"]["patch"]
+    assert abs(came["prescription"]["after"] - shown["prescription"]["after"]) <= 0.1
