@@ -1,5 +1,7 @@
 """How low a loss can come, in closed form, and what a loss takes, as asked of the loss itself."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -141,7 +143,8 @@ def hinge(outputs, targets):
 )  # fmt: skip
 def test_a_loss_says_itself_what_it_takes(loss, targets, width, traits):
     asked = loss_traits(loss, targets, zoo.normal(4, NUM, width))
-    assert asked == LossTraits(**dict.fromkeys(traits, True))
+    expected: dict[str, Any] = dict.fromkeys(traits, True)
+    assert asked == LossTraits(**expected)
 
 
 def test_a_narrow_format_does_not_hide_that_a_loss_has_no_bound():

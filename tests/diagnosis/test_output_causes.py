@@ -54,9 +54,10 @@ def asked(
     **others,
 ):
     """An examination with what is asked for, and with what `loss` is said to take."""
+    taken: dict[str, Any] = dict.fromkeys(traits, True)
     return dataclasses.replace(
         ending_in(ending, width), targets=targets, loss=loss, answers=Answers(*answers),
-        traits=LossTraits(**dict.fromkeys(traits, True)), **others,
+        traits=LossTraits(**taken), **others,
     )  # fmt: skip
 
 
