@@ -13,20 +13,25 @@ from functools import partial
 from typing import Any
 
 from jaxdnn.diagnosis import (
+    batch_causes,
     edit_fixes,
     fixes,
+    hidden_causes,
+    information,
     layer_causes,
     mixing,
     operations,
     output_causes,
     reach,
     repairs,
+    running_averages,
     training_causes,
 )
 from jaxdnn.diagnosis.findings import NAMED, Category, Finding
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.setups import Fix
 from jaxdnn.diagnosis.training_causes import Attempt
+from jaxdnn.diagnosis.trial import FirstStep
 
 
 class Place(enum.Enum):
@@ -121,6 +126,12 @@ def find_causes(exam: Exam) -> tuple[Cause, ...]:
     )
 
 
+def find_rounding(exam: Exam, first: FirstStep) -> tuple[Cause, ...]:
+    """Return the parameters whose format is too coarse for the steps, at most one."""
+    findings = hidden_causes.rounded_steps(exam, first)
+    return tuple(_causes(exam, CAUSES["step rounded away"], findings))
+
+
 def find_training_causes(attempt: Attempt) -> tuple[Cause, ...]:
     """Return why a network does not train that may be sound at its start, worst first."""
     return ranked(
@@ -141,8 +152,16 @@ def _causes(exam: Exam, kind: CauseKind, findings: Iterable[Finding]) -> Iterato
                 finding.strength,
                 finding.category or kind.category,
                 kind.name.replace(" ", "_"),
-                finding.line,
+                _line(exam, finding),
             )
+
+
+def _line(exam: Exam, finding: Finding) -> str | None:
+    """The line that a finding names, otherwise where the user's own code calls the layer."""
+    if finding.line is not None or finding.layer is None:
+        return finding.line
+    line = exam.graph.program.steps[exam.graph.layers[finding.layer].step].line
+    return str(line) if line is not None and line.is_own else None
 
 
 def ranked(causes: Iterable[Cause]) -> tuple[Cause, ...]:
@@ -174,6 +193,7 @@ _TABLE = (
         "everything computed from it is not a number either: no step can be taken.",
         "signal",
         find=operations.not_finite,
+        fixes=(repairs.finite_inputs, repairs.guarded_operations),
     ),
     CauseKind(
         "no gradient",
@@ -574,6 +594,153 @@ _TABLE = (
         fixes=(fixes.critical, fixes.default_weights),
     ),
     CauseKind(
+        "not finite data",
+        "numerics",
+        Place.OUTSIDE,
+        "NaN + x = NaN",
+        "One row that is not a number makes the mean over the batch, and with it every gradient, not a number.",
+        "signal",
+        find=lambda exam: batch_causes.not_finite_rows(exam.inputs, exam.targets),
+        regardless=True,
+        fixes=(repairs.finite_inputs,),
+    ),
+    CauseKind(
+        "transposed weights",
+        "initialisation",
+        Place.LAYER,
+        "W x  instead of  Wᵀ x",
+        "A square kernel fits either way round. Another library, or a reshape, keeps the other.",
+        "weights",
+        find=hidden_causes.transposed_weights,
+        regardless=True,
+    ),
+    CauseKind(
+        "weights of another layer",
+        "initialisation",
+        Place.LAYER,
+        "W_a ↔ W_b",
+        "Two layers of one shape can take each other's weights without an error. Names decide, not the order.",
+        "weights",
+        find=hidden_causes.exchanged_weights,
+        regardless=True,
+    ),
+    CauseKind(
+        "weights out of scale",
+        "initialisation",
+        Place.LAYER,
+        _SCALE,
+        "The layer's weights are many times larger, or smaller, than those that it was trained with.",
+        "weights",
+        find=hidden_causes.mis_scaled_weights,
+        regardless=True,
+    ),
+    CauseKind(
+        "untrained layer",
+        "initialisation",
+        Place.LAYER,
+        "W = W_0",
+        "The layer is as an initialiser leaves it, among layers that have been trained: it was not loaded, "
+        "or left out of training.",
+        "weights",
+        find=hidden_causes.untrained_layer,
+        regardless=True,
+    ),
+    CauseKind(
+        "foreign running averages",
+        "architecture",
+        Place.ABOVE,
+        "z = (h − m) / s,   m, s of other data",
+        "In evaluation a batch norm takes the mean and variance that it has kept. If those are of other data, "
+        "it shifts and stretches every signal.",
+        "signal",
+        find=running_averages.foreign_averages,
+        regardless=True,
+    ),
+    CauseKind(
+        "targets of other rows",
+        "labels",
+        Place.OUTSIDE,
+        "(x_i, y_{i+1})",
+        "Inputs and targets are in different orders: each row is asked for the answer of another.",
+        "delta",
+        find=information.shifted_targets,
+        regardless=True,
+        fixes=(information.realigned_targets,),
+    ),
+    CauseKind(
+        "targets at random",
+        "labels",
+        Place.OUTSIDE,
+        "p(y | x) = p(y)",
+        "Nothing about a row tells its target. A batch can be learnt by heart, and no other row is answered "
+        "better than by chance.",
+        "delta",
+        find=information.random_targets,
+        regardless=True,
+    ),
+    CauseKind(
+        "labels mixed up",
+        "labels",
+        Place.OUTSIDE,
+        "p(y = a | x) = p(y = b | x)",
+        "Some classes have each other's labels, in part or altogether.",
+        "delta",
+        find=information.mixed_labels,
+        regardless=True,
+    ),
+    CauseKind(
+        "feature outweighs",
+        "input scale",
+        Place.OUTSIDE,
+        "z = Σ w_j x_j ≈ w_k x_k   if   std x_k ≫ std x_j",
+        "One feature is so large that the others do not show in the sum.",
+        "signal",
+        find=batch_causes.outweighing_feature,
+        regardless=True,
+        fixes=(repairs.standardised_inputs,),
+    ),
+    CauseKind(
+        "constant feature",
+        "input scale",
+        Place.OUTSIDE,
+        "x_k = c",
+        "A feature that is the same in every row tells nothing; a bias says as much.",
+        "signal",
+        find=batch_causes.constant_feature,
+        regardless=True,
+    ),
+    CauseKind(
+        "inputs of another scale",
+        "input scale",
+        Place.OUTSIDE,
+        "((x − m) / s − m) / s",
+        "The inputs are normalised by other constants than the network was trained with, or twice.",
+        "signal",
+        find=batch_causes.foreign_normalisation,
+        regardless=True,
+        fixes=(repairs.standardised_inputs,),
+    ),
+    CauseKind(
+        "padding counts",
+        "loss",
+        Place.OUTSIDE,
+        "L = Σ m_i L_i / Σ m_i,   m_i = 0 for what fills up",
+        "Rows, or places of a sequence, that only fill up a batch are learnt like data.",
+        "delta",
+        find=batch_causes.padding_rows,
+        regardless=True,
+    ),
+    CauseKind(
+        "token use",
+        "input scale",
+        Place.LAYER,
+        "∂L/∂E_k = 0  for a token k that never occurs",
+        "Most of the table is never looked up, or one row nearly always: tokens and table do not belong together.",
+        "weights",
+        find=batch_causes.token_use,
+        regardless=True,
+    ),
+    CauseKind(
         "underflow",
         "numerics",
         Place.FORMAT,
@@ -621,7 +788,8 @@ _TABLE = (
         "A number of p binary digits does not change when less than half of its last digit is "
         "added to it. The parameters need a finer format than the calculation.",
         "step",
-        find_in_training=training_causes.step_rounded_away,
+        find_in_training=lambda attempt: hidden_causes.rounded_steps(attempt.exam, attempt.first),
+        regardless=True,
     ),
     CauseKind(
         "learning rate too small",

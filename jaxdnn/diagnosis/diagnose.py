@@ -7,12 +7,14 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
 
 from jaxdnn.diagnosis import printout
-from jaxdnn.diagnosis.causes import Cause, find_causes
+from jaxdnn.diagnosis.causes import Cause, find_causes, find_rounding, ranked
 from jaxdnn.diagnosis.findings import BLOCKING, STRUCTURAL
 from jaxdnn.diagnosis.measure import Exam, examine
 from jaxdnn.diagnosis.profile import LayerProfile, layer_profiles, redrawn_deltas
@@ -28,6 +30,7 @@ from jaxdnn.diagnosis.trial import (
     parse_optimizer,
     shares,
     still_grows,
+    take_first_step,
     verdict_of,
 )
 from jaxdnn.run_folder import without_nan
@@ -179,6 +182,8 @@ def diagnose(
     transformation = parse_optimizer(optimizer)
     exam = examine(model, inputs, targets, loss=loss, seed=seed)
     causes = find_causes(exam)
+    if any(jnp.result_type(leaf).itemsize < _WHOLE for leaf in jax.tree.leaves(exam.params)):
+        causes = ranked([*causes, *find_rounding(exam, take_first_step(exam, transformation))])
     trials = Trials(exam, transformation, horizon=horizon)
     base = trials.try_fix(AS_IT_IS)
     score = _judged(base.score if exam.measured.finite else 0.0, causes)
@@ -206,6 +211,8 @@ def diagnose(
     )
 
 
+# Bytes of a parameter of single precision.
+_WHOLE = 4
 # The most that a network scores that learns a batch by heart, and what is learnt is not what is meant.
 _BY_HEART = 0.3
 

@@ -8,7 +8,8 @@ reduces them in float64: reduced inside the program, 50 layers took minutes to c
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -162,7 +163,7 @@ class Ending:
     label: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Exam:
     """A network with a batch, and what one pass forward and back shows.
 
@@ -209,6 +210,27 @@ class Exam:
     def names(self) -> list[str]:
         """Path of every parameter leaf."""
         return leaf_names(self.network.params)
+
+    @functools.cached_property
+    def evaluate(self) -> Callable[[Any, Any, Any, Any], tuple[Array, Array]]:
+        """Compiled `(params, inputs, targets, other targets) -> (loss, loss with the others)`."""
+
+        @jax.jit
+        def evaluate(params: Any, inputs: Any, targets: Any, others: Any) -> tuple[Array, Array]:
+            outputs = self.network.apply(params, inputs, self.key)
+            return self.loss(outputs, targets), self.loss(outputs, others)
+
+        return evaluate
+
+    def look(self, numbers: Sequence[int]) -> list[Array]:
+        """Return what the values of these numbers are for the batch."""
+
+        @jax.jit
+        def wanted(*arguments: Any) -> list[Array]:
+            environment = run(self.graph.program, arguments, {})
+            return [environment[number] for number in numbers]
+
+        return wanted(self.params, self.inputs, self.key)
 
 
 def examine(

@@ -413,7 +413,10 @@ def _of_argument(exam: Exam, origin: Origin, batch: int) -> Finding:
         beside = [i for i, layer in enumerate(layers) if parent and layer.path == parent]
         found = next(iter(of_kernel or beside), None)
         return Finding(found, f"its weights are not finite: {share} of {name}", 3 * BLOCKING)
-    text = f"the targets hold NaN or infinity, {share}{_rows_in_words(origin, batch)}"
+    num_inputs = len(jax.tree.leaves(exam.inputs))
+    is_input = origin.argument is not None and origin.argument < len(names) + num_inputs
+    what = "inputs" if is_input else "targets"
+    text = f"the {what} hold NaN or infinity, {share}{_rows_in_words(origin, batch)}"
     return Finding(None, f"{text}: leave these examples out, or fill them", 3 * BLOCKING)
 
 

@@ -5,7 +5,7 @@ Outputs keep their meaning: what was a probability stays one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.extend import core
 
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.model import Loss
+from jaxdnn.diagnosis.program import Edit, Environment, Program, run, trace
 from jaxdnn.diagnosis.setups import Fix, FixKind, Output
 from jaxdnn.diagnosis.targets import TargetKind, describe_targets
 
@@ -344,3 +346,94 @@ def whole_numbers(exam: Exam, layer: int | None) -> Iterator[Fix]:
         f"inputs = jnp.rint(inputs * {factor:.3g})", FixKind.DATA, 2,
         inputs=lambda x: jnp.rint(jnp.asarray(x) * factor),
     )  # fmt: skip
+
+
+# Guards of operations that are not finite at the edge of where they are defined.
+_SMALL_ROOT, _LARGEST_EXPONENT = 1e-12, 80.0
+_GUARDS: dict[str, Callable[..., Array]] = {
+    "log": lambda x: jnp.log(jnp.maximum(x, _CLIP)),
+    "sqrt": lambda x: jnp.sqrt(jnp.maximum(x, 0) + _SMALL_ROOT),
+    "rsqrt": lambda x: jax.lax.rsqrt(jnp.maximum(x, 0) + _SMALL_ROOT),
+    "exp": lambda x: jnp.exp(jnp.minimum(x, _LARGEST_EXPONENT)),
+    "div": lambda x, y: x / jnp.where(jnp.abs(y) < _SMALL_ROOT, 1, y),
+}
+
+
+def guarded_operations(exam: Exam, layer: int | None) -> Iterator[Fix]:
+    """Keep roots, logarithms, exponentials and divisions away from where they are not finite."""
+    del layer
+    words = "logarithms, roots, exponentials and divisions kept from where they are not finite"
+    code = "jnp.log(jnp.maximum(x, 1e-7)); jnp.sqrt(x + 1e-12)"
+    edits = _guards(exam.graph.program)
+    if edits:
+        yield Fix("guard_operations", f"{words}, in the network", code, size=1, edits=edits)
+    try:
+        loss = _guarded_loss(exam)
+    except (TypeError, ValueError):
+        return
+    if loss is not None:
+        yield Fix("guard_loss", f"{words}, in the loss", code, FixKind.OUTPUT, 1, loss=loss)
+
+
+def _guards(program: Program) -> dict[int, Edit]:
+    """An edit for every such operation of the signal."""
+    edits: dict[int, Edit] = {}
+    for step in program.steps:
+        equation = step.equations[0] if step.equations else None
+        if step.name not in _GUARDS or equation is None or len(step.outputs) != 1:
+            continue
+        variables = dict.fromkeys(v for v in equation.invars if isinstance(v, core.Var))
+        numbers = dict(zip(variables, step.inputs, strict=False))
+        operands = [numbers.get(v) if isinstance(v, core.Var) else v.val for v in equation.invars]
+        literal = [not isinstance(v, core.Var) for v in equation.invars]
+
+        def guarded(
+            value: Array, values: Environment, name: str = step.name,
+            operands: Sequence[Any] = operands, literal: Sequence[bool] = literal,
+        ) -> Array:  # fmt: skip
+            given = [
+                x if is_literal else values[x]
+                for x, is_literal in zip(operands, literal, strict=True)
+            ]
+            return _GUARDS[name](*given).astype(value.dtype)
+
+        edits[step.outputs[0]] = guarded
+    return edits
+
+
+def _guarded_loss(exam: Exam) -> Loss | None:
+    """The loss with its operations guarded; None where it has none."""
+    own = exam.loss
+    known: dict[Any, Program] = {}
+
+    def program(outputs: Any, targets: Any) -> Program:
+        shapes = str(jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), (outputs, targets)))
+        if shapes not in known:
+            structs = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), (targets, outputs)
+            )
+            known[shapes] = trace(lambda t, o, _: own(o, t), structs[0], structs[1], exam.key)
+        return known[shapes]
+
+    if not _guards(program(jnp.asarray(exam.outputs), exam.targets)):
+        return None
+
+    def loss(outputs: Any, targets: Any) -> Array:
+        written = program(outputs, targets)
+        return run(written, (targets, outputs, exam.key), _guards(written))[written.output]
+
+    return loss
+
+
+def finite_inputs(exam: Exam, layer: int | None) -> Iterator[Fix]:
+    """Put 0 in place of inputs that are not finite."""
+    del layer
+    leaves = [x for x in jax.tree.leaves(exam.inputs) if jnp.issubdtype(x.dtype, jnp.floating)]
+    if any(not bool(jnp.isfinite(leaf).all()) for leaf in leaves):
+        yield Fix(
+            "finite_inputs", "0 in place of inputs that are not finite",
+            "inputs = jnp.nan_to_num(inputs, posinf=0.0, neginf=0.0)", FixKind.DATA, 1,
+            inputs=lambda x: jax.tree.map(
+                lambda leaf: jnp.nan_to_num(leaf, posinf=0.0, neginf=0.0), x
+            ),
+        )  # fmt: skip

@@ -29,7 +29,13 @@ from jaxdnn.diagnosis.measure import Exam, host_rms, make_pass
 from jaxdnn.diagnosis.profile import log
 from jaxdnn.diagnosis.setups import AS_IT_IS, MOST_STEPS, Fix, FixKind, Trials, Tried, both
 from jaxdnn.diagnosis.training_causes import Attempt
-from jaxdnn.diagnosis.trial import TRAINS, FirstStep, Scales, rate_curve, take_first_step
+from jaxdnn.diagnosis.trial import (
+    TRAINS,
+    FirstStep,
+    Scales,
+    rate_curve,
+    take_first_step,
+)
 from jaxdnn.errors import InputError
 from jaxdnn.progress import progress_bar
 
@@ -73,6 +79,9 @@ class Search:
         """
         self.trials, self.base = trials, base
         self.exam = trials.exam
+        raw = score_trial(base.trial, trials.exam.answers, horizon=trials.horizon)
+        # What is learnt by heart already is not what is meant: only answers to that count.
+        self.by_heart = base.score < TRAINS <= raw
         self.slow = trials.num_steps < trials.horizon
         self.tried: list[Tried] = []
         self._bar = progress_bar(
@@ -120,7 +129,7 @@ def find_fixes(
     try:
         answered = _answer(run, causes)
         answered = _combine(run, answered)
-        if base.score < TRAINS:
+        if base.score < TRAINS and not run.by_heart:
             answered += _look_wider(run, answered)
     finally:
         run.close()
@@ -161,6 +170,7 @@ def _answer(run: Search, causes: Sequence[Cause]) -> list[_Answered]:
         cured = any(each.score >= _GOOD for each in answered)
         # What stops all learning leaves nothing to see of other repairs.
         hidden = blocked and cause.strength < _BLOCKS
+        hidden = hidden or (run.by_heart and not cause.kind.regardless)
         if number < most and not hidden and not (cured and (blocked or run.slow)):
             index = run.exam.graph.index_of(cause.path)
             for answer in cause.kind.fixes:
@@ -176,7 +186,7 @@ def _answer(run: Search, causes: Sequence[Cause]) -> list[_Answered]:
 
 def _combine(run: Search, answered: list[_Answered]) -> list[_Answered]:
     """Where no repair is enough alone, repair two findings together, the blocking one first."""
-    if run.base.score >= TRAINS or any(each.score >= TRAINS for each in answered):
+    if run.base.score >= TRAINS or any(each.score >= TRAINS for each in answered) or run.by_heart:
         return answered
     able = sorted(
         (each for each in answered if each.best is not None),
@@ -329,6 +339,8 @@ def _matters(run: Search, each: _Answered, trains: bool, cured: bool, blocked: b
     cause = each.cause
     if cause.kind.regardless:
         return True
+    if run.by_heart:
+        return False
     if trains:
         return (
             cause.strength >= CERTAIN

@@ -42,6 +42,11 @@ class SourceLine(NamedTuple):
     line: int
     text: str
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it stands outside installed libraries and this package."""
+        return not self.file.startswith(_LIBRARIES) and _INSTALLED not in self.file
+
     def __str__(self) -> str:
         text = f" `{self.text}`" if self.text else ""
         _, installed, below = self.file.rpartition(_INSTALLED)
@@ -75,7 +80,7 @@ def _lines_of(eqn: core.JaxprEqn) -> tuple[SourceLine | None, SourceLine | None]
             continue
         line = _line(name, frame.line_num)
         outside = outside or line
-        if not name.startswith(_LIBRARIES) and _INSTALLED not in name:
+        if line.is_own:
             return outside, line
     return outside, None
 

@@ -15,8 +15,6 @@ from jaxdnn.diagnosis.measure import Exam, host_rms
 from jaxdnn.diagnosis.setups import FixKind, Trials, Tried
 from jaxdnn.diagnosis.trial import TRAINS, FirstStep
 
-# Of the entries of a kernel.
-_MOST_LOST = 0.5
 # Of the score of the best change of the network.
 _AS_GOOD = 0.9
 
@@ -86,16 +84,6 @@ def gradient_below_epsilon(attempt: Attempt) -> Iterator[Finding]:
         )
         strength = math.log(max(float(shortfall[worst]), 1.0)) / FACTOR_SPREAD
         yield Finding(worst, text, strength)
-
-
-def step_rounded_away(attempt: Attempt) -> Iterator[Finding]:
-    """Find parameters whose format is too coarse for the steps."""
-    lost = attempt.first.lost
-    worst = int(np.argmax(lost))
-    finer = any(each.fix.kind is FixKind.PARAMETER_FORMAT for each in attempt.tried)
-    if lost[worst] >= _MOST_LOST and finer:
-        text = f"{lost[worst]:.0%} of its weights are rounded back to what they were by a step"
-        yield Finding(worst, text, NAMED * (1 + lost[worst]))
 
 
 def wrong_rate(attempt: Attempt, *, small: bool) -> Iterator[Finding]:
