@@ -34,6 +34,7 @@ from jaxdnn.diagnosis.trial import (
     FirstStep,
     Scales,
     rate_curve,
+    score_trial,
     take_first_step,
 )
 from jaxdnn.errors import InputError
