@@ -31,7 +31,7 @@ FAULTS = {
     "saturating activation": CAUSES["saturating activation"],
     "zero-initialised layer": CAUSES["zero weights"],
     "dead ReLU biases": CAUSES["dead units"],
-    "softmax twice": CAUSES["softmax twice"],
+    "softmax twice": CAUSES["outputs cannot reach targets"],
     "missing norm": CAUSES["missing norm"],
     "zero-padded 4x4 stack": CAUSES["padding"],
     "dropout at 0.9": CAUSES["dropout"],

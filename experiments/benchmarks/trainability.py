@@ -182,13 +182,22 @@ def _run(params: Any, inputs: Array, norm: Any, style: str, phi: Callable[[Array
     return h @ params["last"]
 
 
-def make_train(forward: Callable[..., Array], num_steps: int) -> Callable[..., Array]:
+def make_train(
+    forward: Callable[..., Array],
+    num_steps: int,
+    *,
+    loss: Callable[[Array, Array], Array] | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+) -> Callable[..., Array]:
     """Return the compiled `(params, choice, images, labels, key, scales) -> final loss`.
 
     Args:
       forward: `(params, inputs, choice) -> logits`.
       num_steps: the budget.
+      loss: `(outputs, labels) -> scalar`; None for the mean cross-entropy of logits.
+      optimizer: in place of the one that is chosen; None for that.
     """
+    loss_of = loss or mean_loss
 
     @jax.jit
     def train(
@@ -202,7 +211,7 @@ def make_train(forward: Callable[..., Array], num_steps: int) -> Callable[..., A
         scales = Scales() if scales is None else scales
         chain = optax.chain(
             optax.scale(scales.gradient),
-            chosen_optimizer(choice.optimizer),
+            optimizer or chosen_optimizer(choice.optimizer),
             optax.scale(scales.rate),
         )
 
@@ -212,7 +221,7 @@ def make_train(forward: Callable[..., Array], num_steps: int) -> Callable[..., A
                 jax.random.fold_in(key, index), (BATCH_SIZE,), 0, len(labels)
             )
             loss, grads = jax.value_and_grad(
-                lambda params: mean_loss(forward(params, images[picks], choice), labels[picks])
+                lambda params: loss_of(forward(params, images[picks], choice), labels[picks])
             )(params)
             updates, state = chain.update(grads, state, params)
             return (optax.apply_updates(params, updates), state), loss

@@ -47,7 +47,7 @@ from jaxdnn import command_line
 from jaxdnn.diagnosis import (
     AS_IT_IS,
     Answers,
-    Scales,
+    Fix,
     Trial,
     Trials,
     Tried,
@@ -125,13 +125,12 @@ def make_repair(
 ) -> Callable[[Sequence[Member]], Iterator[dict[str, Any]]]:
     """Return what repairs a member, by prescription and by chance, and trains it again."""
 
-    def learns(
-        forward: Callable[..., Any], params: Any, member: Member, scales: Scales | None = None
-    ) -> bool:
-        train = make_train(forward, num_steps)
+    def learns(forward: Callable[..., Any], params: Any, member: Member, fix: Fix) -> bool:
+        train = make_train(forward, num_steps, loss=fix.loss, optimizer=fix.optimizer)
+        images = task.images if fix.inputs is None else fix.inputs(task.images)
+        labels = task.labels if fix.targets is None else fix.targets(task.labels)
         key = jax.random.key(member.seed)
-        loss = train(params, choice_of(member), task.images, task.labels, key, scales or Scales())
-        return bool(loss < task.bound)
+        return bool(train(params, choice_of(member), images, labels, key, fix.scales) < task.bound)
 
     def repair(member: Member) -> dict[str, Any]:
         jax.clear_caches()
@@ -140,9 +139,9 @@ def make_repair(
         words, score, repaired = "nothing", None, False
         if best is not None:
             words, score = best.fix.words, float(best.score)
-            repaired = learns(forward, best.setup.params, member, best.fix.scales)
+            repaired = learns(forward, best.setup.params, member, best.fix)
         changed = another(member, np.random.default_rng(member.seed))
-        by_chance = learns(make_forward(changed.style), start(changed, task), changed)
+        by_chance = learns(make_forward(changed.style), start(changed, task), changed, AS_IT_IS)
         return {
             "prescription": words,
             "score": score,
@@ -163,7 +162,7 @@ def prescribed(
     trials = Trials(exam, parse_optimizer(member.optimizer), horizon=num_steps)
     before = trials.try_fix(AS_IT_IS)
     best = next(iter(find_fixes(trials, find_causes(exam), before).tried), None)
-    if best is None or not best.fix.edits:
+    if best is None or not (best.fix.edits or best.fix.output):
         return make_forward(member.style), best
     return lambda params, inputs, _: best.setup.forward(params, inputs, exam.key), best
 

@@ -7,7 +7,7 @@ from jaxdnn.diagnosis.measure import examine
 from jaxdnn.diagnosis.operations import not_finite
 from jaxdnn.diagnosis.printout import error_json
 from jaxdnn.diagnosis.search import find_fixes
-from jaxdnn.diagnosis.setups import AS_IT_IS, Trials, Tried
+from jaxdnn.diagnosis.setups import AS_IT_IS, Fix, Trials, Tried
 from jaxdnn.diagnosis.trial import (
     HORIZON,
     NUM_STEPS,
@@ -28,6 +28,7 @@ __all__ = [
     "Answers",
     "Cause",
     "Diagnosis",
+    "Fix",
     "Prescription",
     "Scales",
     "Trial",

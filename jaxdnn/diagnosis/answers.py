@@ -44,7 +44,7 @@ _EQUAL = 1e-4
 _GROWING = (1e2, 1e4, 1e6)
 # Slopes that add up to less, of their sizes, cancel.
 _CANCELS = 1e-3
-# A slope that counts as none.
+# A slope that counts as none, of the loss where that is below 1.
 _FLAT = 1e-12
 
 
@@ -210,8 +210,10 @@ def loss_traits(loss: Loss, targets: Any, outputs: Array) -> LossTraits:
     inside, slope = (np.asarray(said[name], np.float64) for name in ("point", "inside"))
     rolled = np.roll(np.asarray(said["rolled"], np.float64), -1, axis=-1)
     shifts, stretches = not _sums(slope), not _sums(slope * inside)
-    independent = max(map(_most, said["slopes"])) <= _FLAT
-    outside = max(_most(said["below"]), _most(said["above"])) <= _FLAT < _most(said["inside"])
+    # A loss that is small as a whole is no flat one.
+    flat = _FLAT * min(1.0, _most(said["values"]))
+    independent = max(map(_most, said["slopes"])) <= flat
+    outside = max(_most(said["below"]), _most(said["above"])) <= flat < _most(said["inside"])
     probabilities = outside or (several and _needs_positive(said))
     return LossTraits(
         independent=independent,
@@ -222,7 +224,7 @@ def loss_traits(loss: Loss, targets: Any, outputs: Array) -> LossTraits:
         symmetric=several and _most(rolled - slope) <= _EQUAL * _most(slope) and not independent,
         mixes=_mixes(said),
         summed=at != 0 and _same(2 * at, float(said.get("twice", at))),
-        blind=() if independent else _blind(said),
+        blind=() if independent else _blind(said, flat),
     )
 
 
@@ -253,7 +255,8 @@ def _ask(loss: Loss, targets: Any, outputs: Array) -> dict[str, Any]:
         values, slopes = value_and_grad(jnp.stack([p.astype(dtype) for p in points]), targets)
         own, at, random, signed, below, above = slopes
         rolled = jax.grad(loss)(jnp.roll(inside, 1, axis=-1).astype(dtype), targets)
-        middle = jnp.full((1, *shape[1:]), 0.5, dtype)
+        # A narrow format would end before what grows does.
+        middle = jnp.full((1, *shape[1:]), 0.5, jnp.promote_types(dtype, jnp.float32))
         slope = jax.grad(lambda c: loss(jnp.broadcast_to(c, shape), targets))(middle)
         way = jnp.nan_to_num(slope)
         way = way / jnp.maximum(jnp.abs(way).max(), 1e-30)
@@ -264,6 +267,7 @@ def _ask(loss: Loss, targets: Any, outputs: Array) -> dict[str, Any]:
             for sign in (-1.0, 1.0)
         ]
         said = {
+            "values": values,
             "at": values[1],
             "point": inside,
             "rolled": rolled,
@@ -302,14 +306,14 @@ def _sums(slope: np.ndarray) -> bool:
 
 
 def _same(a: float, b: float) -> bool:
-    return abs(a - b) <= _EQUAL * max(abs(a), abs(b), 1e-6)
+    return abs(a - b) <= _EQUAL * max(abs(a), abs(b))
 
 
-def _blind(said: dict[str, Any]) -> tuple[int, ...]:
+def _blind(said: dict[str, Any], flat: float) -> tuple[int, ...]:
     """Return the rows in which no output changes the loss."""
     slopes = [np.abs(np.asarray(x, np.float64)) for x in (*said["slopes"], said["signed"])]
     moves = np.array([x.reshape(len(x), -1).max(1) for x in slopes]).max(0)
-    return tuple(int(row) for row in np.flatnonzero(moves <= _FLAT))
+    return tuple(int(row) for row in np.flatnonzero(moves <= flat))
 
 
 def _falls(values: Any) -> bool:

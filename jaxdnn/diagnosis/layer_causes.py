@@ -169,14 +169,20 @@ def _fan_mode(deviations: np.ndarray) -> int:
 def heavy_bias(exam: Exam, *, dead: bool) -> Iterator[Finding]:
     """Find biases that outweigh the signal, and leave most units without a slope or do not."""
     for index in range(len(exam.graph.layers)):
-        bias, total = exam.measured.bias_rms[index], exam.measured.signals[index].rms
-        signal = math.sqrt(max(total**2 - bias**2, (1e-3 * bias) ** 2))
+        ratio = _bias_over_signal(exam, index)
         following = exam.graph.following(index, "activation")
         share = exam.measured.slopes[following[0]].dead if following else 0.0
-        if bias > signal > 0 and (share > 0.5) == dead:
-            text = f"the bias is {bias / signal:.3g} x the signal"
+        if ratio > 1 and (share > 0.5) == dead:
+            text = f"the bias is {ratio:.3g} x the signal"
             text += f"; {share:.0%} of the units are dead" if share else ""
-            yield Finding(index, text, STRUCTURAL * (1 + log(bias / signal)))
+            yield Finding(index, text, STRUCTURAL * (1 + log(ratio)))
+
+
+def _bias_over_signal(exam: Exam, index: int) -> float:
+    """RMS of a layer's bias over that of what it is added to; 0 where there is no signal."""
+    bias, total = exam.measured.bias_rms[index], exam.measured.signals[index].rms
+    signal = math.sqrt(max(total**2 - bias**2, (1e-3 * bias) ** 2))
+    return bias / signal if signal > 0 else 0.0
 
 
 def saturating_activation(exam: Exam) -> Iterator[Finding]:
@@ -275,10 +281,15 @@ def _shape(exam: Exam, layer: Layer) -> tuple[int, ...]:
 def dead_layers(exam: Exam) -> Iterator[Finding]:
     """Find layers whose units are all on their flat side for every input."""
     for index in range(len(exam.graph.layers)):
+        # Zero weights and heavy biases are findings of their own; what follows is dead of them.
+        if exam.measured.kernel_rms[index] == 0:
+            return
         for segment in exam.graph.following(index, "activation"):
             gain = exam.gains.get(segment)
             shown = gain is not None and gain.slope > 0 and not _is_repeated(exam, index)
             if shown and exam.measured.slopes[segment].dead >= 1:
+                if _bias_over_signal(exam, index) > 1:
+                    return
                 last = segment.above is None
                 name = segment.label or "the activation"
                 text = (

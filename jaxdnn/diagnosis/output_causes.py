@@ -16,7 +16,12 @@ import numpy as np
 
 from jaxdnn.diagnosis.findings import BLOCKING, NAMED, STRUCTURAL, Finding
 from jaxdnn.diagnosis.measure import Exam
-from jaxdnn.diagnosis.repairs import input_scale, takes_probabilities
+from jaxdnn.diagnosis.repairs import (
+    column_moments,
+    finite_rows,
+    input_scale,
+    takes_probabilities,
+)
 from jaxdnn.diagnosis.targets import TargetKind, Targets, describe_targets
 
 # A last activation that lets less than this share through cannot reach the targets.
@@ -219,8 +224,10 @@ def out_of_reach(exam: Exam) -> Iterator[Finding]:
     name = _name(exam)
     if exam.traits.softmax and "softmax" in ending.kinds:
         text = "the network ends in a softmax, and the loss takes another: give the loss logits"
-    elif targets.values.size and not (
-        low - _SLACK <= targets.low and targets.high <= high + _SLACK
+    elif (
+        targets.values.size
+        and not exam.traits.softmax
+        and not (low - _SLACK <= targets.low and targets.high <= high + _SLACK)
     ):
         text = (
             f"the {name} at the output gives {_interval(low, high)}, and the targets go from"
@@ -378,9 +385,8 @@ def scale_of_inputs(exam: Exam) -> Iterator[Finding]:
         found = input_scale(leaf)
         if found is None:
             continue
-        x = np.asarray(leaf, np.float64)
-        x = x.reshape(-1, x.shape[-1]) if x.ndim > 1 else x.reshape(-1, 1)
-        mean, std = np.nanmean(x, 0), np.nanstd(x, 0)
+        x = finite_rows(leaf)
+        mean, std = column_moments(x)
         rms = np.sqrt(mean**2 + std**2)
         largest, smallest = float(rms.max()), float(rms[rms > 0].min(initial=math.inf))
         offset = float(np.max(np.abs(mean) / np.maximum(std, 1e-12)))

@@ -302,6 +302,21 @@ def standardised_inputs(exam: Exam, layer: int | None) -> Iterator[Fix]:
     )  # fmt: skip
 
 
+def finite_rows(leaf: Any) -> np.ndarray:
+    """Return an array as (row, feature), NaN for all that is not finite."""
+    x = np.asarray(leaf, np.float64)
+    x = np.where(np.isfinite(x), x, np.nan)
+    return x.reshape(-1, x.shape[-1]) if x.ndim > 1 else x.reshape(-1, 1)
+
+
+def column_moments(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of each column's numbers; 0 where it holds none."""
+    known = ~np.isnan(rows)
+    number = np.maximum(known.sum(0), 1)
+    mean = np.where(known, rows, 0).sum(0) / number
+    return mean, np.sqrt((np.where(known, rows - mean, 0) ** 2).sum(0) / number)
+
+
 def input_scale(leaf: Any) -> tuple[np.ndarray, np.ndarray] | None:
     """Return mean and divisor that standardise an array; None where it holds no floats.
 
@@ -310,16 +325,14 @@ def input_scale(leaf: Any) -> tuple[np.ndarray, np.ndarray] | None:
     """
     if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
         return None
-    x = np.asarray(leaf, np.float64)
-    x = np.where(np.isfinite(x), x, np.nan)
-    rows = x.reshape(-1, x.shape[-1]) if x.ndim > 1 else x.reshape(-1, 1)
-    mean, std = np.nanmean(rows, 0), np.nanstd(rows, 0)
+    rows = finite_rows(leaf)
+    mean, std = column_moments(rows)
     varies = std > 1e-6 * np.abs(mean)
     if not varies.any():
         return None
     spread = std[varies]
     offsets = np.abs(mean - mean.mean()).max() > _ALIKE * spread.max()
-    if (spread.max() <= _ALIKE * spread.min() and not offsets) or x.ndim > 3:
+    if (spread.max() <= _ALIKE * spread.min() and not offsets) or jnp.ndim(leaf) > 3:
         whole, size = np.nanmean(rows), np.nanstd(rows)
         return np.array(whole, np.float32), np.array(size if size > 0 else 1.0, np.float32)
     divisor = np.where(varies, std, np.maximum(np.abs(mean), 1.0))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import chex
 import jax
@@ -10,10 +11,19 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdnn.diagnosis import examine
-from jaxdnn.diagnosis.edit_fixes import batch_norms, relu_everywhere, shortcuts
-from jaxdnn.diagnosis.fixes import FixKind, critical_weights, step_fixes
+from jaxdnn.diagnosis import Trials, examine
+from jaxdnn.diagnosis.edit_fixes import (
+    added_activations,
+    batch_norms,
+    layer_norms,
+    leaky_activations,
+    relu_everywhere,
+    relu_in_place,
+    shortcuts,
+)
+from jaxdnn.diagnosis.fixes import critical_weights, no_decay, step_fixes
 from jaxdnn.diagnosis.profile import log_factor
+from jaxdnn.diagnosis.setups import FixKind
 from jaxdnn.diagnosis.trial import take_first_step
 
 from . import zoo
@@ -36,17 +46,26 @@ def network(skip, scale):
     return apply
 
 
-def logits_of(exam, group):
-    return exam.edited(group.edits)(group.fixes[0].params, INPUTS, exam.key)
+def only(fixes) -> Any:
+    """The one fix."""
+    (fix,) = fixes
+    return fix
+
+
+def logits_of(exam, fix):
+    setup = Trials(exam, optax.sgd(0.1)).setup(fix)
+    return setup.forward(setup.params, INPUTS, exam.key)
 
 
 @pytest.mark.parametrize(("skip", "words"), [(0, "shortcuts past 4"), (1, "residual branches")])
 def test_every_block_then_adds_over_the_root_of_their_number(skip, words):
     exam = examine((network(skip, 1.0), KERNELS), INPUTS, TARGETS)
-    (group,) = shortcuts(exam, critical_weights(exam))
-    assert group.fixes[0].words.startswith(words)
-    expected = network(1, 1 / np.sqrt(HIDDEN))(KERNELS, INPUTS)
-    chex.assert_trees_all_close(logits_of(exam, group), expected, rtol=1e-5, atol=1e-5)
+    weights = critical_weights(exam)
+    alone, with_weights = shortcuts(exam, weights)
+    assert alone.words.startswith(words)
+    for fix, kernels in ((alone, KERNELS), (with_weights, weights.params)):
+        expected = network(1, 1 / np.sqrt(HIDDEN))(kernels, INPUTS)
+        chex.assert_trees_all_close(logits_of(exam, fix), expected, rtol=1e-5, atol=1e-5)
 
 
 def plain(phi, norm=lambda z: z):
@@ -62,22 +81,56 @@ def plain(phi, norm=lambda z: z):
 
 def test_what_has_a_mean_is_added_over_the_number_of_blocks():
     exam = examine((plain(jax.nn.relu), KERNELS), INPUTS, TARGETS)
-    (group,) = shortcuts(exam, critical_weights(exam))
+    alone = next(shortcuts(exam, critical_weights(exam)))
     h = jax.nn.relu(INPUTS @ KERNELS[0])
     for kernel in KERNELS[1:-1]:
         h = h + jax.nn.relu(h @ kernel) / HIDDEN
-    chex.assert_trees_all_close(logits_of(exam, group), h @ KERNELS[-1], rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(logits_of(exam, alone), h @ KERNELS[-1], rtol=1e-5, atol=1e-5)
 
 
 def test_relu_replaces_the_activations_with_hes_weights():
     exam = examine((plain(jax.nn.sigmoid), KERNELS), INPUTS, TARGETS)
-    group = next(relu_everywhere(exam))
-    sigmas = [np.sqrt(np.mean(k**2) * len(k)) for k in group.fixes[0].params]
+    fix = next(relu_everywhere(exam))
+    sigmas = [np.sqrt(np.mean(k**2) * len(k)) for k in fix.params]
     chex.assert_trees_all_close(sigmas, [1.0, *[np.sqrt(2)] * (HIDDEN + 1)], rtol=1e-5)
-    expected = plain(jax.nn.relu)(group.fixes[0].params, INPUTS)
-    chex.assert_trees_all_close(logits_of(exam, group), expected, rtol=1e-5, atol=1e-5)
+    expected = plain(jax.nn.relu)(fix.params, INPUTS)
+    chex.assert_trees_all_close(logits_of(exam, fix), expected, rtol=1e-5, atol=1e-5)
+    (in_place,) = relu_in_place(exam)
+    expected = plain(jax.nn.relu)(KERNELS, INPUTS)
+    chex.assert_trees_all_close(logits_of(exam, in_place), expected, rtol=1e-5, atol=1e-5)
     with_relu = examine((plain(jax.nn.relu), KERNELS), INPUTS, TARGETS)
-    assert not list(relu_everywhere(with_relu))
+    assert not [*relu_everywhere(with_relu), *relu_in_place(with_relu)]
+
+
+def test_activations_are_put_where_layers_follow_each_other_directly():
+    exam = examine((plain(lambda z: z), KERNELS), INPUTS, TARGETS)
+    fix = only(added_activations(exam, 0))
+    assert fix.words.startswith(f"a ReLU after {HIDDEN + 1} hidden layers")
+    expected = plain(jax.nn.relu)(KERNELS, INPUTS)
+    chex.assert_trees_all_close(logits_of(exam, fix), expected, rtol=1e-5, atol=1e-5)
+    assert not list(added_activations(examine((plain(jnp.tanh), KERNELS), INPUTS, TARGETS), 0))
+
+
+def test_only_activations_that_are_flat_for_all_get_a_slope():
+    """Negative weights on positive inputs: all units of the first layer are dead."""
+    inputs = jnp.abs(INPUTS)
+    kernels = [-jnp.abs(KERNELS[0]), *KERNELS[1:3], KERNELS[-1]]
+
+    def apply(params, x):
+        x = jax.nn.relu(x @ params[0])
+        for kernel in params[1:-1]:
+            x = jax.nn.relu(x @ kernel + 1.0)
+        return x @ params[-1]
+
+    exam = examine((apply, kernels), inputs, TARGETS)
+    fix = only(leaky_activations(exam, 0))
+    assert fix.words == "leaky ReLU in 1 activation"
+    h = jax.nn.leaky_relu(inputs @ kernels[0], 0.1)
+    for kernel in kernels[1:-1]:
+        h = jax.nn.relu(h @ kernel + 1.0)
+    setup = Trials(exam, optax.sgd(0.1)).setup(fix)
+    given = setup.forward(kernels, inputs, exam.key)
+    chex.assert_trees_all_close(given, h @ kernels[-1], rtol=1e-5, atol=1e-5)
 
 
 def normalised(axis):
@@ -90,11 +143,31 @@ def normalised(axis):
 
 def test_batch_norm_stands_in_for_layer_norm():
     exam = examine((plain(jnp.tanh, normalised(-1)), KERNELS), INPUTS, TARGETS)
-    (group,) = batch_norms(exam)
+    fix = only(batch_norms(exam))
     expected = plain(jnp.tanh, normalised(0))(KERNELS, INPUTS)
-    chex.assert_trees_all_close(logits_of(exam, group), expected, rtol=1e-4, atol=1e-4)
+    chex.assert_trees_all_close(logits_of(exam, fix), expected, rtol=1e-4, atol=1e-4)
     over_batch = examine((plain(jnp.tanh, normalised(0)), KERNELS), INPUTS, TARGETS)
     assert not list(batch_norms(over_batch))
+
+
+@pytest.mark.parametrize(("norms", "axis"), [(batch_norms, 0), (layer_norms, -1)])
+def test_norms_are_put_before_every_activation_where_there_are_none(norms, axis):
+    exam = examine((plain(jnp.tanh), KERNELS), INPUTS, TARGETS)
+    fix = only(norms(exam))
+    expected = plain(jnp.tanh, normalised(axis))(KERNELS, INPUTS)
+    chex.assert_trees_all_close(logits_of(exam, fix), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_no_decay_leaves_the_gradients_own_step():
+    exam = examine(zoo.deep(depth=2), zoo.DEEP_INPUTS, zoo.DEEP_TARGETS)
+    rate = 0.1
+    sgd = optax.sgd(rate)
+    assert not list(no_decay(exam, sgd))
+    fix = only(no_decay(exam, optax.chain(optax.add_decayed_weights(0.5), sgd)))
+    params = exam.params
+    updates, _ = fix.optimizer.update(exam.grads, fix.optimizer.init(params), params)
+    plain_step = jax.tree.map(lambda grad: -rate * grad, exam.grads)
+    chex.assert_trees_all_close(updates, plain_step, rtol=1e-6)
 
 
 def test_critical_weights_and_biases_keep_a_wide_network_at_one():

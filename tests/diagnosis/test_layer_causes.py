@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdnn.diagnosis import examine, find_causes
+from jaxdnn.diagnosis.findings import CERTAIN
 
 from .zoo import normal
 
@@ -55,12 +56,13 @@ def make(fault=None, layer=3):
         ("norm", "missing norm", "3"),
         ("tanh", "saturating activation", "3"),
         ("dropout", "dropout", "3"),
-        ("softmax", "softmax twice", "5"),
+        ("softmax", "outputs cannot reach targets", "5"),
     ],
 )
 def test_fault_is_named_first(fault, cause, path):
     first = make(fault)[0]
     assert (first.cause, first.path) == (cause, path)
+    assert first.category == first.kind.category
 
 
 def test_healthy_network_has_no_cause():
@@ -80,3 +82,70 @@ def test_block_opened_by_a_norm_misses_none_at_its_end():
 
     exam = examine((apply, kernels), normal(99, BATCH, WIDTH), jnp.arange(BATCH) % 10)
     assert "missing norm" not in {cause.cause for cause in find_causes(exam)}
+
+
+def plain(phi, scales, change=lambda kernels: None):
+    """The causes found in layers without norm.
+
+    Args:
+      phi: between the layers.
+      scales: of each kernel, times 1 / sqrt(fan_in).
+      change: what is done to the kernels, in place.
+    """
+    kernels = [scale * normal(i, WIDTH, WIDTH) / np.sqrt(WIDTH) for i, scale in enumerate(scales)]
+    change(kernels)
+
+    def apply(params, x):
+        for kernel in params[:-1]:
+            x = phi(x @ kernel)
+        return x @ params[-1]
+
+    exam = examine((apply, kernels), normal(99, BATCH, WIDTH), jnp.arange(BATCH) % 10)
+    return {cause.cause: cause for cause in find_causes(exam)}
+
+
+def test_layers_without_activation_between_are_one_layer():
+    found = plain(lambda z: z, [1.0] * 3)
+    assert found["no activation between layers"].path == "0"
+    assert "0, 1" in found["no activation between layers"].evidence
+    assert "no activation between layers" not in plain(jnp.tanh, [1.0] * 3)
+
+
+def test_a_layer_without_a_living_unit_is_certain():
+    """Negative weights on what a ReLU gives."""
+
+    def kill(kernels, num=WIDTH):
+        kernels[1] = kernels[1].at[:, :num].set(-jnp.abs(kernels[1][:, :num]))
+
+    found = plain(jax.nn.relu, [2**0.5] * 4, kill)
+    assert found["dead layer"].path == "1"
+    assert found["dead layer"].strength == CERTAIN
+    # One unit that lives is enough.
+    assert "dead layer" not in plain(
+        jax.nn.relu, [2**0.5] * 4, lambda kernels: kill(kernels, WIDTH - 1)
+    )
+
+
+def test_what_each_activation_lets_through_is_said():
+    """RMS of a sigmoid's slope near 0 is 1/4; of tanh's near 0 it is 1."""
+    found = plain(jax.nn.sigmoid, [0.1] * 8)["flat activations"]
+    assert "each passes 0.25 of the gradient back" in found.evidence
+    assert "flat activations" not in plain(jnp.tanh, [0.1] * 8)
+
+
+@pytest.mark.parametrize(
+    "initializer", ["glorot_uniform", "glorot_normal", "he_normal", "lecun_normal"]
+)
+def test_usual_initializers_are_no_deviation_whatever_the_widths(initializer):
+    widths = [40, 200, 12, 120, 30, 10]
+    draw = getattr(jax.nn.initializers, initializer)()
+    kernels = [draw(jax.random.key(i), shape) for i, shape in enumerate(itertools.pairwise(widths))]
+
+    def apply(params, x):
+        for kernel in params[:-1]:
+            x = jax.nn.relu(x @ kernel)
+        return x @ params[-1]
+
+    exam = examine((apply, kernels), normal(99, BATCH, 40), jnp.arange(BATCH) % 10)
+    about_weights = ("weights too small", "weights too large", "fan-out for fan-in")
+    assert not [cause for cause in find_causes(exam) if cause.cause in about_weights]

@@ -108,11 +108,10 @@ class Examined(NamedTuple):
 
 @functools.cache
 def examined(name):
-    """A network of the zoo, set to evaluation, how it was before, and its examination."""
+    """A network of the zoo in training mode, how it was before, and its examination."""
     make, inputs = zoo.ZOO[name]
     model, graphdef = make(), None
     if isinstance(model, nnx.Module):
-        model.eval()
         graphdef = nnx.graphdef(model)
     state = state_of(model)
     return Examined(model, graphdef, state, examine(model, inputs, zoo.TARGETS, seed=5))
@@ -144,12 +143,28 @@ def test_layers_are_found_and_what_lies_between_them(name):
             assert all(each.below == edge.below for each in edge.segments)
 
 
-def test_nnx_module_is_left_as_it_was_and_seen_in_training_mode():
+def test_nnx_module_is_left_as_it_was_and_seen_in_the_mode_in_which_it_came():
     model, graphdef, state, exam = examined("cnn")
     (kept,) = exam.measured.kept.values()
     assert kept < 1
     assert nnx.graphdef(model) == graphdef
     chex.assert_trees_all_equal(state_of(model), state)
+
+
+def test_a_model_set_to_evaluation_is_judged_in_evaluation():
+    model = zoo.CNN(nnx.Rngs(0))
+    model.eval()
+    state = state_of(model)
+    exam = examine(model, zoo.IMAGES, zoo.TARGETS)
+    chex.assert_trees_all_close(exam.outputs, model(zoo.IMAGES), rtol=1e-4, atol=1e-5)
+    assert exam.measured.kept == {}
+    chex.assert_trees_all_equal(state_of(model), state)
+    # In training mode the batch's own averages stand in place of the running ones.
+    in_training = exam.network.in_training
+    assert in_training is not None
+    other = in_training(exam.params, zoo.IMAGES, exam.key)
+    assert float(jnp.abs(other - exam.outputs).max()) > 0.1
+    assert examined("cnn").exam.network.in_training is None
 
 
 def test_delta_and_pre_activations_are_those_of_the_probes_in_models():

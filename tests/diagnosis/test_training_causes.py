@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdnn.diagnosis import Scales, diagnose, examine, find_causes
+from jaxdnn.diagnosis import AS_IT_IS, Scales, Trials, diagnose, examine, find_causes
 from jaxdnn.diagnosis.causes import find_training_causes
 from jaxdnn.diagnosis.findings import CERTAIN, FACTOR_SPREAD, NAMED
-from jaxdnn.diagnosis.fixes import Fix, FixKind, Tried
+from jaxdnn.diagnosis.setups import Fix, FixKind
 from jaxdnn.diagnosis.training_causes import Attempt
 from jaxdnn.diagnosis.trial import take_first_step
 
@@ -90,7 +90,7 @@ def test_underflow_is_named_where_delta_falls_below_the_format():
 
 def test_coarse_parameters_are_named_and_float32_ones_prescribed():
     coarse = zoo.deep(param_dtype=jnp.bfloat16)
-    options = {"loss": zoo.cross_entropy, "optimizer": "adam:0.0003"}
+    options = {"loss": zoo.cross_entropy, "optimizer": "adam:0.0001"}
     diagnosis = diagnose(coarse, INPUTS, TARGETS, **options)
     assert "step rounded away" in causes(diagnosis)
     assert any("float32" in each.change for each in diagnosis.prescriptions)
@@ -129,10 +129,14 @@ def test_a_signal_that_grows_is_named_before_the_rate_that_would_cure_it():
 def test_a_rate_ranks_by_what_changes_of_the_network_do(network_score, strength):
     exam = examine(zoo.deep(), INPUTS, TARGETS)
     first = take_first_step(exam, optax.sgd(1e-6))
-    rate = Fix("", "", exam.params, Scales(rate=1e5), FixKind.LEARNING_RATE)
-    network_fix = Fix("", "", exam.params)
-    tried = [Tried(rate, {}, 0.6), Tried(network_fix, {}, network_score)]
-    (cause,) = find_training_causes(Attempt(exam, first, tried))
+    rate = Fix("", "", "", FixKind.LEARNING_RATE, 1, scales=Scales(rate=1e5))
+    trials = Trials(exam, optax.sgd(1e-6), horizon=1)
+    trial = trials.try_fix(AS_IT_IS)
+    tried = [
+        trial._replace(fix=fix, score=score)
+        for fix, score in ((rate, 0.6), (Fix("", "", ""), network_score))
+    ]
+    (cause,) = find_training_causes(Attempt(exam, first, tried, trials))
     assert cause.cause == "learning rate too small"
     chex.assert_trees_all_close(cause.strength, strength, rtol=1e-6)
 

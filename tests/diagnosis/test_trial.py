@@ -9,8 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from jaxdnn.diagnosis import (
+    AS_IT_IS,
+    Answers,
     Scales,
     Trial,
     Trials,
@@ -18,55 +21,164 @@ from jaxdnn.diagnosis import (
     make_scanned_trial,
     make_trial,
     score_trial,
+    verdict_of,
 )
-from jaxdnn.diagnosis.trial import take_first_step
+from jaxdnn.diagnosis.trial import TRAINS, rate_curve, take_first_step
 
 from . import zoo
 
 INPUTS, TARGETS = zoo.DEEP_INPUTS, zoo.DEEP_TARGETS
 
 
+ANSWERS = Answers(1.0, 0.0, 0.0)
+
+
+def tried(loss, constant=1.0, shrunk=None):
+    """A trial of numbers; outputs made more alike give no less unless said."""
+    loss = np.asarray(loss, np.float64)
+    constant = np.broadcast_to(constant, loss.shape)
+    return Trial(loss, loss if shrunk is None else shrunk, constant)
+
+
+@pytest.mark.parametrize("half", [20, 100, 180])
+def test_score_of_a_whole_trial_is_by_when_half_is_learnt(half):
+    """Read from a mean of ten steps at most: half is seen by then up to nine steps later."""
+    steps, horizon = np.arange(301.0), 300
+    score = score_trial(tried(np.maximum(1 - steps / (2 * half), 0)), ANSWERS, horizon=horizon)
+    most, least = (horizon / (horizon + 2 * (half + late)) for late in (0, 9))
+    assert least <= score <= most
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.45])
+def test_score_of_a_whole_trial_that_stays_below_half_is_by_its_share(share):
+    score = score_trial(tried(np.full(301, 1 - share)), ANSWERS, horizon=300)
+    chex.assert_trees_all_close(score, share / (1 + share), rtol=1e-6)
+    assert score < TRAINS
+
+
+def test_half_that_is_lost_again_does_not_count():
+    loss = np.concatenate([np.zeros(150), np.full(151, 0.9)])
+    score = score_trial(tried(loss), ANSWERS, horizon=300)
+    chex.assert_trees_all_close(score, 0.1 / 1.1, rtol=1e-6)
+
+
+def test_what_starts_late_is_at_risk():
+    loss = np.ones(301)
+    loss[200:] = np.linspace(1.0, 0.96, 101)
+    assert verdict_of(score_trial(tried(loss), ANSWERS, horizon=300)) == "at risk"
+    flat = np.full(301, 0.96)
+    assert verdict_of(score_trial(tried(flat), ANSWERS, horizon=300)) == "will not train"
+
+
 def test_score_follows_what_is_learnt_and_not_the_constant():
-    steps = np.arange(31.0)
-
-    def tried(loss, constant):
-        return Trial(loss, loss, constant, np.ones(()))
-
-    flat = np.ones(31)
-    assert score_trial(tried(1 - 0.01 * steps, 1 - 0.01 * steps)) == 0
-    assert score_trial(tried(flat * math.nan, flat)) == 0
-    assert score_trial(tried(flat + steps, flat)) == 0
-    slow, fast = (score_trial(tried(1 - rate * steps, flat)) for rate in (1e-4, 1e-2))
+    steps, flat = np.arange(31.0), np.ones(31)
+    assert score_trial(tried(1 - 0.01 * steps, 1 - 0.01 * steps), ANSWERS) == 0
+    assert score_trial(tried(flat * math.nan), ANSWERS) == 0
+    assert score_trial(tried(flat, flat * math.nan), ANSWERS) == 0
+    assert score_trial(tried(flat + steps), ANSWERS) == 0
+    slow, fast = (score_trial(tried(1 - rate * steps), ANSWERS) for rate in (1e-4, 1e-2))
     assert 0 < slow < 0.5 < fast < 1
+    # The last quarter, seven of 31 steps, lies around step 27: what is learnt by then in 30 steps.
+    learnt = 1e-4 * 27
+    chex.assert_trees_all_close(slow, 1000 / (1000 + 30 / learnt), rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_score_has_no_unit_and_no_zero(scale):
+    """A loss in other units, or with a number added, is the same loss."""
+    steps = np.arange(31.0)
+    loss, answers = 1 - 0.01 * steps, ANSWERS
+    score = score_trial(tried(loss), answers)
+    other = tried(scale * loss, scale)
+    chex.assert_trees_all_close(score_trial(other, Answers(scale, 0.0, 0.0)), score, rtol=1e-6)
+    raised = score_trial(tried(loss + 5, 6.0), Answers(6.0, 5.0, 5.0))
+    chex.assert_trees_all_close(raised, score, rtol=1e-6)
 
 
 def test_what_is_learnt_counts_beneath_random_logits_and_what_was_there_by_chance_does_not():
     steps, flat = np.arange(31.0), np.ones(31)
-    learnt = score_trial(Trial(1 - 0.01 * steps, 1 - 0.01 * steps, flat, np.ones(())))
+    learnt = score_trial(tried(1 - 0.01 * steps), ANSWERS)
     # The same beneath random logits that cost 0.2, and with a chance gain of 0.1 from the start.
-    beneath = score_trial(Trial(1.2 - 0.01 * steps, 1 - 0.01 * steps, flat, np.ones(())))
+    beneath = score_trial(tried(1.2 - 0.01 * steps, shrunk=1 - 0.01 * steps), ANSWERS)
     assert beneath < learnt
-    by_chance = score_trial(Trial(1.2 - 0.01 * steps, 0.9 - 0.01 * steps, flat, np.ones(())))
+    by_chance = score_trial(tried(1.2 - 0.01 * steps, shrunk=0.9 - 0.01 * steps), ANSWERS)
     chex.assert_trees_all_close(by_chance, beneath, rtol=1e-6)
-    assert score_trial(Trial(1.2 * flat, 0.9 * flat, flat, np.ones(()))) == 0
+    assert score_trial(tried(1.2 * flat, shrunk=0.9 * flat), ANSWERS) == 0
 
 
-def test_loss_that_comes_down_from_far_scores_by_when_it_is_down():
-    steps, constant = np.arange(61.0), np.ones(61)
+def test_loss_that_only_comes_down_is_at_risk_at_most():
+    """All answers stay the same; a short trial may go on to learn, a whole one has not."""
+    steps = np.arange(61.0)
 
     def down(pace):
-        loss = np.exp(20 - pace * steps)
-        return score_trial(Trial(loss, loss, constant, np.ones(())), horizon=300)
+        loss = np.maximum(np.exp(20 - pace * steps), 1.0)
+        return score_trial(tried(loss, np.maximum(loss, 1.0)), ANSWERS, horizon=300)
 
     assert down(0.0) == 0
     assert down(-0.1) == 0
-    # From the middle of the last quarter, at step 53, e^(20 - 53 pace) is still to go.
-    late = (60 + 20 / 0.1 - 53) * (1 + 20 / 4)
-    chex.assert_trees_all_close(down(0.1), 300 / (300 + late), rtol=1e-6)
-    assert down(0.1) < down(0.2)
+    assert 0 < down(0.1) < down(0.2) < TRAINS
+    assert verdict_of(down(0.33)) == "at risk"
     # Down there for long, and nothing learnt: it is dead.
-    stuck = np.maximum(np.exp(20 - 2 * steps), 1.0)
-    assert score_trial(Trial(stuck, stuck, constant, np.ones(())), horizon=300) == 0
+    assert down(2.0) == 0
+    whole = np.maximum(np.exp(20 - 0.1 * np.arange(301.0)), 1.0)
+    assert score_trial(tried(whole, whole), ANSWERS, horizon=300) == 0
+
+
+def test_a_network_that_gives_all_inputs_the_same_answer_does_not_train():
+    """Its hidden units are dead; its loss falls by a factor of thousands to the best constant's."""
+    targets = 100 + zoo.normal(60, zoo.BATCH, 1)
+    params = {
+        "hidden": zoo.normal(61, zoo.WIDTH, 4),
+        "last": {"kernel": zoo.normal(62, 4, 1), "bias": jnp.zeros(1)},
+    }
+
+    def apply(params, x):
+        h = jax.nn.relu(x @ params["hidden"] - 100)
+        return h @ params["last"]["kernel"] + params["last"]["bias"]
+
+    exam = examine((apply, params), INPUTS, targets)
+    done = Trials(exam, optax.adam(1.0), horizon=300).try_fix(AS_IT_IS)
+    assert done.trial.loss[0] > 1000 * done.trial.loss[-1]
+    assert verdict_of(done.score) != "trains"
+
+
+def test_an_early_end_gives_the_score_of_the_whole_trial():
+    exam = examine(zoo.deep(depth=3), INPUTS, TARGETS)
+    answers, arguments = exam.answers, (exam.params, INPUTS, TARGETS, exam.key)
+    early, whole = (
+        make_trial(exam.network.apply, exam.loss, optax.adam(0.01), num_steps=250, answers=given)(
+            *arguments
+        )
+        for given in (answers, None)
+    )
+    assert len(early.loss) < len(whole.loss) == 251
+    chex.assert_trees_all_close(early.loss, whole.loss[: len(early.loss)], rtol=1e-5)
+    scores = [score_trial(trial, answers, horizon=250) for trial in (early, whole)]
+    chex.assert_trees_all_close(*scores, rtol=0.05)
+
+
+def test_what_stands_still_ends_early_and_is_filled_up():
+    frozen = make_trial(
+        lambda params, x, _: x @ params, zoo.cross_entropy, optax.sgd(0.0), num_steps=200,
+    )  # fmt: skip
+    trial = frozen(zoo.normal(0, zoo.WIDTH, 4), INPUTS, TARGETS, jax.random.key(0))
+    chex.assert_shape(trial, (201,))
+    assert np.ptp(trial.loss) == 0
+
+
+def test_the_curve_of_rates_has_no_hole_and_shows_where_steps_become_unstable():
+    """Squared error of one number: stable for rates below 2 / curvature, exact at 1 / curvature."""
+    options = {"loss": lambda y, t: jnp.mean((y - t) ** 2), "optimizer": optax.sgd(0.01)}
+    factors, losses = rate_curve(
+        lambda params, x, _: x * params, params=jnp.ones(()), inputs=jnp.ones((4, 1)),
+        targets=jnp.zeros((4, 1)), key=jax.random.key(0), fast=True, **options,
+    )  # fmt: skip
+    assert np.diff(np.log10(factors)).max() < 0.4
+    # The curvature is 2: a step of rate r multiplies the number by 1 - 2 r, the loss by its square.
+    expected = (1 - 2 * 0.01 * factors) ** (2 * 20)
+    stable = expected < 1
+    chex.assert_trees_all_close(losses[stable], expected[stable], rtol=1e-3, atol=1e-6)
+    assert (np.nan_to_num(losses[~stable], nan=np.inf) > 0.99).all()
 
 
 def test_rate_of_a_trial_is_a_factor_on_the_learning_rate():
@@ -121,9 +233,10 @@ def test_wider_parameters_change_nothing_but_the_steps():
         return x.astype(jnp.bfloat16) @ params
 
     exam = examine((apply, kernel), INPUTS, TARGETS, loss=zoo.cross_entropy)
-    run = Trials(exam, optax.sgd(1e-3)).program({})
+    trials = Trials(exam, optax.sgd(1e-3), horizon=60)
     coarse, fine = (
-        run(kernel.astype(dtype), Scales()).loss for dtype in (jnp.bfloat16, jnp.float32)
+        trials.try_fix(AS_IT_IS._replace(params=kernel.astype(dtype))).trial.loss
+        for dtype in (jnp.bfloat16, jnp.float32)
     )
     assert types == {jnp.dtype(jnp.bfloat16)}
     assert fine[0] == coarse[0]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdnn.diagnosis import NUM_STEPS, Scales, diagnose
+from jaxdnn.diagnosis import Scales, diagnose
 from jaxdnn.errors import Interrupted
 
 from .conftest import load_program
@@ -24,10 +24,11 @@ LABELS = np.arange(32) % 4
 @pytest.mark.slow
 def test_score_of_a_row_is_that_of_diagnose():
     params = family.draw_params(MEMBER, 20, 4)
-    said = family.make_judge(MEMBER.style, NUM_STEPS)(
+    said = family.make_judge(MEMBER.style, 300)(
         params, family.choice_of(MEMBER), INPUTS, jnp.asarray(LABELS)
     )
-    ours = program.score_of(family.report(said), num_steps=NUM_STEPS, horizon=300)
+    row = family.report(said) | {"guess_loss": np.log(4)}
+    ours = program.score_of(row, num_steps=300, horizon=300)
     diagnosis = diagnose(
         (family.make_model(MEMBER), params),
         INPUTS,
@@ -37,7 +38,7 @@ def test_score_of_a_row_is_that_of_diagnose():
         try_changes=False,
     )
     assert 0.1 < ours < 0.9
-    chex.assert_trees_all_close(ours, diagnosis.score, rtol=1e-4)
+    chex.assert_trees_all_close(ours, diagnosis.score, rtol=0.02)
 
 
 def test_training_with_the_chosen_optimizer():
@@ -114,7 +115,7 @@ def test_goes_on_where_it_stopped(tmp_path):
 
 
 def test_table_counts_words_and_repairs():
-    flat = {"constant_loss": [1.0] * 61, "zero_loss": 1.0, "optimizer": "sgd:0.1"}
+    flat = {"constant_loss": [1.0] * 61, "guess_loss": 1.0, "optimizer": "sgd:0.1"}
     rules = dict.fromkeys(family.RULES, False)
     learnt = {key: list(np.linspace(1, 0, 61)) for key in ("loss", "shrunk_loss")}
     stuck = {key: [1.0] * 61 for key in ("loss", "shrunk_loss")}
