@@ -32,6 +32,8 @@ _RELATIVE = 1e4
 _USUAL = (0.2, 4.0)
 # Columns whose spreads differ by more do not both count; of more columns nothing is said.
 _UNLIKE, _FEW_COLUMNS = 30.0, 16
+# Cosine between the way down and the way to the targets, of a loss that leads away from them.
+_AGAINST = -0.5
 # What a sigmoid, softmax or tanh never leaves.
 _FAR = 30.0
 _SLACK = 1e-3
@@ -180,14 +182,21 @@ def unread_inputs(exam: Exam) -> Iterator[Finding]:
 
 
 def wrong_sign(exam: Exam) -> Iterator[Finding]:
-    """Find a loss that is higher for the targets themselves than for any constant answer."""
-    targets = describe_targets(exam.targets)
-    if not targets.is_float or targets.values.size != exam.outputs.size:
+    """Find a loss that is higher for the targets themselves, and falls away from them."""
+    targets, answers = describe_targets(exam.targets), exam.answers
+    if not targets.is_float or targets.values.size != exam.outputs.size or exam.traits.mixes:
         return
     wanted = jnp.asarray(targets.values, jnp.float32).reshape(exam.outputs.shape)
     at = float(exam.loss(wanted.astype(exam.outputs.dtype), exam.targets))
-    answers = exam.answers
-    if at > answers.constant + 0.1 * max(abs(answers.constant), 1e-12) and not exam.traits.mixes:
+    if not at > answers.constant + 0.1 * max(abs(answers.constant), 1e-12):
+        return
+    middle = jnp.broadcast_to(wanted.mean(0, keepdims=True), wanted.shape)
+    slope = jax.grad(exam.loss)(middle.astype(exam.outputs.dtype), exam.targets)
+    away = np.asarray(wanted - middle, np.float64)
+    down = -np.asarray(slope, np.float64)
+    down = down - down.mean(0, keepdims=True)
+    size = float(np.linalg.norm(away) * np.linalg.norm(down))
+    if size > 0 and float((away * down).sum()) < _AGAINST * size:
         text = (
             f"the loss of the right answers themselves is {at:.3g}, and {answers.constant:.3g} of the"
             " same answer to all: its sign is wrong"
