@@ -141,6 +141,13 @@ def classifier(exam: Exam, layer: int | None) -> Iterator[Fix]:
         return
     has = exam.outputs.shape[-1] if exam.outputs.ndim > 1 else 1
     units = targets.num_classes
+    if has == units and exam.ending.tail is None:
+        yield Fix(
+            "cross_entropy_of_logits", "the cross-entropy for classes, of the outputs as logits",
+            "loss = optax.softmax_cross_entropy(outputs, targets).mean()", FixKind.OUTPUT, 1,
+            loss=logit_cross_entropy,
+        )  # fmt: skip
+        return
     words, code = "the cross-entropy for classes on softmax outputs", ""
     output: Output | None = Output(jax.nn.softmax, None if has == units else units)
     if exam.traits.softmax or (has == units and "softmax" in exam.ending.kinds):

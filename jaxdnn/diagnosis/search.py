@@ -23,7 +23,7 @@ import optax
 
 from jaxdnn.diagnosis.causes import Cause, Place, find_training_causes
 from jaxdnn.diagnosis.edit_fixes import batch_norms, layer_norms, relu_everywhere, shortcuts
-from jaxdnn.diagnosis.findings import BLOCKING, CERTAIN
+from jaxdnn.diagnosis.findings import BLOCKING, CERTAIN, STRUCTURAL
 from jaxdnn.diagnosis.fixes import critical_weights, no_decay, step_fixes
 from jaxdnn.diagnosis.measure import Exam, host_rms, make_pass
 from jaxdnn.diagnosis.profile import log
@@ -49,6 +49,8 @@ _MOST_PAIRS = 8
 _USUAL_TRIALS = 20
 # Nothing better is looked for.
 _GOOD = 0.6
+# Size of a change of the rate by hundreds.
+_DRASTIC = 4
 # A score must rise by this share of what is missing to 1.
 _HELPS = 0.1
 # Findings of at least this strength stop all learning.
@@ -228,6 +230,8 @@ def _look_wider(run: Search, answered: Sequence[_Answered]) -> list[_Answered]:
     if cured and (run.slow or blocked):
         return []
     tried = run.try_all(_steps(run, start, first, cured), until=_GOOD)
+    if not cured:
+        _mend_before_rate(run, answered, tried)
     if not cured and max((each.score for each in tried), default=0.0) < _GOOD:
         edits = _lecture(exam)
         most = _MOST_EDITED_SLOW if run.slow else _MOST_EDITED
@@ -242,10 +246,24 @@ def _look_wider(run: Search, answered: Sequence[_Answered]) -> list[_Answered]:
     found = []
     for cause in find_training_causes(attempt):
         kinds = _REPAIRED_BY.get(cause.cause, ())
-        own = [each for each in run.tried if each.fix.kind in kinds and each.fix.size == 1]
-        own.sort(key=lambda each: -each.score)
+        own = [each for each in run.tried if each.fix.kind in kinds]
+        own.sort(key=lambda each: (each.score < TRAINS, each.fix.size, -each.score))
         found.append(_Answered(cause, own))
     return found
+
+
+def _mend_before_rate(run: Search, answered: Sequence[_Answered], tried: Sequence[Tried]) -> None:
+    """Where nothing but a drastic rate helps, mend what is wrong with the loss first, at a rate."""
+    cures = [each for each in tried if each.score >= TRAINS]
+    if not cures or min(each.fix.size for each in cures) < _DRASTIC:
+        return
+    for each in answered:
+        outside = each.cause.kind.place is Place.OUTSIDE and each.cause.strength >= STRUCTURAL
+        if each.best is None or not outside:
+            continue
+        fixes = (both(each.best.fix, rate) for rate in _rate_fixes(run, each.best.fix))
+        done = run.try_all(fixes, until=_GOOD)
+        each.together = next((one for one in done if one.score >= TRAINS), None)
 
 
 # Cause -> kinds of fixes that answer it.
@@ -270,18 +288,22 @@ def _steps(run: Search, start: Fix, first: FirstStep, cured: bool) -> Iterator[F
     if plain:
         yield from no_decay(exam, run.trials.optimizer)
     yield from map(on_top, step_fixes(exam, first))
-    for rate in _rates(run, start):
-        words = f"{rate:.3g} x the learning rate"
-        code = f"learning_rate = {rate:.3g} * learning_rate"
-        yield on_top(
-            Fix("learning_rate", words, code, FixKind.LEARNING_RATE, 1, scales=Scales(rate=rate))
-        )
+    yield from map(on_top, _rate_fixes(run, start))
     if not cured:
         yield on_top(
             Fix(
                 "adam", "Adam at 0.001 instead of the optimizer", "optimizer = optax.adam(1e-3)",
                 FixKind.OPTIMIZER, 1, optimizer=optax.adam(1e-3),
             )
+        )  # fmt: skip
+
+
+def _rate_fixes(run: Search, start: Fix) -> Iterator[Fix]:
+    for rate in _rates(run, start):
+        yield Fix(
+            "learning_rate", f"{rate:.3g} x the learning rate",
+            f"learning_rate = {rate:.3g} * learning_rate", FixKind.LEARNING_RATE, _size_of(rate),
+            scales=Scales(rate=rate),
         )  # fmt: skip
 
 
@@ -296,12 +318,15 @@ def _rates(run: Search, start: Fix) -> list[float]:
     if not np.isfinite(sound).any():
         return []
     best = float(factors[int(np.argmin(sound))])
-    stable = factors[np.isfinite(losses) & (sound <= sound[0] * 1.5 + 1e-12)]
-    largest = float(stable.max()) if len(stable) else best
-    chosen = dict.fromkeys(
-        float(f"{x:.2g}") for x in (best, best / 3, best / 10, min(3 * best, largest)) if x > 0
-    )
-    return [x for x in chosen if abs(math.log10(x)) > 0.2]
+    found = (best, best / 3, best / 10, 10.0 if best > 1 else 0.1)
+    chosen = dict.fromkeys(float(f"{x:.2g}") for x in found)
+    # The least change that will do.
+    return sorted((x for x in chosen if abs(math.log10(x)) > 0.2), key=lambda x: abs(math.log10(x)))
+
+
+def _size_of(rate: float) -> int:
+    """How much a factor on the learning rate changes: one by hundreds is no usual rate any more."""
+    return 1 if 0.005 <= rate <= 50 else _DRASTIC
 
 
 def _lecture(exam: Exam) -> Iterator[Fix]:
@@ -363,7 +388,7 @@ def _rank(each: _Answered, base: float) -> tuple[float, ...]:
         assert each.best is not None
         return 1, each.best.fix.size, -each.score
     if each.together is not None:
-        return 2, -cause.strength
+        return (1, 3, 0) if cause.strength >= STRUCTURAL else (2, -cause.strength)
     return 3, -cause.strength
 
 

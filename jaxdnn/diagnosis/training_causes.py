@@ -96,7 +96,7 @@ def wrong_rate(attempt: Attempt, *, small: bool) -> Iterator[Finding]:
     rates = [
         each
         for each in attempt.tried
-        if each.fix.kind is FixKind.LEARNING_RATE and each.fix.size == 1 and each.score >= TRAINS
+        if each.fix.kind is FixKind.LEARNING_RATE and each.score >= TRAINS
     ]
     if not rates or (rates[0].fix.scales.rate > 1) != small:
         return
@@ -119,7 +119,7 @@ def other_optimizer(attempt: Attempt) -> Iterator[Finding]:
     """Blame the optimizer where no rate of it makes the network train, and Adam does."""
     scores = {
         kind: max(
-            (each.score for each in attempt.tried if each.fix.kind is kind and each.fix.size == 1),
+            (each.score for each in attempt.tried if each.fix.kind is kind),
             default=0.0,
         )
         for kind in (FixKind.LEARNING_RATE, FixKind.OPTIMIZER)
