@@ -123,7 +123,7 @@ def unbounded_loss(exam: Exam) -> Iterator[Finding]:
             f" {targets.high:g}: it falls to {exam.answers.constant:.3g} for one answer to all"
         )
         yield Finding(None, text, BLOCKING)
-    elif traits.unbounded:
+    elif traits.unbounded and exam.answers.constant < -1:
         text = "the loss falls without end as the outputs grow, whatever the inputs are"
         if targets.kind in (TargetKind.CLASSES, TargetKind.ONE_HOT):
             text += "; a log_softmax is missing, or the sign is wrong"
