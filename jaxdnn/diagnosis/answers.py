@@ -274,9 +274,11 @@ def _ask(loss: Loss, targets: Any, outputs: Array) -> dict[str, Any]:
             "slopes": [own, at, random], "inside": at, "below": below, "above": above,
             "signs": signs, "signed": signed, "growing": growing,
         }  # fmt: skip
-        twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), (inside.astype(dtype), targets))
-        if _takes(loss, *twice):
-            said["twice"] = loss(*twice)
+        given = inside.astype(dtype), targets
+        if all(jnp.ndim(x) for x in jax.tree.leaves(given)):
+            twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), given)
+            if _takes(loss, *twice):
+                said["twice"] = loss(*twice)
         if other is not None:
             (array,) = jax.tree.leaves(targets)
             changed = jax.tree.unflatten(structure, [jnp.asarray(array).at[0].set(array[other])])

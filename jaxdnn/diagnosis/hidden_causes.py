@@ -200,6 +200,8 @@ def _swaps(
 
 # Of a kernel's entries: what is left moves slower than it should, or hardly.
 _LOST = 0.5
+# Bytes of a parameter of single precision.
+_WHOLE = 4
 
 
 def rounded_steps(exam: Exam, first: FirstStep) -> Iterator[Finding]:
@@ -209,11 +211,15 @@ def rounded_steps(exam: Exam, first: FirstStep) -> Iterator[Finding]:
       exam: with parameters of any format.
       first: what the optimizer makes of the gradient.
     """
-    leaves, lost = jax.tree.leaves(exam.params), np.asarray(first.lost)
+    leaves = jax.tree.leaves(exam.params)
+    formats = [jnp.dtype(layer.leaf.take(leaves).dtype) for layer in exam.graph.layers]
+    # Steps too small for float32 are too small, whatever the format.
+    is_narrow = [each.itemsize < _WHOLE for each in formats]
+    lost = np.where(is_narrow, np.asarray(first.lost), 0.0)
     if not lost.size or not exam.measured.finite or lost.max() < _LOST:
         return
     worst = int(np.argmax(lost))
-    name = jnp.dtype(exam.graph.layers[worst].leaf.take(leaves).dtype).name
+    name = formats[worst].name
     text = (
         f"its weights are kept in {name}, and {lost[worst]:.0%} of them do not change in a step:"
         f" the step is {first.relative[worst]:.2g} of their RMS, less than half of a last digit; so"

@@ -49,13 +49,13 @@ def make(fault=None, layer=3):
     ("fault", "cause", "path"),
     [
         ("small", "weights too small", "3"),
-        ("large", "weights too large", "3"),
+        pytest.param("large", "weights too large", "3", marks=pytest.mark.slow),
         ("zero", "zero weights", "3"),
         ("fan-out", "fan-out for fan-in", "3"),
         ("dead", "dead units", "3"),
-        ("norm", "missing norm", "3"),
+        pytest.param("norm", "missing norm", "3", marks=pytest.mark.slow),
         ("tanh", "saturating activation", "3"),
-        ("dropout", "dropout", "3"),
+        pytest.param("dropout", "dropout", "3", marks=pytest.mark.slow),
         ("softmax", "outputs cannot reach targets", "5"),
     ],
 )
@@ -134,7 +134,14 @@ def test_what_each_activation_lets_through_is_said():
 
 
 @pytest.mark.parametrize(
-    "initializer", ["glorot_uniform", "glorot_normal", "he_normal", "lecun_normal"]
+    "initializer",
+    [
+        "glorot_uniform",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("glorot_normal", "he_normal", "lecun_normal")
+        ),
+    ],
 )
 def test_usual_initializers_are_no_deviation_whatever_the_widths(initializer):
     widths = [40, 200, 12, 120, 30, 10]

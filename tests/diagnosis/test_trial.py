@@ -146,7 +146,7 @@ def test_an_early_end_gives_the_score_of_the_whole_trial():
     exam = examine(zoo.deep(depth=3), INPUTS, TARGETS)
     answers, arguments = exam.answers, (exam.params, INPUTS, TARGETS, exam.key)
     early, whole = (
-        make_trial(exam.network.apply, exam.loss, optax.adam(0.01), num_steps=250, answers=given)(
+        make_trial(exam.network.apply, exam.loss, optax.adam(0.001), num_steps=250, answers=given)(
             *arguments
         )
         for given in (answers, None)
