@@ -223,7 +223,8 @@ _TABLE = (
         "architecture",
         Place.LAYER,
         "∂ output_i / ∂ input_j ≠ 0,   j ≠ i",
-        "The answer to one example depends on the other examples of its batch, or the answer at one "
+        "The answer to one example depends on the other examples of its batch, or the answer"
+        " at one "
         "step on inputs of later steps: what is learnt does not hold for an example by itself.",
         "signal",
         find=mixing.mixed_examples,
@@ -234,7 +235,8 @@ _TABLE = (
         "output activation",
         Place.OUTSIDE,
         "softmax(z) = e^z / e^z = 1",
-        "A softmax shares 1 out among its units. A single unit always gets all of it, so the answer "
+        "A softmax shares 1 out among its units. A single unit always gets all of it, so the"
+        " answer "
         "is the same for every input and every weight.",
         "delta",
         find=output_causes.softmax_of_one,
@@ -300,6 +302,7 @@ _TABLE = (
         "A label has to stand for one of the outputs, and labels have to differ.",
         "delta",
         find=output_causes.wrong_labels,
+        regardless=True,
         fixes=(repairs.shifted_labels,),
     ),
     CauseKind(
@@ -327,7 +330,8 @@ _TABLE = (
         "target shape",
         Place.OUTSIDE,
         "(n, 1) − (n,) = (n, n)",
-        "Arrays of unlike shapes are stretched against each other, so that every answer is compared "
+        "Arrays of unlike shapes are stretched against each other, so that every answer is"
+        " compared "
         "with the targets of all the others.",
         "delta",
         find=output_causes.broadcast_targets,
@@ -358,7 +362,8 @@ _TABLE = (
         "output activation",
         Place.OUTSIDE,
         "L = −log p,   0 < p < 1",
-        "The loss takes probabilities. Numbers outside 0 to 1 are cut off there, and what is cut off "
+        "The loss takes probabilities. Numbers outside 0 to 1 are cut off there, and what is"
+        " cut off "
         "has no gradient.",
         "delta",
         find=output_causes.missing_squash,
@@ -389,7 +394,8 @@ _TABLE = (
         "input scale",
         Place.OUTSIDE,
         "z = (x − mean) / std",
-        "Large inputs, or inputs of unlike scales, ask for steps of unlike sizes: what is right for "
+        "Large inputs, or inputs of unlike scales, ask for steps of unlike sizes: what is"
+        " right for "
         "one is far too much or too little for another.",
         "signal",
         find=output_causes.scale_of_inputs,
@@ -400,7 +406,8 @@ _TABLE = (
         "target scale",
         Place.OUTSIDE,
         "y = (t − mean) / std",
-        "The outputs start near 0. Far targets take as many steps as it takes to get there, or steps "
+        "The outputs start near 0. Far targets take as many steps as it takes to get there,"
+        " or steps "
         "too large for the rest of the network.",
         "signal",
         find=output_causes.target_scale,
@@ -433,7 +440,8 @@ _TABLE = (
         "hidden activation",
         Place.ABOVE,
         "W₂ (W₁ x) = (W₂ W₁) x",
-        "Layers without an activation between them are one layer: only a straight line can be learnt.",
+        "Layers without an activation between them are one layer: only a straight line can"
+        " be learnt.",
         "factor",
         find=layer_causes.linear_stack,
         fixes=(edit_fixes.added_activations,),
@@ -473,7 +481,8 @@ _TABLE = (
         "initialisation",
         Place.LAYER,
         "z = Σ w_i x_i ≈ E w · Σ x_i",
-        "Weights that are all alike, or all of one sign, add everything up: the units hardly differ, "
+        "Weights that are all alike, or all of one sign, add everything up: the units hardly"
+        " differ, "
         "and their sums are far from zero.",
         "weights",
         find=layer_causes.one_sided_weights,
@@ -598,7 +607,8 @@ _TABLE = (
         "numerics",
         Place.OUTSIDE,
         "NaN + x = NaN",
-        "One row that is not a number makes the mean over the batch, and with it every gradient, not a number.",
+        "One row that is not a number makes the mean over the batch, and with it every"
+        " gradient, not a number.",
         "signal",
         find=lambda exam: batch_causes.not_finite_rows(exam.inputs, exam.targets),
         regardless=True,
@@ -619,7 +629,8 @@ _TABLE = (
         "initialisation",
         Place.LAYER,
         "W_a ↔ W_b",
-        "Two layers of one shape can take each other's weights without an error. Names decide, not the order.",
+        "Two layers of one shape can take each other's weights without an error. Names"
+        " decide, not the order.",
         "weights",
         find=hidden_causes.exchanged_weights,
         regardless=True,
@@ -629,7 +640,8 @@ _TABLE = (
         "initialisation",
         Place.LAYER,
         _SCALE,
-        "The layer's weights are many times larger, or smaller, than those that it was trained with.",
+        "The layer's weights are many times larger, or smaller, than those that it was"
+        " trained with.",
         "weights",
         find=hidden_causes.mis_scaled_weights,
         regardless=True,
@@ -639,7 +651,8 @@ _TABLE = (
         "initialisation",
         Place.LAYER,
         "W = W_0",
-        "The layer is as an initialiser leaves it, among layers that have been trained: it was not loaded, "
+        "The layer is as an initialiser leaves it, among layers that have been trained: it"
+        " was not loaded, "
         "or left out of training.",
         "weights",
         find=hidden_causes.untrained_layer,
@@ -650,7 +663,8 @@ _TABLE = (
         "architecture",
         Place.ABOVE,
         "z = (h − m) / s,   m, s of other data",
-        "In evaluation a batch norm takes the mean and variance that it has kept. If those are of other data, "
+        "In evaluation a batch norm takes the mean and variance that it has kept. If those"
+        " are of other data, "
         "it shifts and stretches every signal.",
         "signal",
         find=running_averages.foreign_averages,
@@ -672,7 +686,8 @@ _TABLE = (
         "labels",
         Place.OUTSIDE,
         "p(y | x) = p(y)",
-        "Nothing about a row tells its target. A batch can be learnt by heart, and no other row is answered "
+        "Nothing about a row tells its target. A batch can be learnt by heart, and no other"
+        " row is answered "
         "better than by chance.",
         "delta",
         find=information.random_targets,
@@ -735,7 +750,8 @@ _TABLE = (
         "input scale",
         Place.LAYER,
         "∂L/∂E_k = 0  for a token k that never occurs",
-        "Most of the table is never looked up, or one row nearly always: tokens and table do not belong together.",
+        "Most of the table is never looked up, or one row nearly always: tokens and table do"
+        " not belong together.",
         "weights",
         find=batch_causes.token_use,
         regardless=True,

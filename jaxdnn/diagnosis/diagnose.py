@@ -213,7 +213,7 @@ def diagnose(
 
 # Bytes of a parameter of single precision.
 _WHOLE = 4
-# The most that a network scores that learns a batch by heart, and what is learnt is not what is meant.
+# The most that a network scores that learns by heart what is not meant.
 _BY_HEART = 0.3
 
 
@@ -235,7 +235,7 @@ def _notes(exam: Exam, base: Tried) -> Iterator[str]:
     """Say what the batch, the mode and the length of the trial leave open."""
     num = len(exam.outputs)
     if num < _FEW:
-        yield f"{num} examples are learnt by heart in any case: a batch of {2 * _FEW} would tell more"
+        yield f"{num} examples are learnt by heart in any case: {2 * _FEW} would tell more"
     share = shares(base.trial, exam.answers)
     if base.score < TRAINS and still_grows(share):
         steps = int((len(share) - 1) * 0.5 / share[-1])

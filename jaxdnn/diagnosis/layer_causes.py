@@ -70,7 +70,8 @@ def one_sided_weights(exam: Exam) -> Iterator[Finding]:
             yield Finding(index, text, CERTAIN)
         elif abs(mean) > _ONE_SIDED * std and layer.fan_in > 1:
             text = (
-                f"the weights lie on one side of zero (mean {mean:.2g}, standard deviation {std:.2g}):"
+                f"the weights lie on one side of zero (mean {mean:.2g}, standard deviation"
+                f" {std:.2g}):"
                 f" their sum over {layer.fan_in:.0f} inputs outweighs every difference"
             )
             yield Finding(index, text, STRUCTURAL * abs(mean) / std)
@@ -268,7 +269,8 @@ def linear_stack(exam: Exam) -> Iterator[Finding]:
     if bare:
         paths = ", ".join(exam.graph.layers[index].path for index in bare[:3])
         text = (
-            f"no activation after {paths}{' and others' if len(bare) > 3 else ''}: layers that follow"
+            f"no activation after {paths}{' and others' if len(bare) > 3 else ''}: layers"
+            " that follow"
             " each other directly are one layer"
         )
         yield Finding(bare[0], text, STRUCTURAL)

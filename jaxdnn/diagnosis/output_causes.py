@@ -146,7 +146,8 @@ def blind_targets(exam: Exam) -> Iterator[Finding]:
         rows = np.flatnonzero(values == value)
         if set(rows) == set(blind):
             text = (
-                f"the loss of the {len(rows)} examples with target {value:g} is the same whatever is"
+                f"the loss of the {len(rows)} examples with target {value:g} is the same"
+                " whatever is"
                 f" answered, so only those with {other:g} count; it takes other labels, such as -1"
                 " and 1"
             )
@@ -198,7 +199,8 @@ def wrong_sign(exam: Exam) -> Iterator[Finding]:
     size = float(np.linalg.norm(away) * np.linalg.norm(down))
     if size > 0 and float((away * down).sum()) < _AGAINST * size:
         text = (
-            f"the loss of the right answers themselves is {at:.3g}, and {answers.constant:.3g} of the"
+            f"the loss of the right answers themselves is {at:.3g}, and"
+            f" {answers.constant:.3g} of the"
             " same answer to all: its sign is wrong"
         )
         yield Finding(None, text, BLOCKING)
@@ -244,7 +246,8 @@ def out_of_reach(exam: Exam) -> Iterator[Finding]:
         )
     else:
         text = (
-            f"through the {name} at the output the loss can come down by {exam.answers.reach:.0%} of"
+            f"through the {name} at the output the loss can come down by"
+            f" {exam.answers.reach:.0%} of"
             " what it could without"
         )
     yield Finding(_last(exam), text, BLOCKING * (1 - 0.5 * exam.answers.reach))

@@ -170,8 +170,10 @@ def _binary(exam: Exam) -> Iterator[Fix]:
     targets = None if (low, high) == (0, 1) else (lambda t: (t - low) / span)
     yield Fix(
         "binary_classifier", "a sigmoid and the binary cross-entropy",
-        "p = nnx.sigmoid(self.last(x)); loss = -jnp.mean(y * jnp.log(p) + (1 - y) * jnp.log(1 - p))",
-        FixKind.OUTPUT, 2, output=Output(jax.nn.sigmoid), loss=binary_cross_entropy, targets=targets,
+        "p = nnx.sigmoid(self.last(x)); loss = -jnp.mean(y * jnp.log(p) + (1 - y) *"
+        " jnp.log(1 - p))",
+        FixKind.OUTPUT, 2, output=Output(jax.nn.sigmoid), loss=binary_cross_entropy,
+        targets=targets,
     )  # fmt: skip
 
 
@@ -348,7 +350,8 @@ def whole_numbers(exam: Exam, layer: int | None) -> Iterator[Fix]:
     words = tables[0].leaf.take(leaves).shape[0]
     factor = (words - 1) / float(np.max(np.abs(np.asarray(exam.inputs))))
     yield Fix(
-        "stretch_inputs", f"inputs x {factor:.3g}, so that they reach all {words} words; better, the"
+        "stretch_inputs", f"inputs x {factor:.3g}, so that they reach all {words} words;"
+        " better, the"
         " word numbers as they were before they were normalised",
         f"inputs = jnp.rint(inputs * {factor:.3g})", FixKind.DATA, 2,
         inputs=lambda x: jnp.rint(jnp.asarray(x) * factor),

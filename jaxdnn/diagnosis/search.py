@@ -1,13 +1,13 @@
-"""Which finding is the cause: each is repaired alone, the network trained for some steps, and judged.
+"""Which finding is the cause: each is repaired alone, and the network trained for some steps.
 
 A finding whose own repair, alone, makes the network learn stands before one whose repair does not;
-among several the smallest edit stands first. Where no single repair is enough, those of two findings
-are tried together, and both are said. Then comes what helps many networks: another rate, another
-optimizer, and what the lecture teaches. Each fix is tried on a copy before it is printed; what does
-not help is not suggested.
+among several the smallest edit stands first. Where no single repair is enough, those of two
+findings are tried together, and both are said. Then comes what helps many networks: another rate,
+another optimizer, and what the lecture teaches. Each fix is tried on a copy before it is printed;
+what does not help is not suggested, unless it answers what stops all learning.
 
-What stands in the way of the gradient is confirmed besides: does it recover once the Jacobian of the
-layer is the identity?
+What stands in the way of the gradient is confirmed besides: does it recover once the Jacobian of
+the layer is the identity?
 """
 
 from __future__ import annotations
@@ -353,7 +353,8 @@ def _conclude(run: Search, answered: Sequence[_Answered]) -> Found:
     own = [each.together or each.best for each in kept]
     helped = [each for each in run.tried if run.helps(each)]
     helped.sort(key=lambda each: (each.score < TRAINS, each.fix.size, -each.score))
-    first = [each for each in own[:1] if each is not None and run.helps(each)]
+    blocks = bool(kept) and kept[0].cause.strength >= _BLOCKS
+    first = [each for each in own[:1] if each is not None and (blocks or run.helps(each))]
     if first and first[0].score < TRAINS and helped and helped[0].score >= TRAINS:
         first = []
     ordered = list({id(each): each for each in [*first, *helped]}.values())

@@ -1,4 +1,4 @@
-"""What is trained: a network on a batch, under a loss, by an optimizer; and a change of any of these.
+"""What is trained: a network on a batch, under a loss, by an optimizer; and changes of these.
 
 A fix says what it changes and leaves the rest; two fixes make a third. Applied to an examined
 network it gives a setup, which can be tried for some steps and, where it helped, be handed over:

@@ -88,6 +88,7 @@ def test_what_has_a_mean_is_added_over_the_number_of_blocks():
     chex.assert_trees_all_close(logits_of(exam, alone), h @ KERNELS[-1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_relu_replaces_the_activations_with_hes_weights():
     exam = examine((plain(jax.nn.sigmoid), KERNELS), INPUTS, TARGETS)
     fix = next(relu_everywhere(exam))
@@ -141,6 +142,7 @@ def normalised(axis):
     return norm
 
 
+@pytest.mark.slow
 def test_batch_norm_stands_in_for_layer_norm():
     exam = examine((plain(jnp.tanh, normalised(-1)), KERNELS), INPUTS, TARGETS)
     fix = only(batch_norms(exam))
@@ -170,6 +172,7 @@ def test_no_decay_leaves_the_gradients_own_step():
     chex.assert_trees_all_close(updates, plain_step, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_critical_weights_and_biases_keep_a_wide_network_at_one():
     """sigma_w² E phi'² = 1 and sigma_w² E phi² + sigma_b² = 1 for tanh; width 500, so 5 %."""
     width = 500

@@ -109,12 +109,14 @@ def test_a_spoilt_layer_is_named_first(trained, fault):
     assert (finder, path) == (WEIGHTS[fault], "2")
 
 
+@pytest.mark.slow
 def test_a_kernel_alone_shows_that_it_was_not_trained(trained):
     """Its bias is trained, but its entries end where the initialiser's do."""
     named = found(spoilt(trained, "untrained kernel"), untrained_layer)
     assert [path for _, path, _ in named] == ["2"]
 
 
+@pytest.mark.slow
 def test_a_layer_that_starts_at_zero_is_no_finding():
     assert found(spoilt(fresh(), "zero"), untrained_layer) == []
 
@@ -125,6 +127,7 @@ def test_sound_weights_have_no_finding(trained, is_trained):
     assert found(trained if is_trained else fresh(), *dict.fromkeys(WEIGHTS.values())) == []
 
 
+@pytest.mark.slow
 def test_a_fresh_head_on_trained_layers_is_no_finding(trained):
     assert found([*trained[:-1], fresh(7)[-1]], untrained_layer) == []
 
@@ -176,6 +179,7 @@ def test_running_averages_of_other_data_are_named():
         assert [path_of(exam, each) for each in foreign_averages(exam)] == paths
 
 
+@pytest.mark.slow
 def test_normalisation_in_the_network_is_compared_with_the_inputs():
     """Constants by which a function standardises its inputs are running averages, too."""
 

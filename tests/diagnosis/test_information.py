@@ -47,12 +47,14 @@ def test_targets_of_other_rows_are_named(shift):
     assert named(TARGET, targets=np.roll(LABELS, shift)) == [shifted_targets]
 
 
+@pytest.mark.slow
 def test_numbers_of_other_rows_are_named():
     wanted = INPUTS @ np.asarray(zoo.normal(4, FEATURES, CLASSES)) + 0.3
     assert named(TARGET, targets=wanted) == []
     assert named(TARGET, targets=np.roll(wanted, 1, 0)) == [shifted_targets]
 
 
+@pytest.mark.slow
 def test_a_network_that_knows_finds_its_own_order():
     rule = zoo.normal(1, FEATURES, CLASSES)
     knows = (lambda p, x: 9 * x @ p, rule)
@@ -75,6 +77,7 @@ def test_labels_at_random_in_some_classes_are_named():
     assert "labels 0, 1 " in finding.evidence
 
 
+@pytest.mark.slow
 def test_exchanged_names_are_told_by_a_network_that_knows():
     knows = (lambda p, x: 9 * x @ p, zoo.normal(1, FEATURES, CLASSES))
     renamed = np.array([0, 2, 1, 3, 4])[LABELS]
@@ -120,6 +123,7 @@ def test_rows_that_are_not_finite_are_named():
     assert "1 of 400 rows (row 7), feature 2" in finding.evidence
 
 
+@pytest.mark.slow
 def test_images_normalised_twice_are_told_by_the_constants():
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     images = np.asarray(zoo.normal(8, 40, 6, 6, 3))
@@ -144,6 +148,7 @@ def test_padding_is_named_where_it_counts(target, finders):
 
 
 @pytest.mark.parametrize(("target", "finders"), [(0, [padding_rows]), (-1, [])])
+@pytest.mark.slow
 def test_places_that_fill_up_sentences_are_named_where_they_count(target, finders):
     rng = np.random.default_rng(10)
     tokens, targets = (rng.integers(1, 12, (64, 10)) for _ in range(2))

@@ -202,6 +202,7 @@ def test_terms_sum_to_the_log_of_the_factor(name):
         chex.assert_trees_all_close(sum(terms.values()), factor, atol=1e-9, rtol=0)
 
 
+@pytest.mark.slow
 def test_terms_of_a_wide_network_are_those_of_theory():
     """RMS over at least 12,800 entries of delta; a few per cent."""
     widths = (400, 400, 200, 400, 400)

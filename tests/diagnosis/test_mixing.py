@@ -145,6 +145,7 @@ def test_network_that_is_shown_its_targets():
     assert finding.strength >= NAMED
 
 
+@pytest.mark.slow
 def test_batch_as_long_as_the_sequence_is_told_apart():
     """Axes of one size: the batch is not taken for the steps."""
     inputs = zoo.normal(7, BATCH, BATCH, WIDTH)

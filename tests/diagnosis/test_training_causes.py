@@ -56,6 +56,7 @@ def test_the_scale_of_the_loss_is_nothing_to_adam_and_the_rate_to_sgd():
     chex.assert_trees_all_close(scored("sgd:1e-04", 1e3), scored("sgd:0.1", 1.0), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_float16_ends_where_the_signal_of_float32_passes_its_end():
     deep = {"gain": 32.0, "depth": 12}
     exact = examine(zoo.deep(**deep), INPUTS, TARGETS)
@@ -104,6 +105,7 @@ def test_inputs_that_grow_alike_are_named():
     assert "inputs look alike" in causes(diagnosis)
 
 
+@pytest.mark.slow
 def test_a_signal_that_grows_is_named_before_the_rate_that_would_cure_it():
     """Blocks x + relu(W x) of He's weights."""
 
@@ -141,6 +143,7 @@ def test_a_rate_ranks_by_what_changes_of_the_network_do(network_score, strength)
     chex.assert_trees_all_close(cause.strength, strength, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_single_output_has_no_angle():
     apply, kernels = zoo.deep()
     # Of rectified units with weights of one sign every output has the same one.
