@@ -21,6 +21,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -125,24 +126,31 @@ def best_answers(
     mean = z.astype(jnp.float32).mean(tuple(range(z.ndim - 1)) if z.ndim > 1 else 0).reshape(flat)
     wanted = _as_answers(targets, outputs.shape)
     starts = [mean, *(jnp.full(flat, x) for x in (0.0, 0.5, scale, -scale))]
-    constant = _fit(
-        lambda c: loss(through(jnp.broadcast_to(c, z.shape).astype(z.dtype)), targets),
-        jnp.stack(starts),
-        scale,
-    )
     every = [z.astype(jnp.float32), *(jnp.full(z.shape, x) for x in (0.0, 0.5, scale))]
     if wanted is not None and wanted.shape == z.shape:
         every.append(wanted)
-    reachable = _fit(lambda x: loss(through(x.astype(z.dtype)), targets), jnp.stack(every), scale)
-    reachable = min(reachable, constant)
-    if tail is None:
-        return Answers(constant, reachable, reachable)
     free = [outputs.astype(jnp.float32), jnp.full(outputs.shape, 0.5)]
     if wanted is not None:
         free.append(wanted)
-    size = _scale(outputs, targets)
-    floor = _fit(lambda x: loss(x.astype(outputs.dtype), targets), jnp.stack(free), size)
-    return Answers(constant, reachable, min(floor, reachable))
+
+    def same(c: Array) -> Array:
+        return loss(through(jnp.broadcast_to(c, z.shape).astype(z.dtype)), targets)
+
+    def each(x: Array) -> Array:
+        return loss(through(x.astype(z.dtype)), targets)
+
+    def any_number(x: Array) -> Array:
+        return loss(x.astype(outputs.dtype), targets)
+
+    fits = [(same, starts, scale), (each, every, scale)]
+    if tail is not None:
+        fits.append((any_number, free, _scale(outputs, targets)))
+    # Compiling takes most of the time, and goes side by side.
+    with ThreadPoolExecutor(len(fits)) as pool:
+        found = list(pool.map(lambda fit: _fit(fit[0], jnp.stack(fit[1]), fit[2]), fits))
+    constant, *lower = found
+    reachable = min(lower[0], constant)
+    return Answers(constant, reachable, min([reachable, *lower[1:]]))
 
 
 def _as_answers(targets: Any, shape: tuple[int, ...]) -> Array | None:

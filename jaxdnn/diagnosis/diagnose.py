@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -181,11 +182,13 @@ def diagnose(
     """
     transformation = parse_optimizer(optimizer)
     exam = examine(model, inputs, targets, loss=loss, seed=seed)
-    causes = find_causes(exam)
+    trials = Trials(exam, transformation, horizon=horizon)
+    with ThreadPoolExecutor(1) as background:
+        trial = background.submit(trials.try_fix, AS_IT_IS)
+        causes = find_causes(exam)
+        base = trial.result()
     if any(jnp.result_type(leaf).itemsize < _WHOLE for leaf in jax.tree.leaves(exam.params)):
         causes = ranked([*causes, *find_rounding(exam, take_first_step(exam, transformation))])
-    trials = Trials(exam, transformation, horizon=horizon)
-    base = trials.try_fix(AS_IT_IS)
     score = _judged(base.score if exam.measured.finite else 0.0, causes)
     tried: tuple[Tried, ...] = ()
     if try_changes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -261,7 +262,9 @@ def examine(
     run_pass = make_pass(graph, mean_loss)
     arrays = run_pass(network.params, inputs, targets, key)
     ending = _ending(outline, graph, network.params, arrays)
-    answers = best_answers(mean_loss, targets, ending.z, arrays.logits, ending.tail)
+    with ThreadPoolExecutor(1) as background:
+        traits = background.submit(loss_traits, mean_loss, targets, arrays.logits)
+        answers = best_answers(mean_loss, targets, ending.z, arrays.logits, ending.tail)
     return Exam(
         network,
         graph,
@@ -277,7 +280,7 @@ def examine(
         ending,
         np.asarray(arrays.logits),
         answers,
-        loss_traits(mean_loss, targets, arrays.logits),
+        traits.result(),
     )
 
 

@@ -87,6 +87,7 @@ class Search:
         self.by_heart = base.score < TRAINS <= raw
         self.slow = trials.num_steps < trials.horizon
         self.tried: list[Tried] = []
+        self._seen: dict[str, Tried] = {}
         self._bar = progress_bar(
             total=_USUAL_TRIALS, desc="trying fixes", disable=not progress, leave=False
         )
@@ -101,15 +102,17 @@ class Search:
         for fix in fixes:
             if fix.edits and len(self.exam.graph.program.steps) > MOST_STEPS:
                 continue
-            try:
-                each = self.trials.try_fix(fix)
-            except InputError:
-                continue
-            self._bar.update()
+            if fix.words not in self._seen:
+                try:
+                    self._seen[fix.words] = self.trials.try_fix(fix)
+                except InputError:
+                    continue
+                self.tried.append(self._seen[fix.words])
+                self._bar.update()
+            each = self._seen[fix.words]
             done.append(each)
             if each.score >= until:
                 break
-        self.tried += done
         return done
 
     def close(self) -> None:
@@ -202,6 +205,9 @@ def _combine(run: Search, answered: list[_Answered]) -> list[_Answered]:
     for first in able[:2]:
         for second in answered:
             if second is first or second.cause.cause == first.cause.cause:
+                continue
+            # Two changes of the layers are what is tried later, together.
+            if Place.OUTSIDE not in (first.cause.kind.place, second.cause.kind.place):
                 continue
             index = run.exam.graph.index_of(second.cause.path)
             others = [fix for answer in second.cause.kind.fixes for fix in answer(run.exam, index)]
