@@ -213,9 +213,8 @@ def _combine(run: Search, answered: list[_Answered]) -> list[_Answered]:
             others = [fix for answer in second.cause.kind.fixes for fix in answer(run.exam, index)]
             for one in first.alone[:2]:
                 for fix in others[:2]:
-                    if pairs >= _MOST_PAIRS or (
-                        one.fix.output is not None and fix.output is not None
-                    ):
+                    same = (one.fix.output and fix.output) or (one.fix.loss and fix.loss)
+                    if pairs >= _MOST_PAIRS or same:
                         continue
                     pairs += 1
                     for each in run.try_all([both(one.fix, fix)]):
@@ -324,10 +323,11 @@ def _rates(run: Search, start: Fix) -> list[float]:
     if not np.isfinite(sound).any():
         return []
     best = float(factors[int(np.argmin(sound))])
-    found = (best, best / 3, best / 10, 10.0 if best > 1 else 0.1)
+    # The least rise that will do; and a fall with some room, for other batches are less kind.
+    rising = sorted((10.0, best / 10, best / 3, best))
+    found = rising if best > 1 else [best / 3, best / 10, best]
     chosen = dict.fromkeys(float(f"{x:.2g}") for x in found)
-    # The least change that will do.
-    return sorted((x for x in chosen if abs(math.log10(x)) > 0.2), key=lambda x: abs(math.log10(x)))
+    return [x for x in chosen if abs(math.log10(x)) > 0.2 and (x > 1) == (best > 1)]
 
 
 def _size_of(rate: float) -> int:

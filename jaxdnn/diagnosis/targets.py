@@ -102,6 +102,7 @@ def _kind(values: np.ndarray, low: float, high: float, is_float: bool) -> tuple[
     few = len(kinds) <= max(2, min(_MOST_CLASSES, values.size // 2)) or not is_float
     # Classes come as numbers from 0 or 1 on, most of them there.
     dense = whole and low in (0, 1) and high < max(2 * len(kinds) + 2, 12)
+    dense = dense or (whole and not is_float and low >= 0)
     if dense and (few or len(kinds) >= 3) and high <= _MOST_CLASSES and len(kinds) > 2:
         return TargetKind.CLASSES, int(high) + 1
     return TargetKind.AMOUNTS, 0
