@@ -17,6 +17,7 @@ import numpy as np
 from jaxdnn.diagnosis.findings import BLOCKING, NAMED, STRUCTURAL, Finding
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.repairs import (
+    class_targets,
     column_moments,
     finite_rows,
     input_scale,
@@ -74,7 +75,7 @@ def softmax_of_one(exam: Exam) -> Iterator[Finding]:
 
 def too_few_outputs(exam: Exam) -> Iterator[Finding]:
     """Find one output for three classes or more, under a loss that does not take their number."""
-    targets = describe_targets(exam.targets)
+    targets = class_targets(exam)
     if targets.kind not in (TargetKind.CLASSES, TargetKind.ONE_HOT) or targets.num_classes < 3:
         return
     has = _num_outputs(exam)

@@ -5,6 +5,7 @@ Outputs keep their meaning: what was a probability stays one.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.model import Loss
 from jaxdnn.diagnosis.program import Edit, Environment, Program, run, trace
 from jaxdnn.diagnosis.setups import Fix, FixKind, Output
-from jaxdnn.diagnosis.targets import TargetKind, describe_targets
+from jaxdnn.diagnosis.targets import TargetKind, Targets, describe_targets
 
 # As far as a probability is kept from 0 and 1 inside a logarithm.
 _CLIP = 1e-7
@@ -76,6 +77,17 @@ def takes_probabilities(exam: Exam) -> bool:
     return traits.probabilities or shares
 
 
+def class_targets(exam: Exam) -> Targets:
+    """Describe the targets; whole numbers are classes under a loss that takes no amounts."""
+    found = describe_targets(exam.targets)
+    whole = found.values.size > 0 and bool((found.values == np.rint(found.values)).all())
+    column = found.values.ndim < 2 or found.values.shape[-1] == 1
+    asks = exam.traits.independent or takes_probabilities(exam)
+    if found.kind is TargetKind.AMOUNTS and whole and column and asks and found.low >= 0:
+        return dataclasses.replace(found, kind=TargetKind.CLASSES, num_classes=int(found.high) + 1)
+    return found
+
+
 def _sigmoid(exam: Exam) -> Fix:
     return Fix(
         "sigmoid_output", f"a sigmoid at the output, in place of {_old_ending(exam)}",
@@ -128,7 +140,7 @@ def fitting_output(exam: Exam, layer: int | None) -> Iterator[Fix]:
 def classifier(exam: Exam, layer: int | None) -> Iterator[Fix]:
     """Give the network an output for every class, a softmax, and the cross-entropy of it."""
     del layer
-    targets = describe_targets(exam.targets)
+    targets = class_targets(exam)
     last = exam.ending.layer
     if last is None or targets.kind not in (
         TargetKind.CLASSES,
@@ -179,7 +191,7 @@ def _binary(exam: Exam) -> Iterator[Fix]:
 
 def usual_loss(exam: Exam, layer: int | None) -> Iterator[Fix]:
     """Replace the loss by the usual one for such targets."""
-    kind = describe_targets(exam.targets).kind
+    kind = class_targets(exam).kind
     if kind in (TargetKind.CLASSES, TargetKind.ONE_HOT):
         yield from classifier(exam, layer)
     elif kind is TargetKind.BINARY and (exam.outputs.ndim == 1 or exam.outputs.shape[-1] == 1):

@@ -185,7 +185,7 @@ def _answer(run: Search, causes: Sequence[Cause]) -> list[_Answered]:
                 done.update({each.fix.words: [each] for each in new})
                 for fix in fixes:
                     tried += done.get(fix.words, [])
-        tried.sort(key=lambda each: (each.score < TRAINS, each.fix.size, -each.score))
+        tried.sort(key=_merit)
         answered.append(_Answered(cause, tried))
     return answered
 
@@ -252,7 +252,7 @@ def _look_wider(run: Search, answered: Sequence[_Answered]) -> list[_Answered]:
     for cause in find_training_causes(attempt):
         kinds = _REPAIRED_BY.get(cause.cause, ())
         own = [each for each in run.tried if each.fix.kind in kinds]
-        own.sort(key=lambda each: (each.score < TRAINS, each.fix.size, -each.score))
+        own.sort(key=_merit)
         found.append(_Answered(cause, own))
     return found
 
@@ -358,7 +358,7 @@ def _conclude(run: Search, answered: Sequence[_Answered]) -> Found:
     kept.sort(key=lambda each: _rank(each, base))
     own = [each.together or each.best for each in kept]
     helped = [each for each in run.tried if run.helps(each)]
-    helped.sort(key=lambda each: (each.score < TRAINS, each.fix.size, -each.score))
+    helped.sort(key=_merit)
     blocks = bool(kept) and kept[0].cause.strength >= _BLOCKS
     first = [each for each in own[:1] if each is not None and (blocks or run.helps(each))]
     if first and first[0].score < TRAINS and helped and helped[0].score >= TRAINS:
@@ -387,15 +387,21 @@ def _matters(run: Search, each: _Answered, trains: bool, cured: bool, blocked: b
     return each.score >= TRAINS or not cured or not each.alone
 
 
+def _merit(each: Tried) -> tuple[bool, bool, int, float]:
+    """Order fixes: those that make the network train, and well, first; of these the smallest."""
+    return each.score < TRAINS, each.score < _GOOD, each.fix.size, -each.score
+
+
 def _rank(each: _Answered, base: float) -> tuple[float, ...]:
     cause = each.cause
     if cause.strength >= _BLOCKS or cause.kind.regardless:
         return 0, -cause.strength
     if each.score >= TRAINS:
         assert each.best is not None
-        return 1, each.best.fix.size, -each.score
+        return 1, *_merit(each.best)
     if each.together is not None:
-        return (1, 3, 0) if cause.strength >= STRUCTURAL else (2, -cause.strength)
+        good = each.together.score < _GOOD
+        return (1, False, good, 3, 0) if cause.strength >= STRUCTURAL else (2, -cause.strength)
     return 3, -cause.strength
 
 
