@@ -176,7 +176,7 @@ def test_the_page_for_assistants_is_short_and_shows_an_object_of_today():
 def test_the_page_for_assistants_shows_what_its_command_prints(folder, capsys):
     [module] = blocks("python")
     (folder / "net.py").write_text(module)
-    [command] = [line for line in blocks("bash")[0].splitlines() if "net:make" in line]
+    command = next(line for line in blocks("bash")[0].splitlines() if "net:make" in line)
     code = check.main(command.split()[1:])
     came, shown = json.loads(capsys.readouterr().out), json.loads(blocks("json")[0])
     assert code == 2

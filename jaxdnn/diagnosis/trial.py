@@ -244,7 +244,8 @@ def _times(factor: float, x: Array) -> Array:
 
 
 # Factors on the learning rate that the curve shows, and the steps that it takes with each.
-_FACTORS = np.logspace(-6, 4, 32)
+# Dense where rates are; above, what a tiny factor on the loss asks for.
+_FACTORS = np.concatenate([np.logspace(-6, 4, 26), np.logspace(5.5, 13, 6)])
 _FEW_FACTORS = np.logspace(-4, 2, 7)
 _CURVE_STEPS, _FEW_STEPS = 20, 10
 
