@@ -173,8 +173,10 @@ def test_the_curve_of_rates_has_no_hole_and_shows_where_steps_become_unstable():
         lambda params, x, _: x * params, params=jnp.ones(()), inputs=jnp.ones((4, 1)),
         targets=jnp.zeros((4, 1)), key=jax.random.key(0), fast=True, **options,
     )  # fmt: skip
-    usual = factors[factors <= 1e4 * 1.001]
-    assert np.diff(np.log10(usual)).max() < 0.41
+    # Beyond, what a tiny factor on the loss asks for.
+    usual = factors <= 1e4 * 1.001
+    factors, losses = factors[usual], losses[usual]
+    assert np.diff(np.log10(factors)).max() < 0.41
     # The curvature is 2: a step of rate r multiplies the number by 1 - 2 r, the loss by its square.
     expected = (1 - 2 * 0.01 * factors) ** (2 * 20)
     stable = expected < 1
