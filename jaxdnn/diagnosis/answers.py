@@ -21,24 +21,23 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 
 from jaxdnn.diagnosis.model import Loss
+from jaxdnn.diagnosis.program import compile_quickly
 
-# What runs once is compiled without optimisation, which takes half the time.
-_QUICK = {"xla_backend_optimization_level": 0}
 # Steps of a fit, and its rates in units of the answers' scale.
 _NUM_STEPS = 300
 _RATES = (0.5, 0.05)
-# Gradients shrink by orders of magnitude on the way; the optimizer has to forget the first ones.
-_MEMORY = 0.9
+# Adam's means. Gradients shrink by orders of magnitude on the way: the first ones are forgotten.
+_KEPT, _MEMORY, _TINY = 0.9, 0.9, 1e-150
+# Points that are asked for in one call, and the most numbers in those of a fit.
+_AT_ONCE, _MOST_NUMBERS = 20, 4_000_000
 # Of the loss at which two count as equal.
 _EQUAL = 1e-4
 # Factors on a constant answer that show a loss without a lower bound.
@@ -104,65 +103,105 @@ class LossTraits:
     blind: tuple[int, ...] = ()
 
 
+class LossProbe:
+    """A loss with its targets, ready to be asked for values and slopes at many outputs at once.
+
+    Compiled once for each shape: what is asked of a loss costs far more to compile than to answer.
+    """
+
+    def __init__(self, loss: Loss, targets: Any, dtype: Any) -> None:
+        """Bind a loss to its targets.
+
+        Args:
+          loss: `(outputs, targets) -> scalar`.
+          targets: what the loss takes besides the outputs.
+          dtype: of the outputs.
+        """
+        self.loss, self.targets, self.dtype = loss, targets, dtype
+        self._direct = self._compiled(None)
+
+    def _compiled(self, tail: Callable[[Array], Array] | None) -> Callable[..., Any]:
+        def value(x: Array, targets: Any) -> Array:
+            x = x.astype(self.dtype)
+            return self.loss(x if tail is None else tail(x), targets)
+
+        slopes = jax.vmap(jax.value_and_grad(value), in_axes=(0, None))
+        return compile_quickly(slopes)
+
+    def widened(self) -> LossProbe:
+        """Return the same in single precision, where it is not already."""
+        if jnp.finfo(self.dtype).bits >= jnp.finfo(jnp.float32).bits:
+            return self
+        return LossProbe(self.loss, self.targets, jnp.float32)
+
+    def through(self, tail: Callable[[Array], Array] | None) -> Slopes:
+        """Return what asks for the loss of `tail(points)`; of the points themselves for None."""
+        return functools.partial(self._ask, self._compiled(tail) if tail else self._direct)
+
+    def at(self, points: np.ndarray, targets: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return (values, slopes) at outputs, (point, ...), for its own targets or others."""
+        return self._ask(self._direct, points, targets)
+
+    def _ask(
+        self, slopes: Callable[..., Any], points: np.ndarray, targets: Any = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        points = np.asarray(points, np.float32)
+        num, targets = len(points), self.targets if targets is None else targets
+        # As many in each call, so that one program answers all.
+        most = max(1, min(_AT_ONCE, _MOST_NUMBERS // max(1, points[0].size)))
+        found = []
+        for first in range(0, num, most):
+            part = points[first : first + most]
+            filled = np.concatenate([part, np.broadcast_to(part[:1], (most, *part.shape[1:]))])
+            found.append(jax.device_get(slopes(filled[:most], targets)))
+        values, grads = zip(*found, strict=True)
+        values, grads = np.concatenate(values)[:num], np.concatenate(grads)[:num]
+        return np.asarray(values, np.float64), np.asarray(grads, np.float64)
+
+
+Slopes = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
 def best_answers(
-    loss: Loss,
-    targets: Any,
-    z: Array,
-    outputs: Array,
-    tail: Callable[[Array], Array] | None,
+    probe: LossProbe, z: Array, outputs: Array, tail: Callable[[Array], Array] | None
 ) -> Answers:
     """Fit answers by the loss.
 
     Args:
-      loss: `(outputs, targets) -> scalar`.
-      targets: what the loss takes besides the outputs.
+      probe: the loss with its targets.
       z: pre-activations of the last layer at the start, (batch, ...); the outputs without a tail.
       outputs: what the network gives at the start, (batch, ...).
       tail: what the network makes of z, elementwise or by example; None for nothing.
     """
-    scale = _scale(z, targets)
-    through = tail or (lambda x: x)
-    flat = (1,) * (z.ndim - 1) + z.shape[-1:] if z.ndim > 1 else (1,)
-    mean = z.astype(jnp.float32).mean(tuple(range(z.ndim - 1)) if z.ndim > 1 else 0).reshape(flat)
-    wanted = _as_answers(targets, outputs.shape)
-    starts = [mean, *(jnp.full(flat, x) for x in (0.0, 0.5, scale, -scale))]
-    every = [z.astype(jnp.float32), *(jnp.full(z.shape, x) for x in (0.0, 0.5, scale))]
-    if wanted is not None and wanted.shape == z.shape:
+    start, given = np.asarray(z, np.float64), np.asarray(outputs, np.float64)
+    scale = _scale(start, probe.targets)
+    flat = (1,) * (start.ndim - 1) + start.shape[-1:] if start.ndim > 1 else (1,)
+    mean = start.mean(tuple(range(start.ndim - 1)) if start.ndim > 1 else 0).reshape(flat)
+    wanted = _as_answers(probe.targets, given.shape)
+    one = [mean, *(np.full(flat, x) for x in (0.0, 0.5, scale, -scale))]
+    every = [start, *(np.full(start.shape, x) for x in (0.0, 0.5, scale))]
+    if wanted is not None and wanted.shape == start.shape:
         every.append(wanted)
-    free = [outputs.astype(jnp.float32), jnp.full(outputs.shape, 0.5)]
-    if wanted is not None:
-        free.append(wanted)
-
-    def same(c: Array) -> Array:
-        return loss(through(jnp.broadcast_to(c, z.shape).astype(z.dtype)), targets)
-
-    def each(x: Array) -> Array:
-        return loss(through(x.astype(z.dtype)), targets)
-
-    def any_number(x: Array) -> Array:
-        return loss(x.astype(outputs.dtype), targets)
-
-    fits = [(same, starts, scale), (each, every, scale)]
+    slopes = probe.through(tail)
+    constant = _fit(slopes, one, start.shape, scale)
+    lower = [_fit(slopes, every, start.shape, scale)]
     if tail is not None:
-        fits.append((any_number, free, _scale(outputs, targets)))
-    # Compiling takes most of the time, and goes side by side.
-    with ThreadPoolExecutor(len(fits)) as pool:
-        found = list(pool.map(lambda fit: _fit(fit[0], jnp.stack(fit[1]), fit[2]), fits))
-    constant, *lower = found
+        free = [given, np.full(given.shape, 0.5), *([] if wanted is None else [wanted])]
+        lower.append(_fit(probe.through(None), free, given.shape, _scale(given, probe.targets)))
     reachable = min(lower[0], constant)
     return Answers(constant, reachable, min([reachable, *lower[1:]]))
 
 
-def _as_answers(targets: Any, shape: tuple[int, ...]) -> Array | None:
+def _as_answers(targets: Any, shape: tuple[int, ...]) -> np.ndarray | None:
     """The targets themselves as answers, where they are numbers of the outputs' shape."""
     if not hasattr(targets, "dtype") or not jnp.issubdtype(targets.dtype, jnp.floating):
         return None
     if targets.size != math.prod(shape):
         return None
-    return jnp.asarray(targets, jnp.float32).reshape(shape)
+    return np.asarray(targets, np.float64).reshape(shape)
 
 
-def _scale(z: Array, targets: Any) -> float:
+def _scale(z: np.ndarray, targets: Any) -> float:
     """The size of the greatest of 1, the pre-activations and numeric targets."""
     sizes = [1.0, _rms(z)]
     if hasattr(targets, "dtype") and jnp.issubdtype(targets.dtype, jnp.floating):
@@ -174,45 +213,44 @@ def _rms(x: Any) -> float:
     return float(np.sqrt(np.mean(np.square(np.asarray(x, np.float64)))))
 
 
-def _fit(objective: Callable[[Array], Array], starts: Array, scale: float) -> float:
-    """The least finite value on the ways of Adam from several starts at several rates."""
+@np.errstate(all="ignore")
+def _fit(slopes: Slopes, starts: list[np.ndarray], shape: tuple[int, ...], scale: float) -> float:
+    """The least finite loss on the ways of Adam from several starts at several rates.
+
+    Args:
+      slopes: the loss and its slopes at points, (point, *shape).
+      starts: each of the points' shape, or of one that is broadcast to it: the same for all.
+      shape: of a point.
+      scale: the size of the answers.
+    """
     sizes = sorted({rate * size for rate in _RATES for size in (1.0, scale)})
-    rates = jnp.repeat(jnp.array(sizes), len(starts))
-    begin = jnp.concatenate([starts] * len(sizes))
-
-    @functools.partial(jax.jit, compiler_options=_QUICK)
-    @jax.vmap
-    def descend(x: Array, rate: Array) -> Array:
-        adam = optax.scale_by_adam(b2=_MEMORY, eps=1e-30)
-
-        def step(carry: Any, index: Array) -> Any:
-            x, state, least = carry
-            value, grad = jax.value_and_grad(objective)(x)
-            grad = jnp.nan_to_num(grad, posinf=0.0, neginf=0.0)
-            update, state = adam.update(grad, state)
-            moved: Any = update
-            least = jnp.where(jnp.isfinite(value), jnp.minimum(value, least), least)
-            shrink = 0.5 * (1 + jnp.cos(jnp.pi * index / _NUM_STEPS))
-            return (x - rate * shrink * moved, state, least), None
-
-        (x, _, least), _ = jax.lax.scan(
-            step, (x, adam.init(x), jnp.float32(jnp.inf)), jnp.arange(_NUM_STEPS)
-        )
-        last = objective(x)
-        return jnp.where(jnp.isfinite(last), jnp.minimum(last, least), least)
-
-    return float(np.min(jax.device_get(descend(begin, rates))))
+    x = np.concatenate([np.stack(starts)] * len(sizes))
+    rates = np.repeat(sizes, len(starts)).reshape(-1, *[1] * len(shape))
+    thinned = slice(None, None, max(1, math.ceil(len(x) * math.prod(shape) / _MOST_NUMBERS)))
+    x, rates = x[thinned], rates[thinned]
+    shared = tuple(axis + 1 for axis, n in enumerate(shape) if x.shape[axis + 1] != n)
+    first, second, least = np.zeros_like(x), np.zeros_like(x), math.inf
+    for index in range(_NUM_STEPS + 1):
+        values, grads = slopes(np.broadcast_to(x, (len(x), *shape)))
+        least = min(least, float(np.min(values, where=np.isfinite(values), initial=math.inf)))
+        grads = np.nan_to_num(grads.sum(shared, keepdims=True), posinf=0.0, neginf=0.0)
+        first = _KEPT * first + (1 - _KEPT) * grads
+        second = _MEMORY * second + (1 - _MEMORY) * grads**2
+        way = first / (1 - _KEPT ** (index + 1))
+        size = np.sqrt(second / (1 - _MEMORY ** (index + 1)))
+        shrink = 0.5 * (1 + math.cos(math.pi * index / _NUM_STEPS))
+        x = x - rates * shrink * way / (size + _TINY)
+    return least
 
 
-def loss_traits(loss: Loss, targets: Any, outputs: Array) -> LossTraits:
+def loss_traits(probe: LossProbe, outputs: Array) -> LossTraits:
     """Ask a loss what it takes.
 
     Args:
-      loss: `(outputs, targets) -> scalar`.
-      targets: what it takes besides the outputs.
+      probe: the loss with its targets.
       outputs: what the network gives, (batch, ...).
     """
-    said = jax.device_get(_ask(loss, targets, outputs))
+    said = _ask(probe, np.asarray(outputs, np.float64))
     several = outputs.ndim > 1 and outputs.shape[-1] > 1
     at = float(said["at"])
     inside, slope = (np.asarray(said[name], np.float64) for name in ("point", "inside"))
@@ -236,64 +274,42 @@ def loss_traits(loss: Loss, targets: Any, outputs: Array) -> LossTraits:
     )
 
 
-def _ask(loss: Loss, targets: Any, outputs: Array) -> dict[str, Any]:
-    """Put outputs of several kinds before a loss, in one program."""
-    shape, dtype = outputs.shape, outputs.dtype
-    arrays, structure = jax.tree.flatten(targets)
-    other = None
-    if len(arrays) == 1 and np.shape(arrays[0])[:1] == shape[:1]:
-        own = np.asarray(arrays[0])
-        unlike = np.flatnonzero((own != own[:1]).reshape(len(own), -1).any(1))
-        other = int(unlike[0]) if len(unlike) else None
-
-    @functools.partial(jax.jit, compiler_options=_QUICK)
-    def ask(outputs: Array, targets: Any, key: Array) -> dict[str, Any]:
-        keys = jax.random.split(key, 3)
-        inside = jax.random.uniform(keys[0], shape, jnp.float32, 0.1, 0.9)
-        normal = jax.random.normal(keys[1], shape)
-        signs = jnp.where(jax.random.bernoulli(keys[2], shape=shape), 1.0, -1.0)
-        points = [
-            outputs,
-            inside,
-            normal,
-            signs * inside,
-            *(jnp.full(shape, x) for x in (-0.5, 1.5)),
-        ]
-        value_and_grad = jax.vmap(jax.value_and_grad(loss), in_axes=(0, None))
-        values, slopes = value_and_grad(jnp.stack([p.astype(dtype) for p in points]), targets)
-        own, at, random, signed, below, above = slopes
-        rolled = jax.grad(loss)(jnp.roll(inside, 1, axis=-1).astype(dtype), targets)
-        # A narrow format would end before what grows does.
-        middle = jnp.full((1, *shape[1:]), 0.5, jnp.promote_types(dtype, jnp.float32))
-        slope = jax.grad(lambda c: loss(jnp.broadcast_to(c, shape), targets))(middle)
-        way = jnp.nan_to_num(slope)
-        way = way / jnp.maximum(jnp.abs(way).max(), 1e-30)
-        growing = [
-            jnp.stack(
-                [loss(jnp.broadcast_to(middle - sign * x * way, shape), targets) for x in _GROWING]
-            )
-            for sign in (-1.0, 1.0)
-        ]
-        said = {
-            "values": values,
-            "at": values[1],
-            "point": inside,
-            "rolled": rolled,
-            "slopes": [own, at, random], "inside": at, "below": below, "above": above,
-            "signs": signs, "signed": signed, "growing": growing,
-        }  # fmt: skip
-        given = inside.astype(dtype), targets
-        if all(jnp.ndim(x) for x in jax.tree.leaves(given)):
-            twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), given)
-            if _takes(loss, *twice):
-                said["twice"] = loss(*twice)
-        if other is not None:
-            (array,) = jax.tree.leaves(targets)
-            changed = jax.tree.unflatten(structure, [jnp.asarray(array).at[0].set(array[other])])
-            said["changed"] = jax.grad(loss)(inside.astype(dtype), changed)
-        return said
-
-    return ask(outputs, targets, jax.random.key(0))
+def _ask(probe: LossProbe, outputs: np.ndarray) -> dict[str, Any]:
+    """Put outputs of several kinds before a loss."""
+    shape, random = outputs.shape, np.random.default_rng(0)
+    inside = random.uniform(0.1, 0.9, shape)
+    signs = random.choice([-1.0, 1.0], shape)
+    middle = np.full(shape, 0.5)
+    points = [
+        outputs, inside, random.standard_normal(shape), signs * inside,
+        np.full(shape, -0.5), np.full(shape, 1.5), np.roll(inside, 1, axis=-1), middle,
+    ]  # fmt: skip
+    values, slopes = probe.at(np.stack(points))
+    own, at, normal, signed, below, above, rolled, steady = slopes
+    way = np.nan_to_num(steady).sum(tuple(range(len(shape) - 1)), keepdims=True)
+    way = way / max(float(np.abs(way).max()), 1e-30)
+    far = [middle - sign * x * way for sign in (-1.0, 1.0) for x in _GROWING]
+    # A narrow format would end before what grows does.
+    wide = probe.widened()
+    said = {
+        "values": values[:6], "at": values[1], "point": inside, "rolled": rolled,
+        "slopes": [own, at, normal], "inside": at, "below": below, "above": above,
+        "signs": signs, "signed": signed, "growing": wide.at(np.stack(far))[0].reshape(2, -1),
+    }  # fmt: skip
+    twice = jax.tree.map(lambda x: np.concatenate([x, x]) if np.ndim(x) else x, probe.targets)
+    if all(np.ndim(x) for x in jax.tree.leaves(probe.targets)):
+        doubled = np.concatenate([inside, inside]).astype(probe.dtype)
+        if _takes(probe.loss, doubled, twice):
+            said["twice"] = compile_quickly(probe.loss)(doubled, twice)
+    leaves, structure = jax.tree.flatten(probe.targets)
+    if len(leaves) == 1 and np.shape(leaves[0])[:1] == shape[:1]:
+        changed = np.array(leaves[0])
+        unlike = np.flatnonzero((changed != changed[:1]).reshape(len(changed), -1).any(1))
+        if len(unlike):
+            changed[0] = changed[unlike[0]]
+            other = jax.tree.unflatten(structure, [changed])
+            said["changed"] = probe.at(inside[None], other)[1][0]
+    return said
 
 
 def _takes(loss: Loss, outputs: Any, targets: Any) -> bool:

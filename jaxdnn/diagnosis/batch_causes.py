@@ -24,7 +24,7 @@ from jaxdnn.diagnosis.hidden_causes import (
     recovery,
 )
 from jaxdnn.diagnosis.measure import Exam
-from jaxdnn.diagnosis.program import Dependence
+from jaxdnn.diagnosis.program import Dependence, compile_quickly
 
 # Of a feature's standard deviation over the median of the others'.
 _OUTWEIGHS = 100.0
@@ -247,9 +247,8 @@ def _padding_places(exam: Exam, tokens: np.ndarray) -> Iterator[Finding]:
 
 def _weights(exam: Exam) -> np.ndarray:
     """Gradient of the loss by outputs, its size for each target: 0 for what is left out."""
-    outputs = jax.jit(exam.network.apply)(exam.params, exam.inputs, exam.key)
-    grad = jax.grad(lambda z: exam.loss(z, exam.targets))(outputs.astype(jnp.float32))
-    size = np.abs(np.asarray(grad))
+    slope = compile_quickly(jax.grad(exam.loss))
+    size = np.abs(np.asarray(slope(jnp.asarray(exam.outputs, jnp.float32), exam.targets)))
     leaves = jax.tree.leaves(exam.targets)
     ndim = 2 if leaves and np.ndim(leaves[0]) == 2 and size.ndim == 3 else 1
     return size.reshape(*size.shape[:ndim], -1).sum(-1)

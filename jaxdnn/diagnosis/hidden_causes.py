@@ -26,6 +26,7 @@ from jaxdnn.diagnosis.findings import BLOCKING, CERTAIN, STRUCTURAL, Finding
 from jaxdnn.diagnosis.graph import Layer
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.model import Forward, leaf_names
+from jaxdnn.diagnosis.program import compile_quickly
 from jaxdnn.diagnosis.trial import FirstStep
 
 # Rows that a candidate is judged by.
@@ -288,7 +289,7 @@ def read_forward(exam: Exam, forward: Forward, inputs: Any = None) -> Reading:
     order = np.random.default_rng(0).permutation(len(jax.tree.leaves(exam.inputs)[0]))
     others = take_rows(exam.targets, order)
     seen = exam.inputs if inputs is None else inputs
-    outputs = jax.jit(forward)(exam.params, seen, exam.key)
+    outputs = compile_quickly(forward)(exam.params, seen, exam.key)
     return Reading(float(exam.loss(outputs, exam.targets)), float(exam.loss(outputs, others)))
 
 

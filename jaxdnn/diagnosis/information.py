@@ -24,10 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from jaxdnn.diagnosis.findings import BLOCKING, CERTAIN, Finding
 from jaxdnn.diagnosis.hidden_causes import Reading, is_trained, take_rows, takes_rows
 from jaxdnn.diagnosis.measure import Exam
+from jaxdnn.diagnosis.program import compile_quickly
 from jaxdnn.diagnosis.setups import Fix, FixKind
 
 # Fewer rows cannot tell.
@@ -287,9 +289,8 @@ def _shift_known(exam: Exam) -> _Shift | None:
     count = len(jax.tree.leaves(exam.inputs)[0])
     if not exam.measured.finite or count < _FEWEST_ROWS // 2:
         return None
-    outputs = jax.jit(exam.network.apply)(exam.params, exam.inputs, exam.key)
     shifts = [np.roll(np.arange(count), -shift) for shift in (0, *_SHIFTS)]
-    own, *moved = _levels(exam, outputs, exam.targets, shifts)
+    own, *moved = _levels(exam, exam.outputs, exam.targets, shifts)
     best = int(np.argmin([level.loss for level in moved]))
     loss, level = moved[best].loss, moved[best]
     if level.deviations > _SURE + max(own.deviations, 0) and Reading(loss, own.loss).knowledge:
@@ -320,15 +321,16 @@ def _levels(
 ) -> list[_LossLevel]:
     """Compare the losses of orders of the targets with those of random ones."""
 
-    @jax.jit
-    def loss_of(order: Any) -> jax.Array:
-        return exam.loss(outputs, take_rows(targets, order))
+    @compile_quickly
+    def losses_of(orders: Any) -> jax.Array:
+        return lax.map(lambda order: exam.loss(outputs, take_rows(targets, order)), orders)
 
     rng = np.random.default_rng(0)
     # Large outputs, such as maps of classes, in fewer orders.
     count = int(np.clip(_LOSS_WORK / outputs.size, _FEWEST_ORDERS, _ORDERS))
-    drawn = np.array([float(loss_of(rng.permutation(len(chosen[0])))) for _ in range(count)])
-    losses = [float(loss_of(order)) for order in chosen]
+    orders = [rng.permutation(len(chosen[0])) for _ in range(count)]
+    found = np.asarray(losses_of(np.array([*orders, *chosen])), np.float64)
+    drawn, losses = found[:count], found[count:].tolist()
     return [
         _LossLevel(
             loss,
@@ -493,8 +495,7 @@ def _renamed(exam: Exam) -> Finding | None:
     whole = np.issubdtype(own.dtype, np.integer)
     if not whole or not exam.measured.finite or trained is False or own.size < _FEWEST_ROWS:
         return None
-    outputs = jax.jit(exam.network.apply)(exam.params, exam.inputs, exam.key)
-    outputs = np.asarray(outputs, np.float32)
+    outputs = np.asarray(exam.outputs, np.float32)
     if outputs.shape[:-1] != own.shape or outputs.shape[-1] < 2:
         return None
     outputs, own = outputs.reshape(-1, outputs.shape[-1]), own.ravel()

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdnn.diagnosis.answers import Answers, LossTraits, best_answers, loss_traits
+from jaxdnn.diagnosis.answers import Answers, LossProbe, LossTraits, best_answers, loss_traits
 from jaxdnn.diagnosis.graph import Graph, Segment, make_graph
 from jaxdnn.diagnosis.model import (
     Loss,
@@ -36,6 +36,7 @@ from jaxdnn.diagnosis.program import (
     Program,
     Value,
     bridge,
+    compile_quickly,
     replay,
     run,
     trace,
@@ -216,7 +217,7 @@ class Exam:
     def evaluate(self) -> Callable[[Any, Any, Any, Any], tuple[Array, Array]]:
         """Compiled `(params, inputs, targets, other targets) -> (loss, loss with the others)`."""
 
-        @jax.jit
+        @compile_quickly
         def evaluate(params: Any, inputs: Any, targets: Any, others: Any) -> tuple[Array, Array]:
             outputs = self.network.apply(params, inputs, self.key)
             return self.loss(outputs, targets), self.loss(outputs, others)
@@ -226,7 +227,7 @@ class Exam:
     def look(self, numbers: Sequence[int]) -> list[Array]:
         """Return what the values of these numbers are for the batch."""
 
-        @jax.jit
+        @compile_quickly
         def wanted(*arguments: Any) -> list[Array]:
             environment = run(self.graph.program, arguments, {})
             return [environment[number] for number in numbers]
@@ -262,9 +263,12 @@ def examine(
     run_pass = make_pass(graph, mean_loss)
     arrays = run_pass(network.params, inputs, targets, key)
     ending = _ending(outline, graph, network.params, arrays)
+    probe = LossProbe(mean_loss, targets, arrays.logits.dtype)
     with ThreadPoolExecutor(1) as background:
-        traits = background.submit(loss_traits, mean_loss, targets, arrays.logits)
-        answers = best_answers(mean_loss, targets, ending.z, arrays.logits, ending.tail)
+        asked = background.submit(_ask_loss, probe, ending, arrays.logits)
+        measured = _reduce(graph, network.params, arrays)
+        gains = _activation_gains(graph, network.params)
+        answers, traits = asked.result()
     return Exam(
         network,
         graph,
@@ -273,15 +277,19 @@ def examine(
         targets,
         key,
         run_pass,
-        _reduce(graph, network.params, arrays),
+        measured,
         jax.device_get(arrays.grads),
-        _activation_gains(graph, network.params),
+        gains,
         outline,
         ending,
         np.asarray(arrays.logits),
         answers,
-        traits.result(),
+        traits,
     )
+
+
+def _ask_loss(probe: LossProbe, ending: Ending, outputs: Array) -> tuple[Answers, LossTraits]:
+    return best_answers(probe, ending.z, outputs, ending.tail), loss_traits(probe, outputs)
 
 
 # What may stand between the last layer and the outputs for the loss to look through it.
@@ -332,7 +340,7 @@ def make_pass(graph: Graph, loss: Loss, *, bridged: int | None = None) -> Callab
     values = graph.program.values
     numbers = _probed(graph)
 
-    @jax.jit
+    @compile_quickly
     def forward_and_back(params: Any, inputs: Any, targets: Any, key: Array) -> PassArrays:
         def objective(params: Any, zeros: dict[int, Array], partials: list[Array]) -> Any:
             edits = _edits(graph, zeros, bridged)
@@ -489,7 +497,7 @@ def _activation_gains(graph: Graph, params: Any) -> dict[Segment, Gain]:
 def _gain(segment: Segment, environment: Environment, z: Array) -> Gain:
     function = replay(segment.steps, environment, segment.start, segment.end)
     slope = _slope_function(segment, environment)
-    slopes, values = jax.jit(lambda z: (slope(z), function(z)))(z)
+    slopes, values = compile_quickly(lambda z: (slope(z), function(z)))(z)
     mean = float(np.mean(np.asarray(values, np.float64)))
     return Gain(host_rms(slopes), host_rms(values), mean)
 

@@ -10,6 +10,7 @@ the one that mixes.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from jax import Array
 
 from jaxdnn.diagnosis.findings import STRUCTURAL, Finding
 from jaxdnn.diagnosis.measure import Exam
-from jaxdnn.diagnosis.program import Dependence, Edit, Program, Step, run
+from jaxdnn.diagnosis.program import Dependence, Edit, Program, Step, compile_quickly, run
 
 _REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "argmax", "reduce_and"}
 _ROOTS = {"sqrt", "rsqrt", "pow"}
@@ -57,19 +58,20 @@ class _Probe:
         self._exam, self._program = exam, exam.graph.program
         held = _norm_statistics(self._program, _batch(exam))
 
-        def first(params: Any, inputs: Any, key: Array) -> tuple[Array, dict[int, Array]]:
-            environment = run(self._program, (params, inputs, key), {})
+        @compile_quickly
+        def passed(
+            params: Any, inputs: Any, statistics: dict[int, Array], hold: Array | bool
+        ) -> tuple[Array, dict[int, Array]]:
+            arguments = params, inputs, exam.key
+            environment = run(self._program, arguments, _held(statistics, hold))
             return environment[self._program.output], {n: environment[n] for n in held}
 
-        @jax.jit
-        def again(params: Any, inputs: Any, key: Array, statistics: dict[int, Array]) -> Array:
-            edits = _held(statistics)
-            return run(self._program, (params, inputs, key), edits)[self._program.output]
-
-        self._again = again
+        self._run = functools.partial(passed, exam.params)
         self._statistics: dict[int, Array] = {}
         if held:
-            outputs, self._statistics = jax.jit(first)(exam.params, exam.inputs, exam.key)
+            values = self._program.values
+            none = {n: np.zeros(values[n].shape, values[n].dtype) for n in held}
+            outputs, self._statistics = self._run(exam.inputs, none, False)
         else:
             outputs = self._passed(exam.inputs)
         self.outputs = np.asarray(outputs)
@@ -81,9 +83,8 @@ class _Probe:
 
     def changes(self, inputs: Any) -> np.ndarray:
         """Which of the outputs change with other inputs, of the outputs' shape."""
-        exam = self._exam
         if self._statistics:
-            outputs = self._again(exam.params, inputs, exam.key, self._statistics)
+            outputs, _ = self._run(inputs, self._statistics, True)
         else:
             outputs = self._passed(inputs)
         return _differ(self.outputs, np.asarray(outputs))
@@ -94,7 +95,7 @@ class _Probe:
         numbers = [n for step in self._program.steps for n in step.outputs]
         wanted = [n for n in numbers if values[n].depends & Dependence.INPUTS]
 
-        @jax.jit
+        @compile_quickly
         def everything(params: Any, inputs: Any, key: Array, statistics: dict[int, Array]) -> Any:
             environment = run(self._program, (params, inputs, key), _held(statistics))
             return {number: environment[number] for number in wanted}
@@ -108,8 +109,11 @@ class _Probe:
         return [{n: _differ(base[n], other[n]) for n in wanted} for other in others]
 
 
-def _held(statistics: dict[int, Array]) -> dict[int, Edit]:
-    return {n: lambda _, __, kept=kept: kept for n, kept in statistics.items()}
+def _held(statistics: dict[int, Array], hold: Array | bool = True) -> dict[int, Edit]:
+    return {
+        n: lambda value, _, kept=kept: jnp.where(hold, kept, value)
+        for n, kept in statistics.items()
+    }
 
 
 def _batch(exam: Exam) -> int:

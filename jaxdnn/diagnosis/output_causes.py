@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxdnn.diagnosis.findings import BLOCKING, NAMED, STRUCTURAL, Finding
 from jaxdnn.diagnosis.measure import Exam
+from jaxdnn.diagnosis.program import compile_quickly
 from jaxdnn.diagnosis.repairs import (
     class_targets,
     column_moments,
@@ -169,7 +170,7 @@ def unread_inputs(exam: Exam) -> Iterator[Finding]:
         outputs = exam.network.apply(exam.params, jax.tree.unflatten(structure, [x]), exam.key)
         return jnp.sum(weights * outputs.astype(jnp.float32))
 
-    slope = np.asarray(jax.jit(jax.grad(answer))(jnp.asarray(leaves[0])), np.float64)
+    slope = np.asarray(compile_quickly(jax.grad(answer))(jnp.asarray(leaves[0])), np.float64)
     x = np.asarray(leaves[0], np.float64)
     unread = (slope == 0).all((0, 2)) & (x.std(0) > 0).any(-1)
     if 0.5 <= unread.mean() < 1:

@@ -27,6 +27,9 @@ LONGEST_SCAN = 512
 _INLINED = {"jit": "jaxpr", "remat2": "jaxpr", "checkpoint": "jaxpr", "closed_call": "call_jaxpr"}
 _LINEAR = ("dot_general", "conv_general_dilated")
 
+# Without LLVM's optimisation a program is compiled in half the time.
+_UNOPTIMISED = {"xla_backend_optimization_level": 0}
+
 Environment = dict[int, Array]
 # (value, everything computed so far) -> what stands in its place
 Edit = Callable[[Array, Environment], Array]
@@ -328,6 +331,11 @@ def _take(index: int) -> Callable[..., Sequence[Array]]:
 
 def _stack(*arrays: Array) -> Sequence[Array]:
     return (jnp.stack(arrays),)
+
+
+def compile_quickly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function compiled for a few calls: built soon rather than fast."""
+    return jax.jit(function, compiler_options=_UNOPTIMISED)
 
 
 def run(

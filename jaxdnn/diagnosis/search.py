@@ -13,6 +13,7 @@ the layer is the identity?
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -33,7 +34,6 @@ from jaxdnn.diagnosis.trial import (
     TRAINS,
     FirstStep,
     Scales,
-    rate_curve,
     score_trial,
     take_first_step,
 )
@@ -51,6 +51,8 @@ _USUAL_TRIALS = 20
 _GOOD = 0.6
 # Size of a change of the rate by hundreds.
 _DRASTIC = 4
+# Powers of ten of the gradient on its way down that no step makes up for.
+_FAR = 6.0
 # A score must rise by this share of what is missing to 1.
 _HELPS = 0.1
 # Findings of at least this strength stop all learning.
@@ -234,18 +236,14 @@ def _look_wider(run: Search, answered: Sequence[_Answered]) -> list[_Answered]:
     start = starts[0] if starts and not cured else AS_IT_IS
     if cured and (run.slow or blocked):
         return []
-    tried = run.try_all(_steps(run, start, first, cured), until=_GOOD)
-    if not cured:
-        _mend_before_rate(run, answered, tried)
-    if not cured and max((each.score for each in tried), default=0.0) < _GOOD:
-        edits = _lecture(exam)
-        most = _MOST_EDITED_SLOW if run.slow else _MOST_EDITED
-        for number, fix in enumerate(edits):
-            if number >= most:
-                break
-            run.try_all([fix if start is AS_IT_IS else both(start, fix)])
-            if run.tried and run.tried[-1].score >= _GOOD:
-                break
+    # No step reaches layers that the gradient does not reach.
+    taught = run.slow and not cured and _decades(exam) > _FAR and _teach(run, start)
+    if not taught:
+        tried = run.try_all(_steps(run, start, first, cured), until=_GOOD)
+        if not cured:
+            _mend_before_rate(run, answered, tried)
+        if not cured and max((each.score for each in tried), default=0.0) < _GOOD:
+            _teach(run, start)
     helped = [each for each in run.tried if run.helps(each)]
     attempt = Attempt(exam, first, sorted(helped, key=lambda each: -each.score), run.trials)
     found = []
@@ -255,6 +253,22 @@ def _look_wider(run: Search, answered: Sequence[_Answered]) -> list[_Answered]:
         own.sort(key=_merit)
         found.append(_Answered(cause, own))
     return found
+
+
+def _teach(run: Search, start: Fix) -> bool:
+    """Try what the lecture teaches; tell whether it is enough."""
+    most = _MOST_EDITED_SLOW if run.slow else _MOST_EDITED
+    fixes = itertools.islice(_lecture(run.exam), most)
+    done = run.try_all(
+        (fix if start is AS_IT_IS else both(start, fix) for fix in fixes), until=_GOOD
+    )
+    return bool(done) and done[-1].score >= _GOOD
+
+
+def _decades(exam: Exam) -> float:
+    """How many powers of ten lie between the gradients of the first and of the last layer."""
+    first, last = (exam.measured.delta[exam.graph.layers[end].z] for end in (0, -1))
+    return abs(log(first) - log(last)) / math.log(10)
 
 
 def _mend_before_rate(run: Search, answered: Sequence[_Answered], tried: Sequence[Tried]) -> None:
@@ -314,11 +328,7 @@ def _rate_fixes(run: Search, start: Fix) -> Iterator[Fix]:
 
 def _rates(run: Search, start: Fix) -> list[float]:
     """Factors on the learning rate that are worth a trial, the likeliest first."""
-    setup = run.trials.setup(start)
-    factors, losses = rate_curve(
-        setup.forward, setup.loss, setup.optimizer, setup.params, setup.inputs, setup.targets,
-        setup.key, fast=not run.slow,
-    )  # fmt: skip
+    factors, losses = run.trials.rate_curve(start)
     sound = np.where(np.isfinite(losses), losses, np.inf)
     if not np.isfinite(sound).any():
         return []

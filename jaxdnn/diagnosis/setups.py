@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from jaxdnn.diagnosis.answers import Answers, best_answers
+from jaxdnn.diagnosis.answers import Answers, LossProbe, best_answers
 from jaxdnn.diagnosis.graph import Graph, make_graph
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.model import Forward, Loss
@@ -30,6 +30,7 @@ from jaxdnn.diagnosis.trial import (
     Scales,
     Trial,
     make_trial,
+    rate_curve,
     score_trial,
 )
 from jaxdnn.errors import InputError
@@ -38,6 +39,8 @@ from jaxdnn.errors import InputError
 _AFFORDABLE = 2.5e10
 _OVERHEAD = 2e5
 _CONVOLUTION = 20.0
+# Factors on the rate, and steps with each, where a step is too slow for all side by side.
+_FEW_FACTORS, _FEW_STEPS = np.logspace(-4, 2, 7), 10
 # Networks of more operations are too slow to compile with edits inside.
 MOST_STEPS = 1500
 
@@ -261,7 +264,10 @@ class Trials:
         self.exam = exam
         self.optimizer = optimizer
         self.horizon = horizon
-        self.num_steps = min(horizon, affordable_steps(exam.outline.program))
+        affordable = affordable_steps(exam.outline.program)
+        self.num_steps = min(horizon, affordable)
+        scans = any(step.name == "scan" for step in exam.outline.program.steps)
+        self._light = affordable >= HORIZON and not scans
         self._programs: dict[Any, Callable[..., Trial]] = {}
         self._answers: dict[Any, Answers] = {}
 
@@ -298,8 +304,24 @@ class Trials:
         setup = self.setup(fix)
         answers = self._answers_for(fix, setup)
         run_trial = self._program(fix, setup, answers)
-        trial = run_trial(setup.params, setup.inputs, setup.targets, setup.key, fix.scales)
+        trial = run_trial(
+            setup.params, setup.inputs, setup.targets, setup.key, fix.scales,
+            impatient=fix is not AS_IT_IS,
+        )  # fmt: skip
         return Tried(fix, setup, trial, score_trial(trial, answers, horizon=self.horizon))
+
+    def rate_curve(self, fix: Fix) -> tuple[np.ndarray, np.ndarray]:
+        """Return factors on the learning rate, (rate,), and the loss after some steps with each."""
+        setup = self.setup(fix)
+        batch = setup.params, setup.inputs, setup.targets, setup.key
+        if self.num_steps >= self.horizon:
+            return rate_curve(setup.forward, setup.loss, setup.optimizer, *batch)
+        run_trial = self._program(fix, setup, self._answers_for(fix, setup))
+        ends = [
+            run_trial(*batch, fix.scales._replace(rate=float(factor)), most_steps=_FEW_STEPS).loss
+            for factor in _FEW_FACTORS
+        ]
+        return _FEW_FACTORS, np.array([losses[-1] for losses in ends])
 
     def _program(self, fix: Fix, setup: Setup, answers: Answers) -> Callable[..., Trial]:
         # Fixes that hold the same edits, loss and optimizer share one compiled program.
@@ -314,6 +336,8 @@ class Trials:
                 setup.optimizer,
                 num_steps=self.num_steps,
                 answers=answers,
+                horizon=self.horizon,
+                light=self._light,
             )
             # The fix is kept, so that no other object takes its place in memory.
             self._programs[same] = functools.partial(_run_with, trial, fix)
@@ -334,13 +358,14 @@ class Trials:
                     z = jnp.zeros((*ending.z.shape[:-1], fix.output.units), ending.z.dtype)
             elif ending.tail is not None:
                 tail, z = ending.tail, ending.z
-            self._answers[same] = best_answers(setup.loss, setup.targets, z, outputs, tail)
+            probe = LossProbe(setup.loss, setup.targets, outputs.dtype)
+            self._answers[same] = best_answers(probe, z, outputs, tail)
         return self._answers[same]
 
 
-def _run_with(trial: Callable[..., Trial], fix: Fix, *arguments: Any) -> Trial:
+def _run_with(trial: Callable[..., Trial], fix: Fix, *arguments: Any, **options: Any) -> Trial:
     del fix
-    return trial(*arguments)
+    return trial(*arguments, **options)
 
 
 def affordable_steps(program: Program) -> int:

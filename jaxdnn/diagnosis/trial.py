@@ -40,8 +40,9 @@ shortfall is 1 where an optimizer ignores the gradient's scale, and grows below 
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -54,6 +55,7 @@ from jaxtyping import Float
 from jaxdnn.diagnosis.answers import Answers
 from jaxdnn.diagnosis.measure import Exam, host_rms
 from jaxdnn.diagnosis.model import Forward, Loss
+from jaxdnn.diagnosis.program import compile_quickly
 from jaxdnn.errors import InputError
 
 Verdict = Literal["trains", "at risk", "will not train"]
@@ -73,6 +75,8 @@ _FAR = 2.0
 _THERE = 1.05
 # Nothing more is waited for once so much of what there is to learn is learnt.
 _LEARNT = 0.95
+# Scores with which a short trial is decided.
+_CLEAR, _HOPELESS = 0.6, 0.02
 # A share that grows by so much over the last half of the horizon is still growing.
 _GROWS = 0.02
 _START_WEIGHT = 0.25
@@ -151,8 +155,10 @@ def make_trial(
     *,
     num_steps: int,
     answers: Answers | None = None,
+    horizon: int = HORIZON,
+    light: bool = False,
 ) -> Callable[..., Trial]:
-    """Return `(params, inputs, targets, key, scales) -> Trial`, its arrays on the host.
+    """Return `(params, inputs, targets, key, scales, most_steps) -> Trial`, arrays on the host.
 
     Each step is a call: XLA's CPU takes 20 times as long for the gradient of a convolution inside
     a loop of its own.
@@ -162,32 +168,49 @@ def make_trial(
       loss: `(logits, targets) -> scalar`.
       optimizer: starts from a state of its own at every trial.
       num_steps: at least 1.
-      answers: how low the loss can come; a trial that has come there ends early.
+      answers: how low the loss can come; a trial that has come there ends early. So does one that
+        is too short to come there, once it is clearly on the way, or has gained nothing.
+      horizon: steps that the training may take.
+      light: whether a step costs so little that building the program costs more than running it.
     """
     enough = -math.inf
     if answers is not None:
         enough = answers.constant - _LEARNT * answers.to_learn
-    step, init = jax.jit(_make_step(forward, loss, optimizer)), jax.jit(optimizer.init)
+    compiled = compile_quickly if light else jax.jit
+    step = compiled(_make_step(forward, loss, optimizer))
+    init = compile_quickly(optimizer.init)
+
+    def decided(rows: Sequence[Any], impatient: bool) -> bool:
+        if answers is None or num_steps >= horizon:
+            return False
+        score = score_trial(Trial(*np.array(rows).T), answers, horizon=horizon)
+        return score > _CLEAR or (impatient and score < _HOPELESS)
 
     def trial(
-        params: Any, inputs: Any, targets: Any, key: Array, scales: Scales | None = None
+        params: Any,
+        inputs: Any,
+        targets: Any,
+        key: Array,
+        scales: Scales | None = None,
+        most_steps: int = num_steps,
+        impatient: bool = False,
     ) -> Trial:
         carry, rows = (params, init(params)), []
-        for index in range(num_steps + 1):
+        for index in range(most_steps + 1):
             carry, losses = step(carry, index, inputs, targets, key, scales or Scales())
             rows.append(losses)
             if index % _CHECKED == 0 and not np.isfinite(losses[0]):
                 # Whatever comes, the score is 0.
-                rows += [losses] * (num_steps - index)
+                rows += [losses] * (most_steps - index)
                 break
             if index % _CHECKED == 0 and index >= NUM_STEPS:
                 rows = jax.device_get(rows)
                 recent = [float(row[0]) for row in rows[-NUM_STEPS:]]
-                if np.mean(recent[-_CHECKED:]) < enough:
+                if np.mean(recent[-_CHECKED:]) < enough or decided(rows, impatient):
                     break
                 if np.ptp(recent) == 0:
                     # Nothing moves, and nothing will.
-                    rows += [losses] * (num_steps - index)
+                    rows += [losses] * (most_steps - index)
                     break
         return Trial(*np.array(jax.device_get(rows)).T)
 
@@ -246,8 +269,7 @@ def _times(factor: float, x: Array) -> Array:
 # Factors on the learning rate that the curve shows, and the steps that it takes with each.
 # Dense where rates are; above, what a tiny factor on the loss asks for.
 _FACTORS = np.concatenate([np.logspace(-6, 4, 26), np.logspace(5.5, 13, 6)])
-_FEW_FACTORS = np.logspace(-4, 2, 7)
-_CURVE_STEPS, _FEW_STEPS = 20, 10
+_CURVE_STEPS = 20
 
 
 def rate_curve(
@@ -258,10 +280,10 @@ def rate_curve(
     inputs: Any,
     targets: Any,
     key: Array,
-    *,
-    fast: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return factors on the learning rate, (rate,), and the loss after some steps with each.
+
+    All rates are tried side by side, in one program.
 
     Args:
       forward: `(params, inputs, key) -> outputs`.
@@ -271,11 +293,12 @@ def rate_curve(
       inputs: of the batch.
       targets: of the batch.
       key: decides masks of dropout.
-      fast: whether all rates are tried side by side, in one program; otherwise fewer, in turn.
     """
     step = _make_step(forward, loss, optimizer)
 
-    def few(factor: Any, params: Any, inputs: Any, targets: Any) -> Array:
+    @compile_quickly
+    @functools.partial(jax.vmap, in_axes=(0, None, None, None))
+    def curve(factor: Any, params: Any, inputs: Any, targets: Any) -> Array:
         def body(carry: Any, index: Array) -> Any:
             return step(carry, index, inputs, targets, key, Scales(rate=factor))
 
@@ -284,17 +307,7 @@ def rate_curve(
         last = loss(forward(final, inputs, key), targets)
         return jnp.where(jnp.isfinite(losses).all(), last, jnp.nan)
 
-    if fast:
-        curve = jax.jit(jax.vmap(few, in_axes=(0, None, None, None)))
-        return _FACTORS, np.asarray(curve(jnp.array(_FACTORS), params, inputs, targets))
-    one, init = jax.jit(step), jax.jit(optimizer.init)
-    ends = []
-    for factor in _FEW_FACTORS:
-        carry, losses = (params, init(params)), (np.nan,)
-        for index in range(_FEW_STEPS):
-            carry, losses = one(carry, index, inputs, targets, key, Scales(rate=float(factor)))
-        ends.append(float(losses[0]))
-    return _FEW_FACTORS, np.array(ends)
+    return _FACTORS, np.asarray(curve(jnp.array(_FACTORS), params, inputs, targets))
 
 
 def score_trial(trial: Trial, answers: Answers, *, horizon: int = HORIZON) -> float:

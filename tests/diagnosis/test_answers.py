@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdnn.diagnosis.answers import Answers, LossTraits, best_answers, loss_traits
+from jaxdnn.diagnosis.answers import Answers, LossProbe, LossTraits, best_answers, loss_traits
 from jaxdnn.diagnosis.repairs import binary_cross_entropy, class_cross_entropy
 
 from . import zoo
@@ -65,7 +65,7 @@ SHARES, BINARY = np.array([1 / 2, 1 / 6, 1 / 6, 1 / 6]), np.array([1 / 3, 2 / 3]
 def test_best_constant_answer_and_floor_are_those_of_theory(loss, targets, width, tail, constant):
     z = zoo.normal(2, NUM, width)
     outputs = z if tail is None else tail(z)
-    answers = best_answers(loss, targets, z, outputs, tail)
+    answers = best_answers(LossProbe(loss, targets, z.dtype), z, outputs, tail)
     assert answers.floor <= answers.reachable <= answers.constant
     chex.assert_trees_all_close(answers.constant, constant, rtol=1e-3)
     # Right answers to all are within reach here, and cost nothing.
@@ -84,7 +84,7 @@ def test_best_constant_answer_and_floor_are_those_of_theory(loss, targets, width
 def test_no_answer_comes_nearer_than_the_last_activation_lets_it(tail, nearest):
     targets = AMOUNTS - 3
     z = zoo.normal(3, NUM, 1)
-    answers = best_answers(squared, targets, z, tail(z), tail)
+    answers = best_answers(LossProbe(squared, targets, z.dtype), z, tail(z), tail)
     own = np.mean((nearest(np.asarray(targets)) - targets) ** 2)
     chex.assert_trees_all_close(answers.reachable, own, rtol=0.02)
     chex.assert_trees_all_close(answers.floor, 0, atol=1e-3, rtol=0)
@@ -105,6 +105,10 @@ def share_cross_entropy(outputs, targets):
     """As a well-known framework takes it: the outputs over their sum, cut off at both ends."""
     p = jnp.clip(outputs / outputs.sum(-1, keepdims=True), 1e-7, 1 - 1e-7)
     return -jnp.mean(jnp.log(jnp.take_along_axis(p, targets[:, None], -1)))
+
+
+def ask(loss, targets, outputs):
+    return loss_traits(LossProbe(loss, targets, outputs.dtype), outputs)
 
 
 def likelihood(outputs, targets):
@@ -142,7 +146,7 @@ def hinge(outputs, targets):
     ],
 )  # fmt: skip
 def test_a_loss_says_itself_what_it_takes(loss, targets, width, traits):
-    asked = loss_traits(loss, targets, zoo.normal(4, NUM, width))
+    asked = ask(loss, targets, zoo.normal(4, NUM, width))
     expected: dict[str, Any] = dict.fromkeys(traits, True)
     assert asked == LossTraits(**expected)
 
@@ -150,11 +154,11 @@ def test_a_loss_says_itself_what_it_takes(loss, targets, width, traits):
 def test_a_narrow_format_does_not_hide_that_a_loss_has_no_bound():
     """Float16 ends at 65504."""
     outputs = zoo.normal(4, NUM, 4).astype(jnp.float16)
-    assert loss_traits(likelihood, CLASSES, outputs) == LossTraits(unbounded=True)
-    assert loss_traits(zoo.cross_entropy, CLASSES, outputs) == LossTraits(softmax=True)
+    assert ask(likelihood, CLASSES, outputs) == LossTraits(unbounded=True)
+    assert ask(zoo.cross_entropy, CLASSES, outputs) == LossTraits(softmax=True)
 
 
 @pytest.mark.parametrize("factor", [1e-12, 1e6])
 def test_what_a_loss_takes_does_not_depend_on_its_unit(factor):
     outputs = zoo.normal(4, NUM, 4)
-    assert loss_traits(zoo.times(factor), CLASSES, outputs) == LossTraits(softmax=True)
+    assert ask(zoo.times(factor), CLASSES, outputs) == LossTraits(softmax=True)

@@ -145,16 +145,34 @@ def test_a_network_that_gives_all_inputs_the_same_answer_does_not_train():
 def test_an_early_end_gives_the_score_of_the_whole_trial():
     exam = examine(zoo.deep(depth=3), INPUTS, TARGETS)
     answers, arguments = exam.answers, (exam.params, INPUTS, TARGETS, exam.key)
+    options = {"loss": exam.loss, "optimizer": optax.adam(0.001), "num_steps": 250}
     early, whole = (
-        make_trial(exam.network.apply, exam.loss, optax.adam(0.001), num_steps=250, answers=given)(
-            *arguments
-        )
+        make_trial(exam.network.apply, answers=given, horizon=250, **options)(*arguments)
         for given in (answers, None)
     )
     assert len(early.loss) < len(whole.loss) == 251
     chex.assert_trees_all_close(early.loss, whole.loss[: len(early.loss)], rtol=1e-5)
     scores = [score_trial(trial, answers, horizon=250) for trial in (early, whole)]
     chex.assert_trees_all_close(*scores, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("rate", "verdict"), [(0.003, "trains"), (1e-9, "will not train")], ids=["clear", "hopeless"]
+)
+def test_a_trial_shorter_than_the_horizon_ends_once_it_is_decided(rate, verdict):
+    exam = examine(zoo.deep(depth=3), INPUTS, TARGETS)
+    options = {"loss": exam.loss, "optimizer": optax.adam(rate), "num_steps": 250}
+    patient, impatient, whole = (
+        make_trial(exam.network.apply, answers=answers, **options)(
+            exam.params, INPUTS, TARGETS, exam.key, impatient=hurried
+        )
+        for answers, hurried in ((exam.answers, False), (exam.answers, True), (None, False))
+    )
+    assert len(impatient.loss) < len(whole.loss) == 251
+    # Of the network as it stands nobody loses patience.
+    assert (len(patient.loss) < 251) == (verdict == "trains")
+    for trial in (patient, impatient, whole):
+        assert verdict_of(score_trial(trial, exam.answers)) == verdict
 
 
 def test_what_stands_still_ends_early_and_is_filled_up():
@@ -171,7 +189,7 @@ def test_the_curve_of_rates_has_no_hole_and_shows_where_steps_become_unstable():
     options = {"loss": lambda y, t: jnp.mean((y - t) ** 2), "optimizer": optax.sgd(0.01)}
     factors, losses = rate_curve(
         lambda params, x, _: x * params, params=jnp.ones(()), inputs=jnp.ones((4, 1)),
-        targets=jnp.zeros((4, 1)), key=jax.random.key(0), fast=True, **options,
+        targets=jnp.zeros((4, 1)), key=jax.random.key(0), **options,
     )  # fmt: skip
     # Beyond, what a tiny factor on the loss asks for.
     usual = factors <= 1e4 * 1.001
