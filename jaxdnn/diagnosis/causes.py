@@ -828,6 +828,16 @@ _TABLE = (
         find_in_training=partial(training_causes.wrong_rate, small=False),
     ),
     CauseKind(
+        "too few units",
+        "architecture",
+        Place.LAYER,
+        "rank z ≤ units",
+        "All that a layer tells those above goes through its units. Where these are fewer than "
+        "what has to be told apart, or die, no training makes up for it.",
+        "step",
+        find_in_training=training_causes.narrow_layers,
+    ),
+    CauseKind(
         "weight decay",
         "regularisation",
         Place.STEP,

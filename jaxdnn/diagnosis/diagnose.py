@@ -23,6 +23,7 @@ from jaxdnn.diagnosis.reach import frozen
 from jaxdnn.diagnosis.search import confirm, find_fixes
 from jaxdnn.diagnosis.setups import AS_IT_IS, Trials, Tried
 from jaxdnn.diagnosis.trial import (
+    FEW,
     HORIZON,
     TRAINS,
     Scales,
@@ -228,8 +229,6 @@ def _judged(score: float, causes: Sequence[Cause]) -> float:
     return 0.0 if max(strengths) >= BLOCKING else min(score, _BY_HEART)
 
 
-# Fewer examples are learnt by heart whatever they tell.
-_FEW = 16
 # Outputs that differ by less, in units of their spread, are the same in both modes.
 _SAME_OUTPUTS = 0.05
 
@@ -237,8 +236,8 @@ _SAME_OUTPUTS = 0.05
 def _notes(exam: Exam, base: Tried) -> Iterator[str]:
     """Say what the batch, the mode and the length of the trial leave open."""
     num = len(exam.outputs)
-    if num < _FEW:
-        yield f"{num} examples are learnt by heart in any case: {2 * _FEW} would tell more"
+    if num < FEW:
+        yield f"{num} examples are learnt by heart in any case: {2 * FEW} would tell more"
     share = shares(base.trial, exam.answers)
     if base.score < TRAINS and still_grows(share):
         steps = int((len(share) - 1) * 0.5 / share[-1])

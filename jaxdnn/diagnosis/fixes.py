@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxdnn.diagnosis.graph import Layer
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.program import Edit, Leaf
 from jaxdnn.diagnosis.setups import Fix, FixKind
@@ -27,6 +28,8 @@ from jaxdnn.diagnosis.trial import FirstStep, Scales
 
 # A greater sigma_w is no remedy but a step function.
 _MOST_SIGMA = 1e3
+# Hidden layers of fewer units are made wider, to so many.
+_FEW_UNITS, _MANY_UNITS = 8, 32
 # Of a bias; less is none.
 _LEAST_SIGMA = 0.05
 # An epsilon should be so much smaller than the gradient.
@@ -69,6 +72,43 @@ def zero_bias(exam: Exam, index: int) -> Iterator[Fix]:
         edits: dict[int, Edit] = {layer.bias: lambda value, _: jnp.zeros_like(value)}
         code = "bias_init=nnx.initializers.zeros"
         yield Fix("zero_bias", f"bias of {layer.path} zero", code, size=1, edits=edits)
+
+
+def wider_layers(exam: Exam) -> Iterator[Fix]:
+    """Give hidden layers of few units enough of them, drawn by LeCun's rule."""
+    layers, edges = exam.graph.layers, exam.graph.edges
+    leaves, structure = jax.tree.flatten(exam.params)
+    plain = {"activation", "dropout"}
+    widened = [
+        index
+        for index, layer in enumerate(layers[:-1])
+        if _is_matrix(leaves, layer) and _is_matrix(leaves, layers[index + 1])
+        if leaves[layer.leaf.index].shape[1] < _FEW_UNITS
+        if edges[index + 1].below == index and set(edges[index + 1].kinds) <= plain
+        if layer.bias is None or _bias_leaf(exam, index) is not None
+    ]
+    if not widened:
+        return
+    for index in {*widened, *(index + 1 for index in widened)}:
+        kernel = leaves[layers[index].leaf.index]
+        rows = _MANY_UNITS if index - 1 in widened else kernel.shape[0]
+        columns = _MANY_UNITS if index in widened else kernel.shape[1]
+        key = jax.random.fold_in(jax.random.key(3), index)
+        drawn = jax.random.normal(key, (rows, columns)) / math.sqrt(rows)
+        leaves[layers[index].leaf.index] = drawn.astype(kernel.dtype)
+        bias = _bias_leaf(exam, index)
+        if index in widened and bias is not None:
+            leaves[bias.index] = jnp.zeros(_MANY_UNITS, leaves[bias.index].dtype)
+    number = f"{len(widened)} hidden layers" if len(widened) > 1 else layers[widened[0]].path
+    yield Fix(
+        "wider_layers", f"{_MANY_UNITS} units in {number}", f"features={_MANY_UNITS}",
+        FixKind.WIDTH, 1, params=jax.tree.unflatten(structure, leaves),
+    )  # fmt: skip
+
+
+def _is_matrix(leaves: list[Any], layer: Layer) -> bool:
+    whole = layer.kind == "dense" and layer.leaf.part is None
+    return whole and leaves[layer.leaf.index].ndim == 2
 
 
 def critical_weights(exam: Exam) -> Fix:

@@ -316,6 +316,10 @@ def standardised_inputs(exam: Exam, layer: int | None) -> Iterator[Fix]:
     )  # fmt: skip
 
 
+# Columns of a table, each a quantity of its own, that its mean so many deviations off tells apart.
+_TABLE, _APART = 64, 2.0
+
+
 def finite_rows(leaf: Any) -> np.ndarray:
     """Return an array as (row, feature), NaN for all that is not finite."""
     x = np.asarray(leaf, np.float64)
@@ -346,6 +350,8 @@ def input_scale(leaf: Any) -> tuple[np.ndarray, np.ndarray] | None:
         return None
     spread = std[varies]
     offsets = np.abs(mean - mean.mean()).max() > _ALIKE * spread.max()
+    if jnp.ndim(leaf) == 2 and len(mean) <= _TABLE:
+        offsets = (np.abs(mean - mean.mean())[varies] > _APART * spread).any()
     if (spread.max() <= _ALIKE * spread.min() and not offsets) or jnp.ndim(leaf) > 3:
         whole, size = np.nanmean(rows), np.nanstd(rows)
         return np.array(whole, np.float32), np.array(size if size > 0 else 1.0, np.float32)

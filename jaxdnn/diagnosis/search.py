@@ -25,12 +25,13 @@ import optax
 from jaxdnn.diagnosis.causes import Cause, Place, find_training_causes
 from jaxdnn.diagnosis.edit_fixes import batch_norms, layer_norms, relu_everywhere, shortcuts
 from jaxdnn.diagnosis.findings import BLOCKING, CERTAIN, STRUCTURAL
-from jaxdnn.diagnosis.fixes import critical_weights, no_decay, step_fixes
+from jaxdnn.diagnosis.fixes import critical_weights, no_decay, step_fixes, wider_layers
 from jaxdnn.diagnosis.measure import Exam, host_rms, make_pass
 from jaxdnn.diagnosis.profile import log
 from jaxdnn.diagnosis.setups import AS_IT_IS, MOST_STEPS, Fix, FixKind, Trials, Tried, both
 from jaxdnn.diagnosis.training_causes import Attempt
 from jaxdnn.diagnosis.trial import (
+    FEW,
     TRAINS,
     FirstStep,
     Scales,
@@ -43,12 +44,12 @@ from jaxdnn.progress import progress_bar
 # Findings that are answered, the strongest first; fewer where a step is slow.
 _MOST_ANSWERED, _MOST_ANSWERED_SLOW = 10, 5
 # Edits of the forward pass that are compiled for what helps many networks.
-_MOST_EDITED, _MOST_EDITED_SLOW = 6, 3
+_MOST_EDITED, _MOST_EDITED_SLOW, _MOST_BESIDE = 6, 3, 2
 _MOST_PAIRS = 8
 # So many trials a search takes mostly; for the progress bar.
 _USUAL_TRIALS = 20
-# Nothing better is looked for.
-_GOOD = 0.6
+# Nothing better is looked for; few examples are learnt sooner than what they stand for.
+_GOOD, _GOOD_BY_FEW = 0.6, 0.75
 # Size of a change of the rate by hundreds.
 _DRASTIC = 4
 # Powers of ten of the gradient on its way down that no step makes up for.
@@ -88,6 +89,9 @@ class Search:
         # What is learnt by heart already is not what is meant: only answers to that count.
         self.by_heart = base.score < TRAINS <= raw
         self.slow = trials.num_steps < trials.horizon
+        # Few examples are learnt by heart at a greater rate, and others then not: inputs first.
+        self.by_few = False
+        self.good = _GOOD_BY_FEW if len(self.exam.outputs) < FEW else _GOOD
         self.tried: list[Tried] = []
         self._seen: dict[str, Tried] = {}
         self._bar = progress_bar(
@@ -97,6 +101,10 @@ class Search:
     def helps(self, each: Tried) -> bool:
         """Tell whether a fix made the score rise clearly."""
         return each.score - self.base.score > _HELPS * (1 - self.base.score)
+
+    def merit(self, each: Tried) -> tuple[bool, bool, int, float]:
+        """Order fixes: those that make the network train, and well, first; then the smallest."""
+        return each.score < TRAINS, each.score < self.good, each.fix.size, -each.score
 
     def try_all(self, fixes: Iterable[Fix], *, until: float = 2.0) -> list[Tried]:
         """Try fixes, until one scores enough; leave out those that do not fit."""
@@ -175,7 +183,7 @@ def _answer(run: Search, causes: Sequence[Cause]) -> list[_Answered]:
     blocked = any(cause.strength >= _BLOCKS for cause in causes)
     for number, cause in enumerate(causes):
         tried: list[Tried] = []
-        cured = any(each.score >= _GOOD for each in answered)
+        cured = any(each.score >= run.good for each in answered)
         # What stops all learning leaves nothing to see of other repairs.
         hidden = blocked and cause.strength < _BLOCKS
         hidden = hidden or (run.by_heart and not cause.kind.regardless)
@@ -187,7 +195,7 @@ def _answer(run: Search, causes: Sequence[Cause]) -> list[_Answered]:
                 done.update({each.fix.words: [each] for each in new})
                 for fix in fixes:
                     tried += done.get(fix.words, [])
-        tried.sort(key=_merit)
+        tried.sort(key=run.merit)
         answered.append(_Answered(cause, tried))
     return answered
 
@@ -230,39 +238,44 @@ def _look_wider(run: Search, answered: Sequence[_Answered]) -> list[_Answered]:
     """Try what helps many networks: the step first, then weights, activations, norms, shortcuts."""
     exam = run.exam
     first = take_first_step(exam, run.trials.optimizer)
-    cured = any(each.score >= _GOOD for each in answered) or any(e.together for e in answered)
+    cured = any(each.score >= run.good for each in answered) or any(e.together for e in answered)
     blocked = [each for each in answered if each.cause.strength >= _BLOCKS and each.best]
     starts = [each.best.fix for each in blocked[:1] if each.best is not None]
     start = starts[0] if starts and not cured else AS_IT_IS
     if cured and (run.slow or blocked):
         return []
+    run.by_few = len(exam.outputs) < FEW and any(
+        each.best.fix.inputs is not None for each in answered if each.best is not None
+    )
     # No step reaches layers that the gradient does not reach.
     taught = run.slow and not cured and _decades(exam) > _FAR and _teach(run, start)
     if not taught:
-        tried = run.try_all(_steps(run, start, first, cured), until=_GOOD)
+        tried = run.try_all(_steps(run, start, first, cured), until=run.good)
         if not cured:
             _mend_before_rate(run, answered, tried)
-        if not cured and max((each.score for each in tried), default=0.0) < _GOOD:
-            _teach(run, start)
+        if not cured and max((each.score for each in tried), default=0.0) < run.good:
+            better = max(tried, key=lambda each: each.score, default=run.base)
+            if not _teach(run, start) and not run.slow and run.helps(better):
+                _teach(run, better.fix, most=_MOST_BESIDE)
     helped = [each for each in run.tried if run.helps(each)]
     attempt = Attempt(exam, first, sorted(helped, key=lambda each: -each.score), run.trials)
     found = []
     for cause in find_training_causes(attempt):
         kinds = _REPAIRED_BY.get(cause.cause, ())
         own = [each for each in run.tried if each.fix.kind in kinds]
-        own.sort(key=_merit)
+        own.sort(key=run.merit)
         found.append(_Answered(cause, own))
     return found
 
 
-def _teach(run: Search, start: Fix) -> bool:
-    """Try what the lecture teaches; tell whether it is enough."""
-    most = _MOST_EDITED_SLOW if run.slow else _MOST_EDITED
+def _teach(run: Search, start: Fix, *, most: int = _MOST_EDITED) -> bool:
+    """Try what the lecture teaches on top of another fix; tell whether it is enough."""
+    most = _MOST_EDITED_SLOW if run.slow else most
     fixes = itertools.islice(_lecture(run.exam), most)
     done = run.try_all(
-        (fix if start is AS_IT_IS else both(start, fix) for fix in fixes), until=_GOOD
+        (fix if start is AS_IT_IS else both(start, fix) for fix in fixes), until=run.good
     )
-    return bool(done) and done[-1].score >= _GOOD
+    return bool(done) and done[-1].score >= run.good
 
 
 def _decades(exam: Exam) -> float:
@@ -278,10 +291,11 @@ def _mend_before_rate(run: Search, answered: Sequence[_Answered], tried: Sequenc
         return
     for each in answered:
         outside = each.cause.kind.place is Place.OUTSIDE and each.cause.strength >= STRUCTURAL
-        if each.best is None or not outside:
+        raw = run.by_few and each.best is not None and each.best.fix.inputs is not None
+        if each.best is None or not (outside or raw):
             continue
         fixes = (both(each.best.fix, rate) for rate in _rate_fixes(run, each.best.fix))
-        done = run.try_all(fixes, until=_GOOD)
+        done = run.try_all(fixes, until=run.good)
         each.together = next((one for one in done if one.score >= TRAINS), None)
 
 
@@ -291,6 +305,7 @@ _REPAIRED_BY = {
     "learning rate too large": (FixKind.LEARNING_RATE,),
     "optimizer": (FixKind.OPTIMIZER,),
     "weight decay": (FixKind.DECAY,),
+    "too few units": (FixKind.WIDTH,),
     "gradient below epsilon": (FixKind.GRADIENT_SCALE,),
     "step rounded away": (FixKind.PARAMETER_FORMAT,),
 }
@@ -309,19 +324,22 @@ def _steps(run: Search, start: Fix, first: FirstStep, cured: bool) -> Iterator[F
     yield from map(on_top, step_fixes(exam, first))
     yield from map(on_top, _rate_fixes(run, start))
     if not cured:
-        yield on_top(
-            Fix(
-                "adam", "Adam at 0.001 instead of the optimizer", "optimizer = optax.adam(1e-3)",
-                FixKind.OPTIMIZER, 1, optimizer=optax.adam(1e-3),
-            )
-        )  # fmt: skip
+        for rate in (1e-3, 1e-2)[: 1 if run.slow else 2]:
+            yield on_top(
+                Fix(
+                    "adam", f"Adam at {rate:g} instead of the optimizer",
+                    f"optimizer = optax.adam({rate:g})", FixKind.OPTIMIZER, 1,
+                    optimizer=optax.adam(rate),
+                )
+            )  # fmt: skip
 
 
 def _rate_fixes(run: Search, start: Fix) -> Iterator[Fix]:
     for rate in _rates(run, start):
         yield Fix(
             "learning_rate", f"{rate:.3g} x the learning rate",
-            f"learning_rate = {rate:.3g} * learning_rate", FixKind.LEARNING_RATE, _size_of(rate),
+            f"learning_rate = {rate:.3g} * learning_rate", FixKind.LEARNING_RATE,
+            _DRASTIC if run.by_few and start is AS_IT_IS else _size_of(rate),
             scales=Scales(rate=rate),
         )  # fmt: skip
 
@@ -346,6 +364,7 @@ def _size_of(rate: float) -> int:
 
 
 def _lecture(exam: Exam) -> Iterator[Fix]:
+    yield from wider_layers(exam)
     weights = critical_weights(exam)
     yield weights
     yield from relu_everywhere(exam)
@@ -365,10 +384,10 @@ def _conclude(run: Search, answered: Sequence[_Answered]) -> Found:
     cured = any(each.score >= TRAINS for each in alone)
     blocked = any(e.cause.strength >= _BLOCKS and e.score >= TRAINS for e in alone)
     kept = [each for each in alone if _matters(run, each, trains, cured, blocked)]
-    kept.sort(key=lambda each: _rank(each, base))
+    kept.sort(key=lambda each: _rank(run, each))
     own = [each.together or each.best for each in kept]
     helped = [each for each in run.tried if run.helps(each)]
-    helped.sort(key=_merit)
+    helped.sort(key=run.merit)
     blocks = bool(kept) and kept[0].cause.strength >= _BLOCKS
     first = [each for each in own[:1] if each is not None and (blocks or run.helps(each))]
     if first and first[0].score < TRAINS and helped and helped[0].score >= TRAINS:
@@ -397,21 +416,18 @@ def _matters(run: Search, each: _Answered, trains: bool, cured: bool, blocked: b
     return each.score >= TRAINS or not cured or not each.alone
 
 
-def _merit(each: Tried) -> tuple[bool, bool, int, float]:
-    """Order fixes: those that make the network train, and well, first; of these the smallest."""
-    return each.score < TRAINS, each.score < _GOOD, each.fix.size, -each.score
-
-
-def _rank(each: _Answered, base: float) -> tuple[float, ...]:
+def _rank(run: Search, each: _Answered) -> tuple[float, ...]:
     cause = each.cause
     if cause.strength >= _BLOCKS or cause.kind.regardless:
         return 0, -cause.strength
     if each.score >= TRAINS:
         assert each.best is not None
-        return 1, *_merit(each.best)
+        ways = [each.best, each.together] if run.by_few and each.together else [each.best]
+        return 1, *min(map(run.merit, ways))
     if each.together is not None:
-        good = each.together.score < _GOOD
-        return (1, False, good, 3, 0) if cause.strength >= STRUCTURAL else (2, -cause.strength)
+        good = each.together.score < run.good
+        certain = run.by_few or cause.strength >= STRUCTURAL
+        return (1, False, good, 3, 0) if certain else (2, -cause.strength)
     return 3, -cause.strength
 
 

@@ -49,6 +49,7 @@ class FixKind(enum.Enum):
     """What a fix changes."""
 
     NETWORK = enum.auto()
+    WIDTH = enum.auto()
     DATA = enum.auto()
     OUTPUT = enum.auto()
     LEARNING_RATE = enum.auto()
@@ -180,16 +181,15 @@ class _Rewritten:
         self._exam, self._fix = exam, fix
         self._folded = not fix.edits
         self._graph = exam.outline if self._folded else exam.graph
-        self._known: dict[Any, Graph] = {_shapes(exam.inputs): self._graph}
+        self._known: dict[Any, Graph] = {_shapes((exam.params, exam.inputs)): self._graph}
 
     def __call__(self, params: Any, inputs: Any, key: Array | None) -> Array:
         exam, fix = self._exam, self._fix
         key = exam.key if key is None else key
-        graph = self._graph_for(inputs, key)
+        own = params["network"] if fix.output is not None and fix.output.units else params
+        graph = self._graph_for(own, inputs, key)
         edits = dict(fix.edits)
-        own = params
         if fix.output is not None:
-            own = params["network"] if fix.output.units else params
             edits = composed(edits, self._ending(graph, fix.output, params))
         own = jax.tree.map(lambda wide, like: wide.astype(like.dtype), own, exam.params)
         return run(graph.program, (own, inputs, key), edits)[graph.program.output]
@@ -209,16 +209,17 @@ class _Rewritten:
             )
         }
 
-    def _graph_for(self, inputs: Any, key: Array) -> Graph:
-        shapes = _shapes(inputs)
+    def _graph_for(self, params: Any, inputs: Any, key: Array) -> Graph:
+        shapes = _shapes((params, inputs))
         if shapes not in self._known:
             network = self._exam.network
-            structs = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)),
-                (network.params, inputs),
+            own, batch = (
+                jax.tree.map(
+                    lambda x, like: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(like)), *pair
+                )
+                for pair in ((params, network.params), (inputs, inputs))
             )
-            params, batch = structs
-            program = trace(network.apply, params, batch, key, unroll=not self._folded)
+            program = trace(network.apply, own, batch, key, unroll=not self._folded)
             if len(program.steps) != len(self._graph.program.steps):
                 raise InputError(
                     f"inputs {shapes} came to a changed network that was written out for"

@@ -115,6 +115,19 @@ def wrong_rate(attempt: Attempt, *, small: bool) -> Iterator[Finding]:
     yield Finding(layer, text, strength)
 
 
+def narrow_layers(attempt: Attempt) -> Iterator[Finding]:
+    """Blame hidden layers of few units where the network learns with more, and not without."""
+    wide = [each for each in attempt.tried if each.fix.kind is FixKind.WIDTH]
+    others = (each.score for each in attempt.tried if each.fix.kind is not FixKind.WIDTH)
+    if not wide or wide[0].score < TRAINS or max(others, default=0.0) >= TRAINS:
+        return
+    graph = attempt.exam.graph
+    units = [graph.value_of(layer).shape[-1] for layer in graph.layers[:-1]]
+    layer = int(np.argmin(units))
+    text = f"it has {units[layer]} units: what comes through them is not enough to tell the inputs"
+    yield Finding(layer, f"{text} apart", STRUCTURAL)
+
+
 def other_optimizer(attempt: Attempt) -> Iterator[Finding]:
     """Blame the optimizer where no rate of it makes the network train, and Adam does."""
     scores = {
@@ -125,7 +138,7 @@ def other_optimizer(attempt: Attempt) -> Iterator[Finding]:
         for kind in (FixKind.LEARNING_RATE, FixKind.OPTIMIZER)
     }
     if scores[FixKind.OPTIMIZER] >= TRAINS > scores[FixKind.LEARNING_RATE]:
-        text = "no rate of this optimizer makes the network learn, and Adam at 0.001 does"
+        text = "no rate of this optimizer makes the network learn, and Adam does"
         yield Finding(None, text, STRUCTURAL)
 
 

@@ -62,6 +62,8 @@ Verdict = Literal["trains", "at risk", "will not train"]
 # Steps that a training run is taken to have.
 HORIZON = 1000
 NUM_STEPS = 60
+# Fewer examples are learnt by heart whatever they tell.
+FEW = 16
 # The least scores of these verdicts.
 TRAINS = 1 / 3
 AT_RISK = 0.1
