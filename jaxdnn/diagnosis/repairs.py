@@ -316,6 +316,8 @@ def standardised_inputs(exam: Exam, layer: int | None) -> Iterator[Fix]:
     )  # fmt: skip
 
 
+# How near rounding leaves what was a whole number; numbers in a row that have no common divisor.
+_NEARLY_WHOLE, _LONG_ROW = 1e-3, 8
 # Columns of a table, each a quantity of its own, that its mean so many deviations off tells apart.
 _TABLE, _APART = 64, 2.0
 
@@ -366,7 +368,18 @@ def whole_numbers(exam: Exam, layer: int | None) -> Iterator[Fix]:
         return
     leaves = jax.tree.leaves(exam.params)
     words = tables[0].leaf.take(leaves).shape[0]
-    factor = (words - 1) / float(np.max(np.abs(np.asarray(exam.inputs))))
+    rows = np.asarray(exam.inputs, np.float64).reshape(len(exam.inputs), -1)
+    (factor,) = _whole_factors(rows.reshape(1, -1), words)
+    by_row = np.isnan(factor) and rows.shape[1] >= _LONG_ROW
+    if by_row and np.isfinite(_whole_factors(rows, words)).all():
+        yield Fix(
+            "restore_words", "the word numbers as they were before each row was divided",
+            "inputs = word_numbers  # not normalised", FixKind.DATA, 2,
+            inputs=lambda x: _undivided(x, words),
+        )  # fmt: skip
+        return
+    if np.isnan(factor):
+        factor = (words - 1) / float(np.max(np.abs(rows)))
     yield Fix(
         "stretch_inputs", f"inputs x {factor:.3g}, so that they reach all {words} words;"
         " better, the"
@@ -374,6 +387,28 @@ def whole_numbers(exam: Exam, layer: int | None) -> Iterator[Fix]:
         f"inputs = jnp.rint(inputs * {factor:.3g})", FixKind.DATA, 2,
         inputs=lambda x: jnp.rint(jnp.asarray(x) * factor),
     )  # fmt: skip
+
+
+def _whole_factors(rows: np.ndarray, most: int) -> np.ndarray:
+    """Return the least factor of each row that makes whole numbers below `most` of it, or NaN."""
+    least = np.where(rows > 0, rows, np.inf).min(1)
+    found = np.full(len(rows), np.nan)
+    left = np.flatnonzero(np.isfinite(least) & (rows >= 0).all(1))
+    for number in range(1, most):
+        whole = rows[left] * (number / least[left])[:, None]
+        fits = (np.abs(whole - np.rint(whole)) < _NEARLY_WHOLE).all(1) & (whole.max(1) < most)
+        found[left[fits]] = number / least[left[fits]]
+        left = left[~fits]
+        if not len(left):
+            break
+    return found
+
+
+def _undivided(inputs: Any, most: int) -> Array:
+    """Make whole numbers of every row again; one of which none can be made stays as it is."""
+    rows = np.asarray(inputs, np.float64).reshape(len(inputs), -1)
+    factors = np.nan_to_num(_whole_factors(rows, most), nan=1.0)
+    return jnp.asarray(np.rint(rows * factors[:, None]).reshape(np.shape(inputs)), jnp.float32)
 
 
 # Guards of operations that are not finite at the edge of where they are defined.

@@ -190,6 +190,19 @@ def test_inputs_are_stretched_over_the_words_of_a_table():
     assert not list(repairs.whole_numbers(single(), None))
 
 
+def test_words_that_were_divided_row_by_row_come_back_in_other_rows_too():
+    words = np.random.default_rng(0).integers(0, 400, (40, 12))
+    rows = (words / np.linalg.norm(words, axis=1, keepdims=True)).astype(np.float32)
+
+    def apply(params, x):
+        return params["table"][x.astype(int)].mean(1) @ params["head"]
+
+    params = {"table": zoo.normal(6, 400, 4), "head": zoo.normal(7, 4, 3)}
+    exam = examine((apply, params), rows[:20], jnp.arange(20) % 3)
+    fix = only(repairs.whole_numbers(exam, None))
+    chex.assert_trees_all_equal(fix.inputs(rows), words.astype(np.float32))
+
+
 def test_losses_of_probabilities_are_those_of_logits():
     z, bits = zoo.normal(8, NUM, 3), (zoo.normal(9, NUM, 3) > 0).astype(jnp.float32)
     expected = optax.sigmoid_binary_cross_entropy(z, bits).mean()
