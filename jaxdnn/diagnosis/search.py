@@ -211,7 +211,7 @@ def _combine(run: Search, answered: list[_Answered]) -> list[_Answered]:
             -each.cause.strength if each.cause.strength >= _BLOCKS else -each.score,
         ),
     )
-    pairs = 0
+    pairs: set[frozenset[str]] = set()
     for first in able[:2]:
         for second in answered:
             if second is first or second.cause.cause == first.cause.cause:
@@ -224,9 +224,10 @@ def _combine(run: Search, answered: list[_Answered]) -> list[_Answered]:
             for one in first.alone[:2]:
                 for fix in others[:2]:
                     same = (one.fix.output and fix.output) or (one.fix.loss and fix.loss)
-                    if pairs >= _MOST_PAIRS or same:
+                    pair = frozenset((one.fix.words, fix.words))
+                    if len(pairs) >= _MOST_PAIRS or same or pair in pairs:
                         continue
-                    pairs += 1
+                    pairs.add(pair)
                     for each in run.try_all([both(one.fix, fix)]):
                         if each.score >= TRAINS:
                             first.together = second.together = each

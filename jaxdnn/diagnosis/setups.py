@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ from jaxdnn.errors import InputError
 # What a trial may cost, in multiply-adds of its products, and what each operation costs besides.
 _AFFORDABLE = 2.5e10
 _OVERHEAD = 2e5
+_UPDATE = 30.0
 _CONVOLUTION = 20.0
 # Factors on the rate, and steps with each, where a step is too slow for all side by side.
 _FEW_FACTORS, _FEW_STEPS = np.logspace(-4, 2, 7), 10
@@ -265,7 +267,7 @@ class Trials:
         self.exam = exam
         self.optimizer = optimizer
         self.horizon = horizon
-        affordable = affordable_steps(exam.outline.program)
+        affordable = affordable_steps(exam.outline.program, exam.params)
         self.num_steps = min(horizon, affordable)
         scans = any(step.name == "scan" for step in exam.outline.program.steps)
         self._light = affordable >= HORIZON and not scans
@@ -369,9 +371,9 @@ def _run_with(trial: Callable[..., Trial], fix: Fix, *arguments: Any, **options:
     return trial(*arguments, **options)
 
 
-def affordable_steps(program: Program) -> int:
+def affordable_steps(program: Program, params: Any) -> int:
     """Return how many training steps a trial has: all of the horizon for a small network."""
-    cost = _OVERHEAD * 10
+    cost = _OVERHEAD * 10 + _UPDATE * sum(math.prod(jnp.shape(x)) for x in jax.tree.leaves(params))
     for step in program.steps:
         cost += _OVERHEAD * 0.1
         if step.linear is not None:
@@ -388,7 +390,9 @@ def affordable_steps(program: Program) -> int:
                 cost += _CONVOLUTION * kernel / channels * float(np.prod(result.shape))
         elif step.linear is None and step.name == "scan":
             cost += _OVERHEAD * 0.1 * int(step.params.get("length", 1)) * 30
-    return int(np.clip(int(_AFFORDABLE / cost) // 10 * 10, NUM_STEPS, HORIZON))
+    steps = int(np.clip(int(_AFFORDABLE / cost) // 10 * 10, NUM_STEPS, HORIZON))
+    # What is nearly the whole is the whole: nothing has to be guessed then.
+    return HORIZON if 2 * steps >= HORIZON else steps
 
 
 def _new_head(exam: Exam, units: int) -> dict[str, Array]:

@@ -79,6 +79,8 @@ _THERE = 1.05
 _LEARNT = 0.95
 # Scores with which a short trial is decided.
 _CLEAR, _HOPELESS = 0.6, 0.02
+# Steps in which a change must have gained something.
+_PATIENCE = 400
 # A share that grows by so much over the last half of the horizon is still growing.
 _GROWS = 0.02
 _START_WEIGHT = 0.25
@@ -188,6 +190,9 @@ def make_trial(
         score = score_trial(Trial(*np.array(rows).T), answers, horizon=horizon)
         return score > _CLEAR or (impatient and score < _HOPELESS)
 
+    def gained(rows: Sequence[Any]) -> bool:
+        return answers is None or shares(Trial(*np.array(rows).T), answers)[-1] > _GROWS
+
     def trial(
         params: Any,
         inputs: Any,
@@ -210,7 +215,7 @@ def make_trial(
                 recent = [float(row[0]) for row in rows[-NUM_STEPS:]]
                 if np.mean(recent[-_CHECKED:]) < enough or decided(rows, impatient):
                     break
-                if np.ptp(recent) == 0:
+                if np.ptp(recent) == 0 or (impatient and index >= _PATIENCE and not gained(rows)):
                     # Nothing moves, and nothing will.
                     rows += [losses] * (most_steps - index)
                     break

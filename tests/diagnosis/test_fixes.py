@@ -1,6 +1,7 @@
 """Fixes: what they make of the forward pass, of the parameters and of the step."""
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -21,7 +22,7 @@ from jaxdnn.diagnosis.edit_fixes import (
     relu_in_place,
     shortcuts,
 )
-from jaxdnn.diagnosis.fixes import critical_weights, no_decay, step_fixes
+from jaxdnn.diagnosis.fixes import critical_weights, no_decay, step_fixes, wider_layers
 from jaxdnn.diagnosis.profile import log_factor
 from jaxdnn.diagnosis.setups import FixKind
 from jaxdnn.diagnosis.trial import take_first_step
@@ -203,3 +204,24 @@ def test_a_loss_scale_is_found_beside_a_delta_that_overflows():
     fixes = step_fixes(dataclasses.replace(exam, measured=mixed), first)
     (scale,) = [each.scales.loss for each in fixes if each.kind is FixKind.LOSS_SCALE]
     assert scale == 2.0**10
+
+
+def test_narrow_layers_get_units_and_the_others_stay():
+    def apply(params, x):
+        for kernel, bias in params:
+            x = jnp.tanh(x @ kernel + bias)
+        return x
+
+    widths = [5, 16, 2, 3, 3]
+    params = [
+        (zoo.normal(i, a, b), jnp.ones(b)) for i, (a, b) in enumerate(itertools.pairwise(widths))
+    ]
+    exam = examine((apply, params), INPUTS, TARGETS)
+    new = only(wider_layers(exam)).params
+    assert [kernel.shape for kernel, _ in new] == [(5, 16), (16, 32), (32, 32), (32, 3)]
+    chex.assert_trees_all_equal((new[0], new[-1][1]), (params[0], params[-1][1]))
+    chex.assert_shape(apply(new, INPUTS), (len(INPUTS), 3))
+    # LeCun: variance 1 / fan_in, of 1,024 draws.
+    chex.assert_trees_all_close(np.var(new[2][0]) * 32, 1, atol=5 * (2 / 1024) ** 0.5, rtol=0)
+    wide = [(zoo.normal(0, 5, 16), jnp.zeros(16)), (zoo.normal(1, 16, 3), jnp.zeros(3))]
+    assert not list(wider_layers(examine((apply, wide), INPUTS, TARGETS)))

@@ -1,6 +1,7 @@
 """What is wrong and what to change, as trials of the repairs decide it."""
 
 import functools
+import itertools
 import math
 
 import chex
@@ -33,6 +34,10 @@ KERNELS = [
     zoo.normal(2, 32, 32) * (2 / 32) ** 0.5,
     zoo.normal(3, 32, 1) / 32**0.5,
 ]
+
+
+def squared(outputs, targets):
+    return jnp.mean((outputs - targets) ** 2)
 
 
 @functools.cache
@@ -118,6 +123,26 @@ def test_a_fix_is_trained_as_it_was_tried():
         updates, state = setup.optimizer.update(grads, state, params)
         params = optax.apply_updates(params, updates)
     chex.assert_trees_all_close(losses, list(map(float, trial.loss[:20])), rtol=1e-3)
+
+
+def test_a_layer_of_few_units_is_the_cause_where_more_units_alone_cure():
+    """The parity of four signs asks for four hidden units."""
+    signs = jnp.array(list(itertools.product([-1.0, 1.0], repeat=4)))
+    parity = (signs.prod(1, keepdims=True) > 0).astype(jnp.float32)
+
+    def network(params, x):
+        (first, bias), last = params
+        return jax.nn.sigmoid(jnp.tanh(x @ first + bias) @ last)
+
+    def judged(units):
+        params = [(zoo.normal(0, 4, units) / 2, jnp.zeros(units)), zoo.normal(1, units, 1)]
+        return diagnose((network, params), signs, parity, loss=squared, optimizer="adam:0.01")
+
+    narrow = judged(2)
+    assert narrow.verdict != "trains"
+    assert (narrow.causes[0].cause, narrow.causes[0].path) == ("too few units", "0/0")
+    assert narrow.prescriptions[0].name == "wider_layers"
+    assert judged(32).verdict == "trains"
 
 
 @pytest.mark.parametrize(

@@ -131,4 +131,4 @@ def test_small_networks_are_tried_for_all_of_the_horizon_and_huge_ones_shortly(w
     kernels = [jax.ShapeDtypeStruct((width, width), jnp.float32)] * 4
     batch = jax.ShapeDtypeStruct((256, width), jnp.float32)
     program = trace(lambda params, x, _: apply(params, x), kernels, batch, jax.random.key(0))
-    assert affordable_steps(program) == steps
+    assert affordable_steps(program, kernels) == steps
