@@ -131,16 +131,19 @@ def test_a_layer_of_few_units_is_the_cause_where_more_units_alone_cure():
     parity = (signs.prod(1, keepdims=True) > 0).astype(jnp.float32)
 
     def network(params, x):
-        (first, bias), last = params
-        return jax.nn.sigmoid(jnp.tanh(x @ first + bias) @ last)
+        (first, bias), (last, level) = params
+        return jax.nn.sigmoid(jnp.tanh(x @ first + bias) @ last + level)
 
     def judged(units):
-        params = [(zoo.normal(0, 4, units) / 2, jnp.zeros(units)), zoo.normal(1, units, 1)]
+        keys = jax.random.split(jax.random.key(0))
+        first = jax.random.normal(keys[0], (4, units)) / 2
+        last = jax.random.normal(keys[1], (units, 1)) / units**0.5
+        params = [(first, jnp.zeros(units)), (last, jnp.zeros(1))]
         return diagnose((network, params), signs, parity, loss=squared, optimizer="adam:0.01")
 
     narrow = judged(2)
     assert narrow.verdict != "trains"
-    assert (narrow.causes[0].cause, narrow.causes[0].path) == ("too few units", "0/0")
+    assert (narrow.causes[0].cause, narrow.causes[0].path) == ("too few units", "0")
     assert narrow.prescriptions[0].name == "wider_layers"
     assert judged(32).verdict == "trains"
 
