@@ -35,6 +35,10 @@ _ROWS_TO_VARY = 64
 _MOST_CONSTANT = 0.02
 # Share of the entries that hold what a constant feature holds, beyond its own.
 _RARE_EVENTS = 0.05
+# Correlation of a column that is another; share of rows that others contradict.
+_SAME, _TORN = 1 - 1e-9, 0.1
+# Fewer columns may all be meant to give the target by a rule.
+_TABLE = 3
 # Rows that fill up a batch.
 _PADDING_ROWS, _PADDING_SHARE = 3, 0.02
 # Look-ups for each row of a table, and shares of them.
@@ -95,7 +99,63 @@ def outweighing_feature(exam: Exam) -> Iterator[Finding]:
                 f" {usual:.3g}: it is {factor:.2g} times as large and drowns the others"
             )
             text += f" (so do {len(large) - 1} more)" if len(large) > 1 else ""
-            yield Finding(None, text, STRUCTURAL * math.log10(factor))
+            # Where there are several inputs, nobody says which layer takes this one.
+            alone = len(jax.tree.leaves(exam.inputs)) == 1
+            yield Finding(0 if alone else None, text, STRUCTURAL * math.log10(factor))
+
+
+def feature_that_is_the_target(exam: Exam) -> Iterator[Finding]:
+    """Find a column of a table that holds the targets, in any unit."""
+    targets = np.asarray(exam.targets) if hasattr(exam.targets, "dtype") else np.zeros(())
+    rows = len(exam.outputs)
+    if targets.dtype.kind not in "fiub" or targets.size != rows or rows < _ROWS_TO_VARY:
+        return
+    own = targets.reshape(rows).astype(np.float64)
+    for array in _float_inputs(exam.inputs):
+        table = np.asarray(array, np.float64)
+        if (
+            table.ndim != 2
+            or table.shape[1] < _TABLE
+            or not np.ptp(own)
+            or not np.isfinite(table).all()
+        ):
+            continue
+        centred = table - table.mean(0)
+        size = np.linalg.norm(centred, axis=0) * np.linalg.norm(own - own.mean())
+        like = np.abs((own - own.mean()) @ centred) / np.maximum(size, 1e-300)
+        column = int(np.argmax(like))
+        if like[column] > _SAME:
+            text = (
+                f"feature {column} of the inputs is the target itself, in another unit at most:"
+                " the network needs nothing else, and knows nothing without it"
+            )
+            yield Finding(0, text, NAMED)
+
+
+def contradictory_rows(exam: Exam) -> Iterator[Finding]:
+    """Find rows whose inputs are the same to the last bit and whose targets differ."""
+    count = len(exam.outputs)
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves((exam.inputs, exam.targets))]
+    if any(leaf.shape[:1] != (count,) for leaf in leaves):
+        return
+    inputs, both = (
+        np.concatenate([np.ascontiguousarray(x).reshape(count, -1).view(np.uint8) for x in part], 1)
+        for part in (leaves[: len(jax.tree.leaves(exam.inputs))], leaves)
+    )
+    _, kinds, sizes = np.unique(inputs, axis=0, return_inverse=True, return_counts=True)
+    num_pairs = len(np.unique(both, axis=0))
+    if num_pairs == len(sizes) or len(sizes) == 1:
+        return
+    answers: dict[int, set[bytes]] = {}
+    for row, kind in enumerate(np.ravel(kinds)):
+        answers.setdefault(int(kind), set()).add(both[row].tobytes())
+    torn = np.isin(np.ravel(kinds), [kind for kind, said in answers.items() if len(said) > 1])
+    if torn.mean() >= _TORN:
+        text = (
+            f"{int(torn.sum())} of {count} rows have the same inputs as another row and another"
+            " target: no network can answer both"
+        )
+        yield Finding(None, text, NAMED * (1 + torn.mean()))
 
 
 def constant_feature(exam: Exam) -> Iterator[Finding]:

@@ -99,6 +99,8 @@ class Cause:
       code: the name as one word, which never changes.
       line: of the user's program, as `file:line`; None where unknown.
       repaired: score of the network with this alone repaired, in [0, 1]; NaN where not tried.
+      together: score with this and another finding repaired; NaN where this alone is enough, or
+        both are not.
       recovery: log10 of the factor by which the first layer's delta changes once the Jacobian of
         this layer is the identity; NaN where that was not tried.
     """
@@ -111,6 +113,7 @@ class Cause:
     code: str
     line: str | None = None
     repaired: float = math.nan
+    together: float = math.nan
     recovery: float = math.nan
 
     @property
@@ -165,8 +168,16 @@ def _line(exam: Exam, finding: Finding) -> str | None:
 
 
 def ranked(causes: Iterable[Cause]) -> tuple[Cause, ...]:
-    """Return causes, the worst first."""
-    return tuple(sorted(causes, key=lambda cause: -cause.strength))
+    """Return causes, the worst first, without what another one of the same place says better."""
+    found = sorted(causes, key=lambda cause: -cause.strength)
+    said = {(cause.cause, cause.path) for cause in found}
+    return tuple(
+        cause for cause in found if (_SAID_BY.get(cause.cause, ""), cause.path) not in said
+    )
+
+
+# What follows from another finding, which tells more.
+_SAID_BY = {"outputs cannot reach targets": "softmax over one unit"}
 
 
 # Name -> (label of the axis, value of a layer).
@@ -702,6 +713,27 @@ _TABLE = (
         "delta",
         find=information.mixed_labels,
         regardless=True,
+    ),
+    CauseKind(
+        "feature is the target",
+        "labels",
+        Place.OUTSIDE,
+        "x_j = a y + b",
+        "Where a column of the inputs holds the answer, everything is learnt from it, and nothing "
+        "from the others. Rows to which nobody knows the answer yet do not have it.",
+        "signal",
+        find=batch_causes.feature_that_is_the_target,
+        regardless=True,
+    ),
+    CauseKind(
+        "contradictory rows",
+        "labels",
+        Place.OUTSIDE,
+        "x_i = x_j,   y_i ≠ y_j",
+        "The same inputs ask for two answers. The best that a network can do is the answer between "
+        "them; a loss of zero is out of reach.",
+        "signal",
+        find=batch_causes.contradictory_rows,
     ),
     CauseKind(
         "feature outweighs",

@@ -18,12 +18,15 @@ from jaxdnn.diagnosis import printout
 from jaxdnn.diagnosis.causes import Cause, find_causes, find_rounding, ranked
 from jaxdnn.diagnosis.findings import BLOCKING, STRUCTURAL
 from jaxdnn.diagnosis.measure import Exam, examine
+from jaxdnn.diagnosis.model import check_inputs
 from jaxdnn.diagnosis.profile import LayerProfile, layer_profiles, redrawn_deltas
 from jaxdnn.diagnosis.reach import frozen
 from jaxdnn.diagnosis.search import confirm, find_fixes
 from jaxdnn.diagnosis.setups import AS_IT_IS, Trials, Tried
 from jaxdnn.diagnosis.trial import (
+    BY_HEART,
     FEW,
+    HOLDS,
     HORIZON,
     TRAINS,
     Scales,
@@ -70,6 +73,23 @@ class Prescription:
 
 
 @dataclasses.dataclass(frozen=True)
+class RateCurve:
+    """What the first steps do at other learning rates.
+
+    Attributes:
+      factors: on the learning rate, rising, (rate,).
+      losses: after some steps with each, (rate,); NaN where one is not finite.
+      stable: the greatest factor up to which the loss does not rise; None where it always does.
+      best: the factor with the lowest loss; None where none is finite.
+    """
+
+    factors: tuple[float, ...]
+    losses: tuple[float, ...]
+    stable: float | None
+    best: float | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Diagnosis:
     """What stops a network, and what to change.
 
@@ -84,6 +104,7 @@ class Diagnosis:
       optimizer: that the verdict is for.
       loss_name: what the verdict is for, in words.
       notes: what else to know of the verdict, a sentence each.
+      rates: what other learning rates do; None where they were not asked for.
     """
 
     verdict: Verdict
@@ -96,6 +117,7 @@ class Diagnosis:
     optimizer: str
     loss_name: str
     notes: tuple[str, ...]
+    rates: RateCurve | None = None
 
     def __str__(self) -> str:
         return printout.short_text(self.to_dict())
@@ -145,6 +167,7 @@ def diagnose(
     optimizer: str | optax.GradientTransformation = "sgd:0.1",
     seed: int = 0,
     horizon: int = HORIZON,
+    held_out: tuple[Any, Any] | None = None,
     try_changes: bool = True,
     progress: bool = False,
 ) -> Diagnosis:
@@ -175,6 +198,8 @@ def diagnose(
       optimizer: such as `sgd:0.1` or `adam:0.001`, or an optax transformation.
       seed: decides the masks of dropout and all other random draws of the model; 0 or more.
       horizon: steps that the training may take.
+      held_out: (inputs, targets) of another batch; what is learnt from the first must hold there,
+        before and after a change.
       try_changes: look for prescriptions, and confirm the first cause, unless all goes well.
       progress: show a bar on stderr while fixes are tried.
 
@@ -183,7 +208,9 @@ def diagnose(
     """
     transformation = parse_optimizer(optimizer)
     exam = examine(model, inputs, targets, loss=loss, seed=seed)
-    trials = Trials(exam, transformation, horizon=horizon)
+    if held_out is not None:
+        check_inputs(*held_out)
+    trials = Trials(exam, transformation, horizon=horizon, held_out=held_out)
     with ThreadPoolExecutor(1) as background:
         trial = background.submit(trials.try_fix, AS_IT_IS)
         causes = find_causes(exam)
@@ -192,12 +219,11 @@ def diagnose(
         causes = ranked([*causes, *find_rounding(exam, take_first_step(exam, transformation))])
     score = _judged(base.score if exam.measured.finite else 0.0, causes)
     tried: tuple[Tried, ...] = ()
+    rates = None
     if try_changes:
         if score < TRAINS or (score < _WELL and causes):
-            causes, tried = find_fixes(
-                trials, causes, base._replace(score=score), progress=progress
-            )
-            causes = confirm(exam, causes)
+            found = find_fixes(trials, causes, base._replace(score=score), progress=progress)
+            causes, tried, rates = confirm(exam, found.causes), found.tried, found.rates
         else:
             causes = tuple(cause for cause in causes if cause.kind.regardless)
     deltas = redrawn_deltas(exam)
@@ -212,13 +238,21 @@ def diagnose(
         optimizer=optimizer if isinstance(optimizer, str) else "the given optimizer",
         loss_name=printout.loss_name(loss, targets),
         notes=tuple(_notes(exam, base)),
+        rates=None if rates is None else _rate_curve(*rates, exam.measured.loss),
     )
+
+
+def _rate_curve(factors: np.ndarray, losses: np.ndarray, start: float) -> RateCurve:
+    finite = np.isfinite(losses)
+    rises = ~(losses <= start)
+    first = int(np.argmax(rises)) if rises.any() else len(factors)
+    best = float(factors[finite][np.argmin(losses[finite])]) if finite.any() else None
+    stable = float(factors[first - 1]) if first else None
+    return RateCurve(tuple(map(float, factors)), tuple(map(float, losses)), stable, best)
 
 
 # Bytes of a parameter of single precision.
 _WHOLE = 4
-# The most that a network scores that learns by heart what is not meant.
-_BY_HEART = 0.3
 
 
 def _judged(score: float, causes: Sequence[Cause]) -> float:
@@ -226,7 +260,7 @@ def _judged(score: float, causes: Sequence[Cause]) -> float:
     strengths = [cause.strength for cause in causes if cause.kind.regardless]
     if max(strengths, default=0.0) < STRUCTURAL:
         return score
-    return 0.0 if max(strengths) >= BLOCKING else min(score, _BY_HEART)
+    return 0.0 if max(strengths) >= BLOCKING else min(score, BY_HEART)
 
 
 # Outputs that differ by less, in units of their spread, are the same in both modes.
@@ -236,10 +270,15 @@ _SAME_OUTPUTS = 0.05
 def _notes(exam: Exam, base: Tried) -> Iterator[str]:
     """Say what the batch, the mode and the length of the trial leave open."""
     num = len(exam.outputs)
+    if base.held_out < HOLDS:
+        yield (
+            f"of the batch that is held out {max(base.held_out, 0):.0%} of what there is to learn"
+            " is learnt: the first is learnt by heart"
+        )
     if num < FEW:
         yield f"{num} examples are learnt by heart in any case: {2 * FEW} would tell more"
     share = shares(base.trial, exam.answers)
-    if base.score < TRAINS and still_grows(share):
+    if base.score < TRAINS and still_grows(share) and not base.held_out < HOLDS:
         steps = int((len(share) - 1) * 0.5 / share[-1])
         yield f"starts late: at this pace half is learnt after about {steps} steps"
     yield from (finding.evidence for finding in frozen(exam))

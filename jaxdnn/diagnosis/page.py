@@ -90,7 +90,7 @@ def _headline(content: Content) -> str:
 def _finding(content: Content, cause: Content) -> str:
     kind, layers = CAUSES[cause["cause"]], content["layers"]
     where = f"<code>{_text(place(cause))}</code>: " if place(cause) else ""
-    repaired = repaired_words(content["score"], cause["repaired"])
+    repaired = repaired_words(content["score"], cause["repaired"], cause["together"])
     return (
         f"<h2>{where}{_text(cause['cause'])} {_CATEGORY.format(_text(cause['category']))}</h2>"
         f"<p>Here: {_text(cause['evidence'])}.</p>"

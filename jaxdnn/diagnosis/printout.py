@@ -131,9 +131,23 @@ def full_text(content: Content) -> str:
             for cause in content["causes"]
         ),
         *map(_change_line, content["prescriptions"]),
+        *_rates(content["rates"]),
         *_table(content["layers"]),
     ]
     return "\n".join(lines)
+
+
+def _rates(rates: Content | None) -> list[str]:
+    if rates is None or rates["best"] is None:
+        return []
+    stable = (
+        "rises at every rate"
+        if rates["stable"] is None
+        else (f"does not rise up to {amount(rates['stable'])} x the learning rate")
+    )
+    return [
+        f"rates: in its first steps the loss {stable}, and falls most at {amount(rates['best'])} x"
+    ]
 
 
 def markdown(content: Content) -> str:
@@ -181,13 +195,17 @@ def score_words(score: float | None) -> str:
     return "no score" if score is None else f"score {score:.2f}"
 
 
-def repaired_words(before: float | None, after: float | None) -> str:
+def repaired_words(before: float | None, after: float | None, together: float | None = None) -> str:
     """Return what the repair of one finding alone did; empty where it was not tried.
 
     Args:
       before: score of the network as it is, in [0, 1]; None where it has none.
       after: score with the repair, in [0, 1]; None where none was tried.
+      together: score with another finding repaired as well; None where that was not asked.
     """
+    if together is not None:
+        alone = f" (alone {after:.2f})" if after is not None else ""
+        return f"repaired together with another, the network learns: score {together:.2f}{alone}"
     if after is None:
         return ""
     change = f"{amount(before, '.2f')} -> {after:.2f}"
@@ -207,7 +225,7 @@ def place(cause: Content) -> str:
 def _cause_line(content: Content, cause: Content) -> str:
     where = place(cause)
     start = f"{where}: " if where else ""
-    repaired = repaired_words(content["score"], cause["repaired"])
+    repaired = repaired_words(content["score"], cause["repaired"], cause["together"])
     end = f"; {repaired}" if repaired else ""
     return f"cause: {start}{cause['evidence']} [{cause['cause']}]{end}"
 

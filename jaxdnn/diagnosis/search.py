@@ -66,10 +66,13 @@ class Found(NamedTuple):
     Attributes:
       causes: what is wrong, first what to mend first.
       tried: fixes that help, first what to try first.
+      rates: factors on the learning rate, and the loss some steps later with each, both (rate,);
+        None where rates were not asked for.
     """
 
     causes: tuple[Cause, ...]
     tried: tuple[Tried, ...]
+    rates: tuple[np.ndarray, np.ndarray] | None = None
 
 
 class Search:
@@ -91,6 +94,7 @@ class Search:
         self.slow = trials.num_steps < trials.horizon
         # Few examples are learnt by heart at a greater rate, and others then not: inputs first.
         self.by_few = False
+        self.rates: tuple[np.ndarray, np.ndarray] | None = None
         self.good = _GOOD_BY_FEW if len(self.exam.outputs) < FEW else _GOOD
         self.tried: list[Tried] = []
         self._seen: dict[str, Tried] = {}
@@ -348,6 +352,8 @@ def _rate_fixes(run: Search, start: Fix) -> Iterator[Fix]:
 def _rates(run: Search, start: Fix) -> list[float]:
     """Factors on the learning rate that are worth a trial, the likeliest first."""
     factors, losses = run.trials.rate_curve(start)
+    if start is AS_IT_IS:
+        run.rates = factors, losses
     sound = np.where(np.isfinite(losses), losses, np.inf)
     if not np.isfinite(sound).any():
         return []
@@ -378,7 +384,14 @@ def _conclude(run: Search, answered: Sequence[_Answered]) -> Found:
     """Put causes and fixes into order."""
     base = run.base.score
     alone = [
-        dataclasses.replace(each, cause=dataclasses.replace(each.cause, repaired=each.score))
+        dataclasses.replace(
+            each,
+            cause=dataclasses.replace(
+                each.cause,
+                repaired=each.score,
+                together=each.together.score if each.together else math.nan,
+            ),
+        )
         for each in answered
     ]
     trains = base >= TRAINS
@@ -394,7 +407,7 @@ def _conclude(run: Search, answered: Sequence[_Answered]) -> Found:
     if first and first[0].score < TRAINS and helped and helped[0].score >= TRAINS:
         first = []
     ordered = list({id(each): each for each in [*first, *helped]}.values())
-    return Found(tuple(each.cause for each in kept), tuple(ordered))
+    return Found(tuple(each.cause for each in kept), tuple(ordered), run.rates)
 
 
 def _matters(run: Search, each: _Answered, trains: bool, cured: bool, blocked: bool) -> bool:
@@ -419,7 +432,7 @@ def _matters(run: Search, each: _Answered, trains: bool, cured: bool, blocked: b
 
 def _rank(run: Search, each: _Answered) -> tuple[float, ...]:
     cause = each.cause
-    if cause.strength >= _BLOCKS or cause.kind.regardless:
+    if cause.strength >= (STRUCTURAL if cause.kind.regardless else _BLOCKS):
         return 0, -cause.strength
     if each.score >= TRAINS:
         assert each.best is not None

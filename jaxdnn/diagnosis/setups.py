@@ -24,8 +24,17 @@ from jaxdnn.diagnosis.answers import Answers, LossProbe, best_answers
 from jaxdnn.diagnosis.graph import Graph, make_graph
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.model import Forward, Loss
-from jaxdnn.diagnosis.program import Edit, Environment, Program, run, trace
+from jaxdnn.diagnosis.program import (
+    Edit,
+    Environment,
+    Program,
+    compile_quickly,
+    run,
+    trace,
+)
 from jaxdnn.diagnosis.trial import (
+    BY_HEART,
+    HOLDS,
     HORIZON,
     NUM_STEPS,
     Scales,
@@ -243,19 +252,27 @@ class Tried(NamedTuple):
       setup: what was trained.
       trial: what happened, step by step.
       score: what it scored, in [0, 1].
+      held_out: share learnt of what there is to learn in the batch that was held out, at most 1;
+        NaN where none is given.
     """
 
     fix: Fix
     setup: Setup
     trial: Trial
     score: float
+    held_out: float = math.nan
 
 
 class Trials:
     """Short trainings of an examined network, with fixes or as it is."""
 
     def __init__(
-        self, exam: Exam, optimizer: optax.GradientTransformation, *, horizon: int = HORIZON
+        self,
+        exam: Exam,
+        optimizer: optax.GradientTransformation,
+        *,
+        horizon: int = HORIZON,
+        held_out: tuple[Any, Any] | None = None,
     ) -> None:
         """Close over a network with its batch.
 
@@ -263,15 +280,17 @@ class Trials:
           exam: gives network, batch, loss and key; nothing of it is changed.
           optimizer: the optax transformation that will train it.
           horizon: steps that the training may take.
+          held_out: (inputs, targets) of another batch, for which what is learnt must hold.
         """
         self.exam = exam
+        self.held_out = held_out
         self.optimizer = optimizer
         self.horizon = horizon
         affordable = affordable_steps(exam.outline.program, exam.params)
         self.num_steps = min(horizon, affordable)
         scans = any(step.name == "scan" for step in exam.outline.program.steps)
         self._light = affordable >= HORIZON and not scans
-        self._programs: dict[Any, Callable[..., Trial]] = {}
+        self._programs: dict[Any, Callable[..., tuple[Trial, Any]]] = {}
         self._answers: dict[Any, Answers] = {}
 
     def setup(self, fix: Fix) -> Setup:
@@ -307,11 +326,31 @@ class Trials:
         setup = self.setup(fix)
         answers = self._answers_for(fix, setup)
         run_trial = self._program(fix, setup, answers)
-        trial = run_trial(
+        trial, params = run_trial(
             setup.params, setup.inputs, setup.targets, setup.key, fix.scales,
             impatient=fix is not AS_IT_IS,
         )  # fmt: skip
-        return Tried(fix, setup, trial, score_trial(trial, answers, horizon=self.horizon))
+        score = score_trial(trial, answers, horizon=self.horizon)
+        held_out = self._learnt_elsewhere(fix, setup, params, answers)
+        if held_out < HOLDS:
+            score = min(score, BY_HEART)
+        return Tried(fix, setup, trial, score, held_out)
+
+    def _learnt_elsewhere(self, fix: Fix, setup: Setup, params: Any, answers: Answers) -> float:
+        """Return the share that trained parameters have learnt of the batch that is held out."""
+        if self.held_out is None:
+            return math.nan
+        inputs, targets = self.held_out
+        inputs = inputs if fix.inputs is None else fix.inputs(inputs)
+        targets = targets if fix.targets is None else fix.targets(targets)
+
+        @compile_quickly
+        def loss_of(params: Any, inputs: Any, targets: Any) -> Array:
+            return setup.loss(setup.forward(params, inputs, setup.key), targets)
+
+        loss = float(loss_of(params, inputs, targets))
+        share = (answers.constant - loss) / max(answers.to_learn, 1e-12)
+        return min(share, 1.0) if math.isfinite(share) else -math.inf
 
     def rate_curve(self, fix: Fix) -> tuple[np.ndarray, np.ndarray]:
         """Return factors on the learning rate, (rate,), and the loss after some steps with each."""
@@ -321,12 +360,14 @@ class Trials:
             return rate_curve(setup.forward, setup.loss, setup.optimizer, *batch)
         run_trial = self._program(fix, setup, self._answers_for(fix, setup))
         ends = [
-            run_trial(*batch, fix.scales._replace(rate=float(factor)), most_steps=_FEW_STEPS).loss
+            run_trial(*batch, fix.scales._replace(rate=float(factor)), most_steps=_FEW_STEPS)[0]
             for factor in _FEW_FACTORS
         ]
-        return _FEW_FACTORS, np.array([losses[-1] for losses in ends])
+        return _FEW_FACTORS, np.array([trial.loss[-1] for trial in ends])
 
-    def _program(self, fix: Fix, setup: Setup, answers: Answers) -> Callable[..., Trial]:
+    def _program(
+        self, fix: Fix, setup: Setup, answers: Answers
+    ) -> Callable[..., tuple[Trial, Any]]:
         # Fixes that hold the same edits, loss and optimizer share one compiled program.
         same = (
             tuple(sorted((number, id(edit)) for number, edit in fix.edits.items())),
@@ -366,7 +407,9 @@ class Trials:
         return self._answers[same]
 
 
-def _run_with(trial: Callable[..., Trial], fix: Fix, *arguments: Any, **options: Any) -> Trial:
+def _run_with(
+    trial: Callable[..., tuple[Trial, Any]], fix: Fix, *arguments: Any, **options: Any
+) -> tuple[Trial, Any]:
     del fix
     return trial(*arguments, **options)
 

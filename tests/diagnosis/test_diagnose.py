@@ -50,6 +50,22 @@ def test_vanishing_network_does_not_and_critical_weights_help():
         assert_trainable(zoo.deep(0.1), *BATCH, try_changes=False)
 
 
+def test_what_does_not_hold_for_a_batch_held_out_is_learnt_by_heart():
+    rows, others = (zoo.normal(seed, 400, zoo.WIDTH) for seed in (0, 1))
+    names = jnp.arange(80) % 3
+
+    def judged(inputs, targets, held_out=None):
+        options = {"optimizer": "adam:0.01", "try_changes": False}
+        return diagnose(zoo.deep(depth=2), inputs, targets, held_out=held_out, **options)
+
+    assert judged(rows[:80], names).verdict == "trains"
+    by_heart = judged(rows[:80], names, (others[:80], names))
+    assert by_heart.verdict == "at risk"
+    assert "by heart" in by_heart.notes[0]
+    first, second = ((x[:, 0] > 0).astype(int) for x in (rows, others))
+    assert judged(rows, first, (others, second)).verdict == "trains"
+
+
 def test_a_prescription_can_be_trained_with_plain_optax_and_takes_other_batches():
     """By what it says of optimizer, loss and data, and by nothing else."""
     prescriptions = vanishing().prescriptions
@@ -127,3 +143,17 @@ def test_data_that_cannot_be_learnt_are_a_finding_and_no_error(change, cause):
     assert diagnosis.verdict == "will not train"
     assert cause in [each.cause for each in diagnosis.causes]
     assert diagnosis.score == 0
+
+
+def test_the_curve_of_rates_says_which_are_stable():
+    """One number under a squared error of curvature 2: stable below a rate of 1."""
+
+    def network(params, x):
+        return x @ params
+
+    diagnosis = diagnose(
+        (network, jnp.ones((1, 1))), jnp.ones((8, 1)), jnp.zeros((8, 1)), optimizer="sgd:1e-6"
+    )
+    curve = diagnosis.rates
+    assert 1e-6 * curve.stable < 1 < 1e-6 * curve.factors[curve.factors.index(curve.stable) + 1]
+    assert curve.best == curve.factors[curve.losses.index(min(curve.losses))]

@@ -9,6 +9,8 @@ import pytest
 from jaxdnn.diagnosis import examine
 from jaxdnn.diagnosis.batch_causes import (
     constant_feature,
+    contradictory_rows,
+    feature_that_is_the_target,
     foreign_normalisation,
     not_finite_rows,
     outweighing_feature,
@@ -115,6 +117,26 @@ def changed(column, value):
 )
 def test_a_feature_unlike_the_others_is_named(value, finders):
     assert named(BATCH, changed(3, value)) == finders
+
+
+def test_a_column_that_is_the_target_is_named_and_its_neighbours_are_not():
+    def found(targets):
+        exam = examine(network(), INPUTS, targets, loss=lambda y, t: jnp.mean((y[:, 0] - t) ** 2))
+        return list(feature_that_is_the_target(exam))
+
+    (finding,) = found(3 * INPUTS[:, 2] - 7)
+    assert "feature 2" in finding.evidence
+    assert not found(INPUTS[:, 2] + 1e-3 * INPUTS[:, 1])
+
+
+def test_rows_that_contradict_each_other_are_named_and_repeated_ones_are_not():
+    half = ROWS // 2
+    twice, labels = np.concatenate([INPUTS[:half]] * 2), np.concatenate([LABELS[:half]] * 2)
+    assert not list(contradictory_rows(examine(network(), twice, labels)))
+    labels[:40] = (labels[:40] + 1) % CLASSES
+    (finding,) = contradictory_rows(examine(network(), twice, labels))
+    # Each of the 40 is contradicted by its copy.
+    assert f"80 of {ROWS} rows" in finding.evidence
 
 
 def test_rows_that_are_not_finite_are_named():

@@ -147,7 +147,7 @@ def test_an_early_end_gives_the_score_of_the_whole_trial():
     answers, arguments = exam.answers, (exam.params, INPUTS, TARGETS, exam.key)
     options = {"loss": exam.loss, "optimizer": optax.adam(0.001), "num_steps": 250}
     early, whole = (
-        make_trial(exam.network.apply, answers=given, horizon=250, **options)(*arguments)
+        make_trial(exam.network.apply, answers=given, horizon=250, **options)(*arguments)[0]
         for given in (answers, None)
     )
     assert len(early.loss) < len(whole.loss) == 251
@@ -165,7 +165,7 @@ def test_a_trial_shorter_than_the_horizon_ends_once_it_is_decided(rate, verdict)
     patient, impatient, whole = (
         make_trial(exam.network.apply, answers=answers, **options)(
             exam.params, INPUTS, TARGETS, exam.key, impatient=hurried
-        )
+        )[0]
         for answers, hurried in ((exam.answers, False), (exam.answers, True), (None, False))
     )
     assert len(impatient.loss) < len(whole.loss) == 251
@@ -179,7 +179,7 @@ def test_what_stands_still_ends_early_and_is_filled_up():
     frozen = make_trial(
         lambda params, x, _: x @ params, zoo.cross_entropy, optax.sgd(0.0), num_steps=200,
     )  # fmt: skip
-    trial = frozen(zoo.normal(0, zoo.WIDTH, 4), INPUTS, TARGETS, jax.random.key(0))
+    trial, _ = frozen(zoo.normal(0, zoo.WIDTH, 4), INPUTS, TARGETS, jax.random.key(0))
     chex.assert_shape(trial, (201,))
     assert np.ptp(trial.loss) == 0
 
@@ -207,7 +207,7 @@ def test_rate_of_a_trial_is_a_factor_on_the_learning_rate():
         options = {"loss": zoo.cross_entropy, "optimizer": optax.sgd(learning_rate)}
         trial = make_trial(lambda params, x, _: x @ params, num_steps=5, **options)
         start = jnp.zeros((zoo.WIDTH, 4))
-        return trial(start, INPUTS, TARGETS, jax.random.key(0), Scales(rate)).loss
+        return trial(start, INPUTS, TARGETS, jax.random.key(0), Scales(rate))[0].loss
 
     chex.assert_trees_all_close(losses(1.0, 0.1), losses(0.1), rtol=1e-6)
     assert losses(1.0)[-1] < losses(0.1)[-1]
@@ -225,7 +225,7 @@ def test_trials_by_call_and_in_one_program_agree():
     options = {"loss": zoo.cross_entropy, "optimizer": optax.adam(0.01), "num_steps": 5}
     (apply, kernels), key = zoo.deep(), jax.random.key(0)
     arguments = kernels, INPUTS, TARGETS, key
-    called = make_trial(lambda p, x, _: apply(p, x), **options)(*arguments)
+    called, _ = make_trial(lambda p, x, _: apply(p, x), **options)(*arguments)
     scanned = make_scanned_trial(lambda p, x, _: apply(p, x), **options)(*arguments)
     chex.assert_trees_all_close(called, scanned, rtol=1e-4)
 
@@ -234,7 +234,7 @@ def test_a_loss_scale_changes_nothing_in_float32_and_saves_float16():
     def learnt(optimizer, dtype, scale):
         apply, kernels = zoo.deep(dtype=dtype)
         trial = make_trial(lambda p, x, _: apply(p, x), zoo.times(1e-6), optimizer, num_steps=20)
-        loss = trial(kernels, INPUTS, TARGETS, jax.random.key(0), Scales(loss=scale)).loss
+        loss = trial(kernels, INPUTS, TARGETS, jax.random.key(0), Scales(loss=scale))[0].loss
         return loss[0] / loss[-1]
 
     sgd, adam = optax.sgd(3e4), optax.adam(0.01, eps=1e-20)
