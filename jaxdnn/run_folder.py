@@ -20,6 +20,7 @@ import json
 import math
 import os
 import socket
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -98,7 +99,7 @@ def locked(folder: RunFolder) -> Iterator[None]:
     _check_writable(folder.path)
     with folder.lock.open("a+") as file:
         try:
-            _lock(file)
+            lock_file(file)
         except OSError:
             file.seek(0)
             owner = file.read().strip() or "another process"
@@ -112,7 +113,7 @@ def locked(folder: RunFolder) -> Iterator[None]:
         yield
 
 
-def _lock(file: IO[str]) -> None:
+def lock_file(file: IO[str]) -> None:
     """Lock an open file until it is closed.
 
     Raises:
@@ -130,10 +131,9 @@ def _lock(file: IO[str]) -> None:
 
 
 def _check_writable(path: Path) -> None:
-    probe = path / f".writable-{os.getpid()}"
     try:
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path):
+            pass
     except OSError as error:
         raise _unwritable(path, error) from error
 

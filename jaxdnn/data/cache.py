@@ -9,6 +9,7 @@ with a signal.
 import contextlib
 import hashlib
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -42,14 +43,12 @@ def cache_dir(home: Path | str | None) -> Path | None:
 
 
 def _can_write(folder: Path) -> bool:
-    probe = folder / f".writable-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            return True
     except OSError:
         return False
-    return True
 
 
 @contextlib.contextmanager

@@ -24,7 +24,25 @@ from jaxdnn.errors import InputError
 if TYPE_CHECKING:
     import tensorflow_datasets
 
-_INFO = "dataset_info.json"
+_INFO, _FEATURES = "dataset_info.json", "features.json"
+_KINDS = frozenset(
+    f"tensorflow_datasets.core.features.{module}.{name}"
+    for module, name in (
+        ("bounding_boxes", "BBoxFeature"),
+        ("class_label_feature", "ClassLabel"),
+        ("features_dict", "FeaturesDict"),
+        ("image_feature", "Image"),
+        ("labeled_image", "LabeledImage"),
+        ("scalar", "Scalar"),
+        ("sequence_feature", "Sequence"),
+        ("tensor_feature", "Tensor"),
+        ("text_feature", "Text"),
+    )
+)
+"""Kinds of features that a data set may have. TFDS imports whatever else a file names."""
+
+# Under which the files name a kind, and keep further JSON as text.
+_KIND_KEYS, _TEXT_KEYS = ("pythonClassName", "python_class_name", "type"), ("json", "content")
 
 _LABEL_KEYS = {"oxford_iiit_pet": "species"}
 """Which class label counts where a data set has several: cat or dog, not the breed."""
@@ -81,6 +99,7 @@ def _open_folder(
     folder: Path, name: str, full_name: str, progress: bool, kept_bytes: int
 ) -> Source:
     _check_format(name, folder)
+    _check_kinds(name, folder)
     try:
         builder = quiet_tfds().builder_from_directory(folder)
         image_key, label_key = _feature_keys(name, builder.info.features)
@@ -135,18 +154,62 @@ def _full_name(folder: Path, root: Path) -> str:
 
 
 def _check_format(name: str, folder: Path) -> None:
-    try:
-        info = json.loads((folder / _INFO).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"data set {name!r} has a damaged {_INFO} in {str(folder)!r}: {error}; prepare it again"
-        ) from error
-    file_format = info.get("fileFormat", "tfrecord")
+    file_format = _read_json(name, folder / _INFO).get("fileFormat", "tfrecord")
     if file_format not in ("array_record", "parquet"):
         raise InputError(
-            f"data set {name!r} is prepared as {file_format}, which only TensorFlow reads; "
+            f"data set {name!r} is prepared as {file_format!r}, which only TensorFlow reads; "
             "expected array_record or parquet; prepare it again with file_format='array_record'"
         )
+
+
+def _check_kinds(name: str, folder: Path) -> None:
+    """Check every kind of feature that the files name, before TFDS would import it."""
+    described = [_read_json(name, folder / _INFO).get("features")]
+    if (folder / _FEATURES).exists():
+        described.append(_read_json(name, folder / _FEATURES))
+    unknown = sorted({repr(kind) for kind in _named_kinds(described)} - set(map(repr, _KINDS)))
+    if unknown:
+        raise InputError(
+            f"data set {name!r} in {str(folder)!r} has features of kind {unknown[0]}, which is "
+            "code that is not known here; expected images, labels, text and numbers of "
+            "tensorflow_datasets; prepare it again with these alone, if you trust it"
+        )
+
+
+def _named_kinds(content: Any) -> Iterator[Any]:
+    """Yield what stands for a kind anywhere in JSON, and in JSON that is kept in it as text."""
+    if isinstance(content, list):
+        for each in content:
+            yield from _named_kinds(each)
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            if key in _KIND_KEYS and not isinstance(value, dict):
+                yield value
+            elif key in _TEXT_KEYS and isinstance(value, str):
+                yield from _named_kinds(_parsed(value))
+            else:
+                yield from _named_kinds(value)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:  # Then TFDS cannot read it either.
+        return None
+
+
+def _read_json(name: str, path: Path) -> dict[str, Any]:
+    """Read an object. Raises InputError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"{type(content).__name__} at its top, expected an object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"data set {name!r} has a damaged {path.name} in {str(path.parent)!r}: {error}; "
+            "prepare it again"
+        ) from error
+    return content
 
 
 def _feature_keys(name: str, features: Any) -> tuple[str, str]:

@@ -174,3 +174,37 @@ def test_a_journal_cut_short_is_mended_before_it_grows(tmp_path):
     with Staging(tmp_path) as staging:
         found = {item: staging.bytes_of(entry) for item, entry in staging.entries.items()}
     assert found == {0: b"zero", 1: b"one again"}
+
+
+def test_only_what_prepare_has_made_is_removed(folder, tmp_path):
+    out = tmp_path / "out"
+    others = {
+        ".photos-backup/mine.txt": "mine",
+        ".photos-0123456789abcdef/images.bin": "mine",
+        ".photos-a file": "mine",
+        "photos/incomplete.mine/text": "mine",
+    }
+    for name, text in others.items():
+        write(out / name, text.encode())
+    (out / ".photos-empty").mkdir()
+    with Staging(out / ".photos-earlier") as staging:  # Of an attempt before the images changed.
+        staging.add([(Entry(0), b"zero")])
+    write(out / ".photos-earlier/mine.txt", b"mine")
+    with Staging(out / ".photos-at work"):
+        prepared(folder, out)
+    assert {name: (out / name).read_text() for name in others} == others
+    left = {path.name for path in out.iterdir()}
+    assert left == {
+        *{name.partition("/")[0] for name in others},
+        *(".photos-empty", ".photos-earlier", ".photos-at work"),
+    }
+    assert [path.name for path in (out / ".photos-earlier").iterdir()] == ["mine.txt"]
+    assert len(tfds("photos", str(out)).labels) == 39
+
+
+def test_a_place_for_unfinished_work_that_is_taken_is_one_line(tmp_path):
+    write(tmp_path / "taken/mine.txt", b"mine")
+    with pytest.raises(InputError, match=r"taken is there, and not made by prepare"):
+        Staging(tmp_path / "taken")
+    with Staging(tmp_path / "held"), pytest.raises(InputError, match=r"worked on by another"):
+        Staging(tmp_path / "held")

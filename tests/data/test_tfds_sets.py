@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdnn.data import open_source, tfds
+from jaxdnn.data import open_source, tfds, tfds_sets
 from jaxdnn.data.silhouettes import silhouettes
 from jaxdnn.data.splits import DOG_SYNSETS
 from jaxdnn.data.tfds_sets import _Records, prepared_below
 from jaxdnn.errors import InputError
+from tests.hostile_files import run_code_set
 
 from .helpers import decode, loaded, parts
 
@@ -34,7 +35,7 @@ def test_a_tfds_set_for_tensorflow_only_is_one_clear_line(tmp_path):
     folder = tmp_path / "mnist/3.0.1"
     folder.mkdir(parents=True)
     (folder / "dataset_info.json").write_text('{"fileFormat": "tfrecord"}')
-    with pytest.raises(InputError, match=r"as tfrecord, which only TensorFlow reads.*prepare"):
+    with pytest.raises(InputError, match=r"as 'tfrecord', which only TensorFlow reads.*prepare"):
         tfds("mnist", str(tmp_path))
     (folder / "dataset_info.json").write_text("{")
     with pytest.raises(InputError, match=r"damaged dataset_info.json"):
@@ -151,6 +152,29 @@ def test_a_set_that_lacks_records_is_one_clear_line(two_colours, tmp_path):
     file.write_text(text.replace('"6"', '"7"'))
     with pytest.raises(InputError, match=r"holds 6 of the 7 records of its split train; .*prepare"):
         tfds("two_colours", str(tmp_path))
+
+
+@pytest.mark.parametrize("where", ["features.json", "dataset_info.json"])
+def test_the_code_that_a_set_names_is_not_run(tmp_path, monkeypatch, where):
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = run_code_set(tmp_path, where=where)
+    with pytest.raises(InputError, match=r"kind 'planted_features.Image', which is code.*; expect"):
+        open_source(str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"type": "planted.A", "content": {}},
+        {"pythonClassName": "tensorflow_datasets.core.features.image_feature.Image.x"},
+        {"sequence": {"feature": {"python_class_name": "planted.A"}}},
+        {"jsonFeature": {"json": '{"feature": {"type": "planted.A"}}'}},
+        {"content": '{"feature": [{"type": "planted.A"}]}'},
+    ],
+)
+def test_however_a_kind_is_named_it_is_checked(kind):
+    assert set(tfds_sets._named_kinds({"features": [kind]})) - tfds_sets._KINDS
 
 
 @pytest.mark.parametrize("version", ["1.8.0", "1.10.0"])
