@@ -15,6 +15,7 @@ from typing import TextIO, TypeVar
 import tyro
 
 from jaxdnn.errors import InputError
+from jaxdnn.names import printable, printable_lines
 from jaxdnn.xla import set_flags
 
 T = TypeVar("T")
@@ -101,7 +102,7 @@ def run(main: Callable[[], int]) -> None:
     try:
         code = main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         code = 2
     except BrokenPipeError:
         _close_stdout()
@@ -111,7 +112,8 @@ def run(main: Callable[[], int]) -> None:
             raise
         where = f"{error.filename} cannot be used" if error.filename else "the disk failed"
         remedy = _DISK_ERRORS[error.errno]
-        print(f"error: {where} ({error.strerror}); {remedy}, then go on", file=sys.stderr)
+        said = printable(f"{where} ({error.strerror}); {remedy}, then go on")
+        print(f"error: {said}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -120,9 +122,9 @@ def run(main: Callable[[], int]) -> None:
 
 
 def say(text: str) -> None:
-    """Print; a reader that has seen enough (`| head`) changes nothing."""
+    """Print lines, each made `printable`; a reader that has seen enough (`| head`) is no error."""
     try:
-        print(text, flush=True)
+        print(printable_lines(text), flush=True)
     except BrokenPipeError:
         _close_stdout()
 

@@ -20,6 +20,7 @@ from jaxdnn.data.prepare import prepare
 from jaxdnn.data.reader import image_bar
 from jaxdnn.data.sources import open_source
 from jaxdnn.errors import InputError
+from jaxdnn.names import printable
 
 PROG = "python -m jaxdnn.data"
 LOOK = """Say what is there: images by class and split, sizes, modes, the same image twice, what
@@ -63,7 +64,7 @@ def look(args: Sequence[str]) -> int:
         raise InputError(
             f"--out {options.out} cannot be written ({error}); choose another"
         ) from error
-    print(json.dumps(about, indent=2) if options.json else text(about))
+    command_line.say(json.dumps(about, indent=2) if options.json else text(about))
     print(f"wrote {len(sheets)} contact sheets to {options.out}", file=sys.stderr)
     return 0
 
@@ -111,9 +112,11 @@ def prepare_command(args: Sequence[str]) -> int:
             on_written=written.update,
         )
     for skipped, reason in about["skipped"].items():
-        print(f"skipped {skipped}: {reason}")
+        command_line.say(printable(f"skipped {skipped}: {reason}"))
     counts = ", ".join(f"{number:,} {split}" for split, number in about["images"].items())
-    print(f"{about['folder']}: {counts}; train with --data tfds:{name} --data-dir {options.out}")
+    command_line.say(
+        f"{about['folder']}: {counts}; train with --data tfds:{name} --data-dir {options.out}"
+    )
     return 0
 
 

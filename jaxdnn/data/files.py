@@ -9,7 +9,6 @@ import functools
 import hashlib
 import os
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from jaxdnn.data.decode import UnreadableImage
 from jaxdnn.data.reader import map_in_order
 from jaxdnn.data.source import Source
 from jaxdnn.errors import InputError
+from jaxdnn.names import printable, shown_apart
 
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 _NETPBM_SUFFIXES = (".ppm", ".pgm", ".pbm", ".pnm")
@@ -295,19 +295,12 @@ def split_of(name: str) -> str:
     return next(split, "")
 
 
-def printable(name: str) -> str:
-    """Return a file's name as text of one line for any stream, in Unicode's composed form."""
-    text = os.fsencode(name).decode("utf-8", "replace")
-    if not text.isprintable():
-        text = "".join("\ufffd" if unicodedata.category(c) == "Cc" else c for c in text)
-    return unicodedata.normalize("NFC", text)
-
-
 def labelled_source(files: Files, *, name: str, home: str | Path) -> Source:
     """Find the class and split of every file; folders below the class's own do not matter.
 
     A single folder around all others is opened. Files that lie next to the class folders
-    are left without a label.
+    are left without a label. A class is what the disk calls it, byte for byte; only what is shown
+    of its name is made fit for that.
 
     Args:
       files: images and other files, as found.
@@ -326,16 +319,16 @@ def labelled_source(files: Files, *, name: str, home: str | Path) -> Source:
             f"{_EXPECTED}; put the images of each class in a folder of its own"
         )
     found = [folder for index in indices if (folder := folders[heads[index]])]
-    class_names = tuple(sorted({class_name for class_name, _ in found}))
-    if len(class_names) < 2:
+    stored_names = sorted({class_name for class_name, _ in found})
+    if len(stored_names) < 2:
         raise InputError(
-            f"one class only ({class_names[0]!r}) in {name}; expected a folder of images for "
-            "each of two or more classes; add the others"
+            f"one class only ({printable(stored_names[0])!r}) in {name}; expected a folder of "
+            "images for each of two or more classes; add the others"
         )
-    label_of = {class_name: label for label, class_name in enumerate(class_names)}
+    label_of = {class_name: label for label, class_name in enumerate(stored_names)}
     return Source(
         name=name,
-        class_names=class_names,
+        class_names=tuple(shown_apart(stored_names)),
         item_names=[printable(files.names[index]) for index in indices],
         labels=np.array([label_of[class_name] for class_name, _ in found], np.int32),
         splits=np.array([split for _, split in found], dtype="U10"),
@@ -345,7 +338,7 @@ def labelled_source(files: Files, *, name: str, home: str | Path) -> Source:
             for file, head in zip(files.names, heads, strict=True)
             if folders[head] is None
         ),
-        ignored=tuple((printable(name), reason) for name, reason in files.ignored),
+        ignored=tuple((printable(name), printable(reason)) for name, reason in files.ignored),
         home=str(home) if is_remote(home) else Path(home),
         fingerprint=files.fingerprint,
     )
@@ -355,7 +348,7 @@ def _class_and_split(names: Sequence[str], origin: str) -> dict[str, tuple[str, 
     """Return class and split ('' if none) for each folder that holds files; None outside."""
     # By the folders that occur: they are few, the files may be millions.
     heads = {name.rpartition("/")[0] for name in names}
-    paths = {head: tuple(printable(head).split("/")) if head else () for head in heads}
+    paths = {head: tuple(head.split("/")) if head else () for head in heads}
     if not names:
         raise InputError(f"no images in {origin}; {_EXPECTED}; put images there or change --data")
     num_wrapping = _num_wrapping([*paths.values()])
@@ -386,7 +379,8 @@ def _has_splits(paths: list[tuple[str, ...]], origin: str) -> bool:
     nested = any(len(path) > 1 and path[0] in splits for path in paths)
     if splits and splits != tops and nested:
         raise InputError(
-            f"split folders ({', '.join(sorted(splits))}) next to others "
-            f"({', '.join(sorted(tops - splits)[:5])}) in {origin}; {_EXPECTED}; move the others"
+            f"split folders ({printable(', '.join(sorted(splits)))}) next to others "
+            f"({printable(', '.join(sorted(tops - splits)[:5]))}) in {origin}; {_EXPECTED}; move "
+            "the others"
         )
     return bool(splits) and splits == tops

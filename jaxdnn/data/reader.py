@@ -23,6 +23,7 @@ from jaxdnn.data.cache import PixelCache
 from jaxdnn.data.decode import Header, Stored, UnreadableImage, decode, read_header
 from jaxdnn.data.source import Source
 from jaxdnn.errors import InputError
+from jaxdnn.names import printable
 from jaxdnn.progress import progress_bar
 
 Item = TypeVar("Item")
@@ -265,7 +266,7 @@ class Reader:
                 pixels, header = self._decode(item, stored)
             digest = digest_of(stored)
         except UnreadableImage as error:
-            return ReadImage(place, item, reason=str(error))
+            return ReadImage(place, item, reason=printable(str(error)))
         return ReadImage(place, item, pixels, header, digest, isinstance(stored, bytes))
 
     def _cached(self, item: int) -> np.ndarray | None:

@@ -13,7 +13,6 @@ from jaxdnn.data.files import (
     is_remote,
     is_remote_folder,
     labelled_source,
-    printable,
     read_file,
     remote_files,
 )
@@ -24,6 +23,7 @@ from jaxdnn.data.splits import train_validation_test
 from jaxdnn.data.tfds_sets import prepared_below, tfds, tfds_folder
 from jaxdnn.data.zips import zip_files
 from jaxdnn.errors import InputError
+from jaxdnn.names import printable
 
 _TFDS = "tfds:"
 

@@ -20,6 +20,7 @@ from jaxdnn.data.files import first_line, folder_fingerprint, split_of
 from jaxdnn.data.reader import OnDone, image_bar
 from jaxdnn.data.source import Source
 from jaxdnn.errors import InputError
+from jaxdnn.names import printable, shown_apart
 
 if TYPE_CHECKING:
     import tensorflow_datasets
@@ -36,6 +37,7 @@ _KINDS = frozenset(
         ("scalar", "Scalar"),
         ("sequence_feature", "Sequence"),
         ("tensor_feature", "Tensor"),
+        ("feature", "Tensor"),
         ("text_feature", "Text"),
     )
 )
@@ -268,9 +270,9 @@ def _open(
 
     features = builder.info.features
     return Source(
-        name=f"tfds:{name}",
-        class_names=tuple(features[label_key].names),
-        item_names=_ItemNames(splits, part_of, record),
+        name=printable(f"tfds:{name}"),
+        class_names=tuple(shown_apart(features[label_key].names)),
+        item_names=_ItemNames([*map(printable, splits)], part_of, record),
         labels=np.concatenate([part.labels[part.labels >= 0] for part in parts]),
         splits=np.array([split_of(split) for split in splits], dtype="U10")[part_of],
         read=lambda item: read_many([item])[0],
