@@ -70,9 +70,9 @@ class DataOptions:
     """What to learn from."""
 
     data: str = "silhouettes"
-    """Images: `silhouettes` (embedded), a folder or a .zip of {split}/{class}/... or {class}/...
-    (also by an address such as gs://bucket/photos), or a prepared TFDS data set: `tfds:NAME` in
-    --data-dir, or its folder."""
+    """Images: `silhouettes` (embedded), a folder or a .zip of {split}/{class}/...,
+    {class}/{split}/... or {class}/... (also by an address such as gs://bucket/photos), or a
+    prepared TFDS data set: `tfds:NAME` in --data-dir, or its folder."""
     other: str | None = None
     """More images, named like --data, whose classes join those of --data: with --positive they are
     the other side of a data set that holds dogs alone."""

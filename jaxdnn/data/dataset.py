@@ -20,7 +20,7 @@ from jaxdnn.data.pipeline import PixelStats
 from jaxdnn.data.reader import Inventory, Reader, image_bar, read_headers
 from jaxdnn.data.source import Source
 from jaxdnn.data.sources import combine, open_source
-from jaxdnn.data.splits import binarise_labels, train_validation_test
+from jaxdnn.data.splits import binarise_labels, missing_classes, train_validation_test
 from jaxdnn.errors import InputError
 from jaxdnn.options import DataOptions
 
@@ -87,8 +87,9 @@ class Dataset:
     def summary(self) -> str:
         """Return in a few lines what was found.
 
-        Numbers of images by class and split, sizes and modes as stored, what is among the test
-        images and among those to learn from, and the first images that were skipped.
+        Numbers of images by class and split, classes that a split lacks, sizes and modes as
+        stored, what is among the test images and among those to learn from, and the first images
+        that were skipped.
         """
         images = self.train.images
         sides = " x ".join(map(str, images.shape[1:]))
@@ -97,6 +98,7 @@ class Dataset:
             f"{len(self.validation.labels):,} to validate, {len(self.test.labels):,} to test, "
             f"{sides}{', streamed' if images.is_streamed else ''}",
             *self._classes(),
+            *missing_classes(self.class_names, self._counts()),
             *self.inventory.summary(_SIZES_SHOWN),
         ]
         if self.leakage:
@@ -107,10 +109,14 @@ class Dataset:
             lines.append(f"{len(self.skipped):,} skipped ({'; '.join(first)}{more})")
         return "\n  ".join(lines)
 
+    def _counts(self) -> dict[str, Any]:
+        parts = {"training": self.train, "validation": self.validation, "test": self.test}
+        num = len(self.class_names)
+        return {name: np.bincount(part.labels, minlength=num) for name, part in parts.items()}
+
     def _classes(self) -> list[str]:
         num = len(self.class_names)
-        parts = (self.train, self.validation, self.test)
-        counts = np.stack([np.bincount(part.labels, minlength=num) for part in parts], axis=1)
+        counts = np.stack([*self._counts().values()], axis=1)
         names = self.class_names[:_CLASSES_SHOWN]
         width = max(map(len, names))
         lines = [

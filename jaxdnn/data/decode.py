@@ -60,8 +60,115 @@ Stored = bytes | UInt8[np.ndarray, "stored_height stored_width stored_channel"]
 """One image as it is kept: encoded, or decoded already."""
 
 
+class OtherKind(NamedTuple):
+    """A kind of picture that is not read.
+
+    Attributes:
+      name: for people.
+      remedy: what to do about files of it.
+      suffixes: of its files, in lower case.
+      starts: what its files hold, at which byte.
+    """
+
+    name: str
+    remedy: str
+    suffixes: tuple[str, ...]
+    starts: tuple[tuple[int, bytes], ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name} is not read: {self.remedy}"
+
+
+_CONVERT = "convert to JPEG or PNG"
+OTHER_KINDS = (
+    OtherKind(
+        "HEIC",
+        f"{_CONVERT}, in Python with pillow-heif",
+        (".heic", ".heif", ".hif"),
+        ((4, b"ftyphe"), (4, b"ftypmif1"), (4, b"ftypmsf1")),
+    ),
+    OtherKind(
+        "JPEG 2000",
+        _CONVERT,
+        (".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc"),
+        ((0, b"\x00\x00\x00\x0cjP  "), (0, b"\xff\x4f\xff\x51")),
+    ),
+    OtherKind(
+        "JPEG XL",
+        f"{_CONVERT}, in Python with pillow-jxl-plugin",
+        (".jxl",),
+        ((0, b"\x00\x00\x00\x0cJXL "), (0, b"\xff\x0a")),
+    ),
+    OtherKind(
+        "a camera's raw format",
+        f"{_CONVERT}, in Python with rawpy",
+        (".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".pef", ".srw"),
+        ((0, b"FUJIFILMCCD"), (4, b"ftypcrx")),
+    ),
+    OtherKind("DICOM", f"{_CONVERT}, in Python with pydicom", (".dcm",), ((128, b"DICM"),)),
+    OtherKind("Photoshop's format", _CONVERT, (".psd", ".psb"), ((0, b"8BPS"),)),
+    OtherKind("OpenEXR or Radiance", _CONVERT, (".exr", ".hdr"), ((0, b"\x76\x2f\x31\x01"),)),
+    OtherKind(
+        "a drawing",
+        "export as PNG",
+        (".svg", ".svgz", ".eps", ".ai", ".pdf", ".wmf", ".emf", ".xcf"),
+        ((0, b"<svg"), (0, b"%!PS"), (0, b"%PDF")),
+    ),
+    OtherKind(
+        "an icon or texture",
+        _CONVERT,
+        (".ico", ".icns", ".cur", ".tga", ".pcx", ".dds", ".sgi", ".xbm", ".xpm"),
+        ((0, b"\x00\x00\x01\x00"), (0, b"DDS "), (0, b"icns")),
+    ),
+    OtherKind("an array", "save as PNG", (".npy", ".npz", ".mat"), ((0, b"\x93NUMPY"),)),
+    OtherKind(
+        "a video",
+        "save its frames as images",
+        (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".3gp", ".mpg", ".mpeg"),
+        ((4, b"ftypisom"), (4, b"ftypmp4"), (4, b"ftypqt"), (8, b"AVI ")),
+    ),
+)
+
+START_BYTES = 256
+"""Enough of a file for `other_kind` and `known_format`."""
+
+_STARTS = (
+    ("JPEG", 0, b"\xff\xd8\xff"),
+    ("PNG", 0, b"\x89PNG\r\n\x1a\n"),
+    ("GIF", 0, b"GIF8"),
+    ("BMP", 6, b"\x00\x00\x00\x00"),
+    ("TIFF", 0, b"II*\x00"),
+    ("TIFF", 0, b"MM\x00*"),
+    ("WEBP", 8, b"WEBPVP8"),
+    ("AVIF", 4, b"ftypavi"),
+)
+
+
+def other_kind(start: bytes) -> OtherKind | None:
+    """Return of which kind a picture is that is not read, by its first bytes."""
+    return next(
+        (
+            kind
+            for kind in OTHER_KINDS
+            if any(start.startswith(found, at) for at, found in kind.starts)
+        ),
+        None,
+    )
+
+
+def known_format(start: bytes) -> str | None:
+    """Return in which format a picture is that is read, by its first bytes."""
+    found = (name for name, at, magic in _STARTS if start.startswith(magic, at))
+    name = next(found, None)
+    return None if name == "BMP" and not start.startswith(b"BM") else name
+
+
 class UnreadableImage(InputError):
     """One image that cannot be used; the message is the reason, in words."""
+
+
+class ReadFailed(UnreadableImage):
+    """The machine failed, such as for want of memory; that says nothing about the image."""
 
 
 class Header(NamedTuple):
@@ -142,13 +249,18 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     except UnreadableImage:
         raise
     except UnidentifiedImageError as error:
+        kind = other_kind(data)
         raise UnreadableImage(
-            f"not an image of a known format ({', '.join(FORMATS)}), or damaged at its start"
+            str(kind)
+            if kind
+            else f"not an image of a known format ({', '.join(FORMATS)}), or damaged at its start"
         ) from error
     except Image.DecompressionBombError as error:
         numbers = re.findall(r"\d+", str(error))  # The error does not hold them otherwise.
         found = f"{int(numbers[0]):,} pixels" if numbers else "its pixels"
         raise UnreadableImage(f"{found} are more than the {MAX_PIXELS:,} allowed") from error
+    except MemoryError as error:
+        raise ReadFailed("not enough memory to decode it") from error
     except Exception as error:  # Pillow meets damaged bytes with errors of every type.
         reason = error or type(error).__name__
         raise UnreadableImage(f"damaged or incomplete: {reason}") from error

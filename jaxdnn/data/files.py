@@ -1,33 +1,64 @@
 """Image files below one root - a folder or a bucket - and the class and split of each.
 
 A bucket is any address that etils.epath opens, such as gs:// or s3://. Classes and splits follow
-from where files lie: {split}/{class}/… or {class}/…
+from where files lie: {split}/{class}/…, {class}/{split}/… or {class}/…
 """
 
 import contextlib
+import dataclasses
+import errno
 import functools
 import hashlib
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
-from jaxdnn.data.decode import UnreadableImage
+from jaxdnn.data.decode import (
+    OTHER_KINDS,
+    START_BYTES,
+    ReadFailed,
+    UnreadableImage,
+    known_format,
+    other_kind,
+)
 from jaxdnn.data.reader import map_in_order
 from jaxdnn.data.source import Source
 from jaxdnn.errors import InputError
 from jaxdnn.names import printable, shown_apart
 
+Result = TypeVar("Result")
+
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 _NETPBM_SUFFIXES = (".ppm", ".pgm", ".pbm", ".pnm")
-_OTHER_SUFFIXES = (".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif")
-_IMAGE_SUFFIXES = frozenset({*_JPEG_SUFFIXES, *_NETPBM_SUFFIXES, *_OTHER_SUFFIXES})
+_FURTHER_SUFFIXES = (".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif")
+_IMAGE_SUFFIXES = frozenset({*_JPEG_SUFFIXES, *_NETPBM_SUFFIXES, *_FURTHER_SUFFIXES})
+_OTHER_SUFFIXES = {suffix: kind for kind in OTHER_KINDS for suffix in kind.suffixes}
+_SUFFIX_OF = {
+    **{"JPEG": ".jpg", "PNG": ".png", "GIF": ".gif", "BMP": ".bmp"},
+    **{"TIFF": ".tif", "WEBP": ".webp", "AVIF": ".avif"},
+}
+_MOST_FOLDERS = 3
+# Endings of which some files are opened, and how many of each.
+_MOST_OPENED, _MOST_EXAMPLES = 20, 5
 MAX_FILE_BYTES = 256 * 2**20
 """Larger files and archive members are not read: no photograph is, a zip bomb may be."""
+
+_PASSING = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("EMFILE", "ENFILE", "ENOMEM", "ENOBUFS", "EAGAIN", "EINTR", "EBUSY", "EIO", "EREMOTEIO"),
+        *("ESTALE", "ETIMEDOUT", "ENOTCONN", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN"),
+        *("ENETUNREACH", "ENETRESET", "ECONNRESET", "ECONNABORTED", "ECONNREFUSED"),
+    )
+    if hasattr(errno, name)
+)
+_WAIT_SECONDS = (0.05, 0.2, 1.0)
 
 _AT_A_TIME = 32  # Answers from afar are waited for, not worked for.
 
@@ -47,19 +78,23 @@ class Files:
       names: paths relative to the root with "/" between the parts, sorted.
       read: the bytes of the file at that place in `names`; thread-safe; raises UnreadableImage.
       fingerprint: returns a hash of names, sizes and times of change, in a zip of checksums.
-      ignored: what a user may take for images and is none, with the reason.
+      ignored: what is or may hold images and is not read, with the reason; of files one entry for
+        each kind.
+      others: what else is there, likewise.
     """
 
     names: tuple[str, ...]
     read: Callable[[int], bytes]
     fingerprint: Callable[[], str]
     ignored: tuple[tuple[str, str], ...] = ()
+    others: tuple[tuple[str, str], ...] = ()
 
 
 def list_files(
     found: Iterable[str],
     *,
     read: Callable[[str], bytes],
+    start: Callable[[str], bytes],
     stamp: Callable[[str], str],
     ignored: Sequence[tuple[str, str]] = (),
     map_stamps: Callable[..., Iterable[str]] = map,
@@ -69,15 +104,16 @@ def list_files(
     Args:
       found: relative paths of files, and of folders with "/" at the end.
       read: the bytes of a file; thread-safe; raises UnreadableImage.
+      start: the first START_BYTES bytes of a file, or what can be read of them.
       stamp: another text for every change of a file.
       ignored: what else was found, with the reason.
       map_stamps: stands for `map` where stamps come from afar.
     """
-    found = list(found)
+    found = [name for name in found if is_shown(name)]
     names = tuple(sorted(filter(_is_image, found)))
-    used = {name[: end + 1] for name in names for end, c in enumerate(name) if c == "/"}
-    empty = sorted(name for name in found if name.endswith("/") and name not in used)
     zips = sorted(filter(_is_zip, found))
+    rest = [name for name in found if not (_is_image(name) or _is_zip(name))]
+    pictures, others = _by_kind([name for name in rest if not name.endswith("/")], start)
     return Files(
         names=names,
         read=lambda index: read(names[index]),
@@ -86,10 +122,61 @@ def list_files(
         ),
         ignored=(
             *ignored,
-            *((name, "a folder without images") for name in empty),
+            *pictures,
             *((name, "a zip inside is not opened: unpack it") for name in zips),
         ),
+        others=(*_empty([name for name in rest if name.endswith("/")], names), *others),
     )
+
+
+def _empty(folders: Iterable[str], names: Iterable[str]) -> list[tuple[str, str]]:
+    """Name the folders without images; many of them in one entry, not to hide the rest."""
+    used = {name[: end + 1] for name in names for end, c in enumerate(name) if c == "/"}
+    empty = sorted(folder for folder in folders if folder not in used)
+    if len(empty) <= _MOST_FOLDERS:
+        return [(folder, "a folder without images that are read") for folder in empty]
+    reason = f"without images that are read, such as {', '.join(empty[:_MOST_FOLDERS])}"
+    return [(f"{len(empty):,} folders", reason)]
+
+
+def _by_kind(
+    names: Iterable[str], start: Callable[[str], bytes]
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Return an entry for each ending of files that hold pictures, and one for all others."""
+    by_suffix: dict[str, list[str]] = {}
+    for name in sorted(names):
+        by_suffix.setdefault(os.path.splitext(name)[1].lower(), []).append(name)
+    commonest = sorted(by_suffix.items(), key=lambda entry: -len(entry[1]))
+    pictures, others = [], []
+    for place, (suffix, found) in enumerate(commonest):
+        kind, example = _OTHER_SUFFIXES.get(suffix), found[0]
+        reason = str(kind) if kind else ""
+        if not kind and place < _MOST_OPENED:
+            reason, example = _opened_kind(found, start)
+        if reason:
+            shown = f"{len(found):,}, such as {example}: {reason}"
+            pictures.append((f"*{suffix}" if suffix else "files without an ending", shown))
+        else:
+            others.append((suffix, found))
+    if not others:
+        return pictures, []
+    num = sum(len(found) for _, found in others)
+    endings = ", ".join(f"{suffix or 'none'} {len(found):,}" for suffix, found in others[:5])
+    more = f", … {len(others) - 5:,} more" if len(others) > 5 else ""
+    example = others[0][1][0]
+    reason = f"{num:,} that are no images, by ending: {endings}{more}; such as {example}"
+    return pictures, [("other files", reason)]
+
+
+def _opened_kind(names: Sequence[str], start: Callable[[str], bytes]) -> tuple[str, str]:
+    """Look into some files of one ending: why pictures are not read, and which; '' if none is."""
+    for name in names[:: max(1, len(names) // _MOST_EXAMPLES)]:
+        data = start(name)
+        if found := known_format(data):
+            return f"{found} by another name: rename to *{_SUFFIX_OF[found]}", name
+        if kind := other_kind(data):
+            return str(kind), name
+    return "", names[0]
 
 
 def _is_image(name: str) -> bool:
@@ -128,30 +215,99 @@ def _stamp(path: str | Path) -> str:
     return f"{status.st_size}:{status.st_mtime_ns}:{status.st_mode:o}"
 
 
+def is_passing(error: BaseException) -> bool:
+    """Whether an error is the machine's, for now, and says nothing about what was to be read."""
+    if isinstance(error, MemoryError | TimeoutError | ConnectionError):
+        return True
+    return isinstance(error, OSError) and error.errno in _PASSING
+
+
+def patiently(act: Callable[[], Result], *, passing: Callable[..., bool] = is_passing) -> Result:
+    """Return what `act` gives; where the machine fails, after some more attempts.
+
+    Raises:
+      Exception: the last of those of `act`.
+    """
+    for seconds in _WAIT_SECONDS:
+        try:
+            return act()
+        except Exception as error:
+            if not passing(error):
+                raise
+        time.sleep(seconds)
+    return act()
+
+
 def read_file(path: str | Path, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """Read a whole file of bounded size. Raises UnreadableImage with the reason."""
+    return _read_stamped(path, max_bytes)[0]
+
+
+def _read_stamped(path: str | Path, max_bytes: int) -> tuple[bytes, int]:
+    """Read a whole file; with a number that changes with its size and its time of change."""
+
+    def read() -> tuple[bytes, int]:
+        with open(path, "rb") as file:
+            data = file.read(max_bytes + 1)
+            status = os.fstat(file.fileno())
+        return bounded(data, max_bytes), hash((status.st_size, status.st_mtime_ns)) or 1
+
+    try:
+        return patiently(read)
+    except (OSError, MemoryError) as error:
+        raise unreadable(error) from error
+
+
+def unreadable(error: Exception, where: str = "cannot be read") -> UnreadableImage:
+    """Return the exception for an image that could not be read."""
+    kind = ReadFailed if is_passing(error) else UnreadableImage
+    said = error.strerror if isinstance(error, OSError) else None
+    return kind(f"{where}: {said or str(error) or type(error).__name__}")
+
+
+def _steady(root: str | Path, names: Sequence[str]) -> Callable[[int], bytes]:
+    """Return what reads the file at a place in `names`, as long as it stays what it was at first.
+
+    What a run trains with must not change while it does.
+    """
+    seen = np.zeros(len(names), np.int64)
+
+    def read(index: int) -> bytes:
+        data, stamp = _read_stamped(os.path.join(root, names[index]), MAX_FILE_BYTES)
+        if seen[index] not in (0, stamp):
+            raise ReadFailed("it has changed since it was first read, in size or time")
+        seen[index] = stamp
+        return data
+
+    return read
+
+
+def _read_start(path: str | Path) -> bytes:
     try:
         with open(path, "rb") as file:
-            return bounded(file.read(max_bytes + 1), max_bytes)
-    except OSError as error:
-        raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error
+            return file.read(START_BYTES)
+    except OSError:  # It is not read in any case.
+        return b""
 
 
 def folder_files(root: str | Path) -> Files:
     """List the images below a folder; linked folders are followed, each folder once.
 
-    A folder inside that cannot be listed is ignored.
+    A folder inside that cannot be listed is ignored. A file that is read again and has changed in
+    between cannot be read any more.
 
     Raises:
       InputError: the folder itself cannot be listed.
     """
     closed: list[tuple[str, str]] = []
-    return list_files(
+    files = list_files(
         _walk(str(root), "", set(), closed),
         read=lambda name: read_file(os.path.join(root, name)),
+        start=lambda name: _read_start(os.path.join(root, name)),
         stamp=lambda name: _stamp(os.path.join(root, name)),
         ignored=closed,
     )
+    return dataclasses.replace(files, read=_steady(root, files.names))
 
 
 def folder_fingerprint(folder: Path) -> str:
@@ -165,9 +321,9 @@ def _walk(
 ) -> Iterator[str]:
     try:
         status = os.stat(folder)
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        entries = patiently(lambda: sorted(os.scandir(folder), key=lambda entry: entry.name))
     except OSError as error:
-        if prefix:
+        if prefix and not is_passing(error):
             closed.append((prefix, f"a folder that cannot be listed: {error.strerror}"))
             return
         raise InputError(
@@ -181,7 +337,7 @@ def _walk(
         name = prefix + entry.name
         if not entry.name.startswith(".") and _is_folder(entry):
             yield from _walk(entry.path, name + "/", visited, closed)
-        elif (_is_image(name) or _is_zip(name)) and _is_file(entry):
+        elif not entry.name.startswith(".") and _is_file(entry):
             yield name
     if prefix:
         yield prefix
@@ -233,14 +389,25 @@ def remote_files(root: str) -> Files:
         top = _open_address(root)
         found = list(_walk_bucket(top, ""))
 
+    def whole(name: str) -> bytes:
+        with (top / name).open("rb") as file:
+            return bounded(file.read(MAX_FILE_BYTES + 1), MAX_FILE_BYTES)
+
     def read(name: str) -> bytes:
         try:
-            with (top / name).open("rb") as file:
-                return bounded(file.read(MAX_FILE_BYTES + 1), MAX_FILE_BYTES)
+            return patiently(lambda: whole(name), passing=_is_passing_afar)
         except UnreadableImage:
             raise
-        except Exception as error:  # Of a type that depends on who keeps the bucket.
-            raise UnreadableImage(f"cannot be read: {error}") from error
+        except Exception as error:
+            kind = ReadFailed if _is_passing_afar(error) else UnreadableImage
+            raise kind(f"cannot be read: {error}") from error
+
+    def start(name: str) -> bytes:
+        try:
+            with (top / name).open("rb") as file:
+                return file.read(START_BYTES)
+        except Exception:  # It is not read in any case.
+            return b""
 
     def stamp(name: str) -> str:
         try:
@@ -250,7 +417,13 @@ def remote_files(root: str) -> Files:
         return f"{status.length}:{status.mtime}"
 
     in_threads = functools.partial(map_in_order, max_workers=_AT_A_TIME)
-    return list_files(found, read=read, stamp=stamp, map_stamps=in_threads)
+    return list_files(found, read=read, start=start, stamp=stamp, map_stamps=in_threads)
+
+
+def _is_passing_afar(error: BaseException) -> bool:
+    # Of a type that depends on who keeps the bucket, but for these.
+    lasting = (FileNotFoundError, PermissionError, IsADirectoryError, UnreadableImage)
+    return not isinstance(error, lasting)
 
 
 def _open_address(address: str) -> Any:
@@ -264,8 +437,8 @@ def _walk_bucket(folder: Any, prefix: str) -> Iterator[str]:
         name = prefix + path.name
         if _is_image(name) or _is_zip(name):  # Asking what it is would be a call for each.
             yield name
-        elif is_shown(name) and path.is_dir():
-            yield from _walk_bucket(path, name + "/")
+        elif is_shown(name):
+            yield from _walk_bucket(path, name + "/") if path.is_dir() else (name,)
     if prefix:
         yield prefix
 
@@ -298,9 +471,10 @@ def split_of(name: str) -> str:
 def labelled_source(files: Files, *, name: str, home: str | Path) -> Source:
     """Find the class and split of every file; folders below the class's own do not matter.
 
-    A single folder around all others is opened. Files that lie next to the class folders
-    are left without a label. A class is what the disk calls it, byte for byte; only what is shown
-    of its name is made fit for that.
+    A single folder around all others is opened. Where every image of every class lies in a folder
+    of a split, such as dog/train/1.png, that is its split; where only some do, all are the class's.
+    Files that lie next to the class folders are left without a label. A class is what the disk
+    calls it, byte for byte; only what is shown of its name is made fit for that.
 
     Args:
       files: images and other files, as found.
@@ -310,7 +484,12 @@ def labelled_source(files: Files, *, name: str, home: str | Path) -> Source:
     Raises:
       InputError: no image, no class folder, one class only, or split folders mixed with others.
     """
-    folders = _class_and_split(files.names, name)
+    if not files.names:
+        instead = "".join(f"; {printable(f'{kind}: {reason}')}" for kind, reason in files.ignored)
+        raise InputError(
+            f"no images in {name}{instead}; {_EXPECTED}; put images there or change --data"
+        )
+    folders, notes = _class_and_split(files.names, name)
     heads = [file.rpartition("/")[0] for file in files.names]
     indices = [index for index, head in enumerate(heads) if folders[head] is not None]
     if not indices:
@@ -338,29 +517,42 @@ def labelled_source(files: Files, *, name: str, home: str | Path) -> Source:
             for file, head in zip(files.names, heads, strict=True)
             if folders[head] is None
         ),
-        ignored=tuple((printable(name), printable(reason)) for name, reason in files.ignored),
+        ignored=tuple(
+            (printable(found), printable(reason))
+            for found, reason in (*files.ignored, *notes, *files.others)
+        ),
         home=str(home) if is_remote(home) else Path(home),
         fingerprint=files.fingerprint,
     )
 
 
-def _class_and_split(names: Sequence[str], origin: str) -> dict[str, tuple[str, str] | None]:
-    """Return class and split ('' if none) for each folder that holds files; None outside."""
+def _class_and_split(
+    names: Sequence[str], origin: str
+) -> tuple[dict[str, tuple[str, str] | None], list[tuple[str, str]]]:
+    """Return class and split ('' if none) for each folder that holds files; None outside.
+
+    With them, folders of a split's name that were taken for no split, and why.
+    """
     # By the folders that occur: they are few, the files may be millions.
     heads = {name.rpartition("/")[0] for name in names}
     paths = {head: tuple(head.split("/")) if head else () for head in heads}
-    if not names:
-        raise InputError(f"no images in {origin}; {_EXPECTED}; put images there or change --data")
     num_wrapping = _num_wrapping([*paths.values()])
     paths = {head: path[num_wrapping:] for head, path in paths.items()}
-    has_splits = _has_splits([*paths.values()], origin)
-    depth = 2 if has_splits else 1
-    return {
-        head: (path[depth - 1], split_of(path[0]) if has_splits else "")
-        if len(path) >= depth
-        else None
-        for head, path in paths.items()
-    }
+    inside = [path for path in paths.values() if path]
+    if _has_splits(inside, origin):
+        return {
+            head: (path[1], split_of(path[0])) if len(path) > 1 else None
+            for head, path in paths.items()
+        }, []
+    named = {path[:2] for path in inside if len(path) > 1 and split_of(path[1])}
+    splits = {split_of(split) for _, split in named}
+    if "train" in splits and all(path[:2] in named for path in inside):
+        return {
+            head: (path[0], split_of(path[1])) if path else None for head, path in paths.items()
+        }, []
+    reason = "a split's name inside a class, but not every image lies in one: all are the class's"
+    notes = [("/".join(path) + "/", reason) for path in sorted(named)[:_MOST_FOLDERS]]
+    return {head: (path[0], "") if path else None for head, path in paths.items()}, notes
 
 
 def _num_wrapping(paths: list[tuple[str, ...]]) -> int:
@@ -374,7 +566,7 @@ def _num_wrapping(paths: list[tuple[str, ...]]) -> int:
 
 
 def _has_splits(paths: list[tuple[str, ...]], origin: str) -> bool:
-    tops = {path[0] for path in paths if path}
+    tops = {path[0] for path in paths}
     splits = {top for top in tops if split_of(top)}
     nested = any(len(path) > 1 and path[0] in splits for path in paths)
     if splits and splits != tops and nested:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from jaxdnn.data.reader import Inventory, OnDone, Reader, ReadImage, Survey
 from jaxdnn.data.source import Source
+from jaxdnn.data.splits import missing_classes
 from jaxdnn.run_folder import atomic_write
 
 _THUMBNAIL = 96
@@ -129,6 +130,8 @@ def text(about: dict[str, Any], *, num_shown: int = 10) -> str:
         bad = sum(about["unreadable"][name].values())
         row = f"{name:24}" + "".join(f"{counts[split]:12,}" for split in splits)
         lines.append(row + (f"   {bad:,} unreadable" if bad else ""))
+    counted = {s: [counts[s] for counts in about["images"].values()] for s in splits if s != _WHOLE}
+    lines += missing_classes([*about["images"]], counted)
     lines += Inventory(Counter(about["sizes"]), Counter(about["modes"])).summary(num_shown)
     groups = [" = ".join(group) for group in about["duplicates"]]
     lines += _some("the same image", groups, num_shown)

@@ -104,6 +104,11 @@ def _stage(reader: Reader, staging: Staging, on_done: OnDone) -> None:
     keeps_bytes = reader.image_size is None and reader.channels is None
 
     def finish(image: ReadImage) -> tuple[Entry, bytes]:
+        if image.has_failed:
+            raise InputError(
+                f"{reader.source.item_names[image.item]} cannot be read for now ({image.reason}); "
+                "what is there stays valid; call again to go on"
+            )
         if image.pixels is None or image.header is None:
             return Entry(image.item, reason=image.reason), b""
         if keeps_bytes and image.is_encoded:

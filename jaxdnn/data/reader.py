@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8, UInt64
 
 from jaxdnn.data.cache import PixelCache
-from jaxdnn.data.decode import Header, Stored, UnreadableImage, decode, read_header
+from jaxdnn.data.decode import Header, ReadFailed, Stored, UnreadableImage, decode, read_header
 from jaxdnn.data.source import Source
 from jaxdnn.errors import InputError
 from jaxdnn.names import printable
@@ -107,6 +107,7 @@ class ReadImage(NamedTuple):
       digest: 64-bit hash of what is stored; 0 where it is unreadable.
       is_encoded: whether the source holds bytes and no array.
       reason: why it is unreadable; '' where it is not.
+      has_failed: whether that was the machine's fault.
     """
 
     place: int
@@ -116,6 +117,7 @@ class ReadImage(NamedTuple):
     digest: int = 0
     is_encoded: bool = False
     reason: str = ""
+    has_failed: bool = False
 
 
 @dataclass
@@ -153,11 +155,13 @@ class Survey:
       digests: 64-bit hash of what is stored; 0 where it could not be read.
       reasons: why an item is unreadable, by index.
       inventory: sizes and modes of the others.
+      failed: the unreadable items that the machine failed to read, and that it may read next time.
     """
 
     digests: UInt64[np.ndarray, " num_items"]
     reasons: dict[int, str] = field(default_factory=dict)
     inventory: Inventory = field(default_factory=Inventory)
+    failed: set[int] = field(default_factory=set)
 
     @property
     def is_readable(self) -> Bool[np.ndarray, " num_items"]:
@@ -173,6 +177,8 @@ class Survey:
             self.inventory.add(image.header)
         else:
             self.reasons[image.item] = image.reason
+            if image.has_failed:
+                self.failed.add(image.item)
 
 
 @dataclass(frozen=True)
@@ -266,7 +272,8 @@ class Reader:
                 pixels, header = self._decode(item, stored)
             digest = digest_of(stored)
         except UnreadableImage as error:
-            return ReadImage(place, item, reason=printable(str(error)))
+            failed = isinstance(error, ReadFailed)
+            return ReadImage(place, item, reason=printable(str(error)), has_failed=failed)
         return ReadImage(place, item, pixels, header, digest, isinstance(stored, bytes))
 
     def _cached(self, item: int) -> np.ndarray | None:
@@ -311,8 +318,8 @@ class Reader:
             except UnreadableImage as error:
                 raise InputError(
                     f"{self.source.item_names[item]} in {self.source.name} cannot be read any more "
-                    f"({error}); expected the images that the run began with; put it back, or "
-                    "train again"
+                    f"({error}); expected the images that the run began with; put it back and "
+                    "resume, or train again"
                 ) from error
         return chunk.batch
 

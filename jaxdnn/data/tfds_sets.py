@@ -15,8 +15,14 @@ import numpy as np
 from jaxtyping import Int32
 
 from jaxdnn.data.cache import cache_dir, concurrent_write, key_of
-from jaxdnn.data.decode import UnreadableImage
-from jaxdnn.data.files import first_line, folder_fingerprint, split_of
+from jaxdnn.data.decode import ReadFailed, UnreadableImage
+from jaxdnn.data.files import (
+    first_line,
+    folder_fingerprint,
+    is_passing,
+    patiently,
+    split_of,
+)
 from jaxdnn.data.reader import OnDone, image_bar
 from jaxdnn.data.source import Source
 from jaxdnn.errors import InputError
@@ -255,6 +261,9 @@ def _open(
                 f"{split}; expected all; prepare it again with file_format='array_record'"
             )
     _load_labels(parts, folder, progress=progress, kept_bytes=kept_bytes)
+    class_names = shown_apart(builder.info.features[label_key].names)
+    for split, part in zip(splits, parts, strict=True):
+        _check_labels(name, split, part.labels, len(class_names))
     records = [np.flatnonzero(part.labels >= 0) for part in parts]  # -1: a test without answers.
     part_of = np.repeat(np.arange(len(parts), dtype=np.int8), [len(found) for found in records])
     record = np.concatenate(records).astype(np.int64)
@@ -271,7 +280,7 @@ def _open(
     features = builder.info.features
     return Source(
         name=printable(f"tfds:{name}"),
-        class_names=tuple(shown_apart(features[label_key].names)),
+        class_names=tuple(class_names),
         item_names=_ItemNames([*map(printable, splits)], part_of, record),
         labels=np.concatenate([part.labels[part.labels >= 0] for part in parts]),
         splits=np.array([split_of(split) for split in splits], dtype="U10")[part_of],
@@ -281,6 +290,16 @@ def _open(
         fingerprint=lambda: folder_fingerprint(folder),
         read_many=read_many,
     )
+
+
+def _check_labels(name: str, split: str, labels: np.ndarray, num_classes: int) -> None:
+    wrong = np.flatnonzero((labels < -1) | (labels >= num_classes))
+    if len(wrong):
+        raise InputError(
+            f"data set {name!r} has the label {labels[wrong[0]]} in record {wrong[0]} of its split "
+            f"{split}, and {len(wrong) - 1:,} more like it; expected 0 to {num_classes - 1}, as it "
+            f"has {num_classes} class names, or -1 for none; prepare it again"
+        )
 
 
 class _Records:
@@ -313,9 +332,11 @@ class _Records:
         if self._images:
             return [self._images[place] for place in places]
         try:
-            found = self._records.__getitems__([int(place) for place in places])
+            found = patiently(lambda: self._records.__getitems__([int(each) for each in places]))
             return [record[self._image_key] for record in found]
         except Exception as error:  # RuntimeError, ValueError, OSError, … by file format.
+            if is_passing(error):
+                raise ReadFailed(f"cannot be read: {error}") from error
             raise UnreadableImage(f"damaged record: {error}") from error
 
 
@@ -342,7 +363,7 @@ def _load_labels(
     num, num_bytes = sum(map(len, parts)), sum(path.stat().st_size for path in files)
     keep = num_bytes <= kept_bytes
     stored = None if keep else cache_dir(folder)
-    path = stored / f"labels-{key_of(folder_fingerprint(folder))}.npy" if stored else None
+    path = stored / f"labels-{key_of(folder_fingerprint(folder))}.npz" if stored else None
     if path is not None and _load_kept(parts, path):
         return
     per_read = max(1, min(_RECORDS_PER_READ, _BYTES_PER_READ * num // max(num_bytes, 1)))
@@ -355,8 +376,9 @@ def _load_labels(
 
 def _load_kept(parts: Sequence[_Records], path: Path) -> bool:
     try:
-        labels = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            labels = arrays["labels"]
+    except Exception:  # Missing or damaged, in any of the ways of zip and npy.
         return False
     if labels.dtype != np.int32 or labels.shape != (sum(map(len, parts)),):
         return False
@@ -372,4 +394,5 @@ def _keep(parts: Sequence[_Records], path: Path) -> None:
         concurrent_write(path) as draft,
         draft.open("wb") as file,
     ):
-        np.save(file, np.concatenate([part.labels for part in parts]))
+        # In a zip, which has a checksum.
+        np.savez(file, labels=np.concatenate([part.labels for part in parts]))

@@ -17,20 +17,22 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
 
-from jaxdnn.data.decode import UnreadableImage
+from jaxdnn.data.decode import START_BYTES, UnreadableImage
 from jaxdnn.data.files import (
     MAX_FILE_BYTES,
     Files,
     bounded,
     is_remote,
-    is_shown,
     list_files,
     open_remote,
+    patiently,
+    unreadable,
 )
 from jaxdnn.errors import InputError
 
 Member = TypeVar("Member")
 
+_DAMAGE = (*(zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, MemoryError),)
 _UNSAFE = "its path points outside the archive"
 _HEADER = struct.Struct("<4s5H3L2H")
 _MAGIC, _DESCRIPTOR = b"PK\x03\x04", b"PK\x07\x08"
@@ -49,7 +51,7 @@ def zip_files(path: str | Path, *, max_bytes: int = MAX_FILE_BYTES) -> Files:
       InputError: no zip, or encrypted.
     """
     try:
-        archive = _open(path)
+        archive = patiently(lambda: _open(path))
     except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
         if isinstance(error, zipfile.BadZipFile) and (found := _cut(path, max_bytes)):
             return found
@@ -60,8 +62,9 @@ def zip_files(path: str | Path, *, max_bytes: int = MAX_FILE_BYTES) -> Files:
     members, unsafe = _by_name((info.filename, info) for info in archive.infolist())
     lock = threading.Lock()
     files = list_files(
-        filter(is_shown, members),
+        members,
         read=lambda name: _read_member(archive, members[name], lock, max_bytes),
+        start=lambda name: _start_of(archive, members[name], lock),
         stamp=lambda name: f"{members[name].file_size}:{members[name].CRC}",
         ignored=unsafe,
     )
@@ -99,8 +102,9 @@ def _cut(path: str | Path, max_bytes: int) -> Files | None:
     members, unsafe = _by_name((member.name, member) for member in listed)
     lost = f"cut short: the {len(listed):,} members before the cut are read, what followed is lost"
     return list_files(
-        filter(is_shown, members),
+        members,
         read=lambda name: _read_stored(open_file, members[name], max_bytes),
+        start=lambda name: _start_of_stored(open_file, members[name]),
         stamp=lambda name: f"{members[name].crc}",
         ignored=((Path(path).name, lost), *unsafe),
     )
@@ -125,7 +129,8 @@ def _read_member(
 ) -> bytes:
     if info.file_size > max_bytes:
         raise UnreadableImage(f"{info.file_size:,} bytes are more than the {max_bytes:,} allowed")
-    try:
+
+    def read() -> bytes:
         with lock:  # ZipFile counts its open members without one; reads have a lock of their own.
             member = archive.open(info)
         try:
@@ -133,8 +138,19 @@ def _read_member(
         finally:
             with lock:
                 member.close()
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
-        raise UnreadableImage(f"damaged in the zip: {error}") from error
+
+    try:
+        return patiently(read)
+    except _DAMAGE as error:
+        raise unreadable(error, "damaged in the zip") from error
+
+
+def _start_of(archive: zipfile.ZipFile, info: zipfile.ZipInfo, lock: threading.Lock) -> bytes:
+    try:
+        with lock, archive.open(info) as member:
+            return member.read(START_BYTES)
+    except Exception:  # Damaged or encrypted; it is not read in any case.
+        return b""
 
 
 class _Member(NamedTuple):
@@ -162,16 +178,27 @@ def _whole_members(file: BinaryIO) -> list[_Member]:
     return members
 
 
+def _start_of_stored(open_file: Callable[[], BinaryIO], member: _Member) -> bytes:
+    try:
+        return _read_stored(open_file, member, MAX_FILE_BYTES)[:START_BYTES]
+    except UnreadableImage:  # It is not read in any case.
+        return b""
+
+
 def _read_stored(open_file: Callable[[], BinaryIO], member: _Member, max_bytes: int) -> bytes:
     """Return the bytes of a member. Raises UnreadableImage."""
-    try:
+
+    def read() -> bytes:
         with open_file() as file:
             file.seek(member.start)
-            stored = file.read(min(member.length, max_bytes))
+            return file.read(min(member.length, max_bytes))
+
+    try:
+        stored = patiently(read)
         is_plain = member.method == zipfile.ZIP_STORED
         data = stored if is_plain else zlib.decompressobj(-15).decompress(stored, max_bytes)
-    except (OSError, zlib.error) as error:
-        raise UnreadableImage(f"damaged in the zip: {error}") from error
+    except _DAMAGE as error:
+        raise unreadable(error, "damaged in the zip") from error
     if zlib.crc32(data) != member.crc:
         raise UnreadableImage("damaged in the zip: wrong checksum")
     return data

@@ -1,16 +1,17 @@
 """Folders and buckets: the same labelled images, and one clear line where there are none."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from etils import epath
 
-from jaxdnn.data import Source, UnreadableImage, image_folder, image_zip, open_source
+from jaxdnn.data import Source, UnreadableImage, image_folder, image_zip, open_source, read_images
 from jaxdnn.data.files import folder_files, read_file, remote_files
 from jaxdnn.errors import InputError
-from tests.hostile_files import foreign_names
+from tests.hostile_files import foreign_names, with_unread
 
 from .helpers import assert_same, decode, loaded, photos, png, write, write_folder, write_zip
 
@@ -141,6 +142,56 @@ def test_a_class_is_what_the_disk_calls_it_and_is_shown_apart(tmp_path):
     }
     # The two spellings of one letter look the same among the files, whose names nobody compares.
     assert len(folders) == 7
+
+
+@both
+def test_images_that_are_not_read_are_counted_and_named_by_kind(tmp_path, kind):
+    folder = with_unread(tmp_path / "photos")
+    for number in range(9):
+        (folder / f"empty{number}").mkdir()
+    source = image_folder(folder)
+    if kind == "zip":
+        shutil.make_archive(str(tmp_path / "packed"), "zip", folder)
+        source = image_zip(tmp_path / "packed.zip")
+    told = dict(source.ignored)
+    assert len(source.labels) == 24
+    assert list(told) == [
+        *("files without an ending", "*.heic", "*.jpg_large", "*.jp2", "9 folders", "other files")
+    ]
+    assert told["files without an ending"] == (
+        "3, such as cat/0: PNG by another name: rename to *.png"
+    )
+    assert "3, such as dog/0.heic: HEIC is not read: convert" in told["*.heic"]
+    assert "pillow-heif" in told["*.heic"]
+    assert "JPEG 2000 is not read" in told["*.jp2"]
+    assert "1, such as bird/9.jpg_large: PNG by another name" in told["*.jpg_large"]
+    assert ".txt 1" in told["other files"]
+
+
+def test_a_folder_of_other_kinds_alone_says_which(tmp_path):
+    write(tmp_path / "cat/1.heic", b"\x00\x00\x00\x18ftypheic")
+    with pytest.raises(InputError, match=r"no images in .*; \*.heic: 1, .*pillow-heif; expected"):
+        image_folder(tmp_path)
+    read = dict(read_images([tmp_path, tmp_path / "cat/1.heic"], image_size=4, channels=1))
+    assert len(read) == 2
+    assert all("HEIC is not read: convert" in str(why) for why in read.values())
+
+
+@both
+def test_splits_inside_the_classes_are_splits(tmp_path, kind):
+    names = [f"{c}/{s}/x/{c}.png" for c in ("cat", "dog") for s in ("Train", "val", "test")]
+    source = either(tmp_path, kind, [*names, "cover.png"])
+    parts = ("train", "validation", "test")
+    assert items(source) == {(part, name) for part in parts for name in ("cat", "dog")}
+
+
+@both
+def test_splits_inside_some_classes_are_said_to_be_none(tmp_path, kind):
+    source = either(tmp_path, kind, ["cat/train/1.png", "cat/test/2.png", "dog/1.png"])
+    assert items(source) == {("", "cat"), ("", "dog")}
+    told = dict(source.ignored)
+    assert told.keys() == {"cat/train/", "cat/test/"}
+    assert "a split's name inside a class" in told["cat/train/"]
 
 
 @both

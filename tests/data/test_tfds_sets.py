@@ -196,13 +196,28 @@ def test_large_sets_are_read_by_place_and_keep_their_labels(
         assert source.read_many is not None
         assert source.read_many(order) == [small.read(item) for item in order]
         assert source.read_together(order)(7) == source.read(7) == small.read(7)
-    (kept,) = folder.glob(".jaxdnn/labels-*.npy")
-    cut, few = kept.read_bytes()[:-3], io.BytesIO()
-    np.save(few, np.zeros(3, np.int32))
-    for damaged in (cut, few.getvalue()):
+    (kept,) = folder.glob(".jaxdnn/labels-*.npz")
+    stored, few = kept.read_bytes(), io.BytesIO()
+    np.savez(few, labels=np.zeros(3, np.int32))
+    at = stored.index(small.labels.tobytes()[:20])
+    flipped = stored[:at] + bytes([1 - stored[at]]) + stored[at + 1 :]
+    for damaged in (stored[:-3], few.getvalue(), flipped):
         kept.write_bytes(damaged)
         read = tfds(name, str(tmp_path), kept_bytes=0)
         chex.assert_trees_all_equal(read.labels, small.labels)
+
+
+@pytest.mark.parametrize("label", [2, -2])
+def test_labels_outside_the_classes_are_one_line(two_colours, monkeypatch, label):
+    load = _Records.load
+
+    def spoiled(self: _Records, **options: Any) -> None:
+        load(self, **options)
+        self.labels[3] = label
+
+    monkeypatch.setattr(_Records, "load", spoiled)
+    with pytest.raises(InputError, match=rf"label {label} in record 3 .*expected 0 to 1, as it"):
+        tfds("two_colours", two_colours)
 
 
 @pytest.mark.slow
