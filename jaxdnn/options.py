@@ -118,6 +118,10 @@ class DataOptions:
         for name in ("max_memory_gib", "cache_gib"):
             _check_range(self, name, 0)
         check(
+            self.other != self.data,
+            f"--other is {self.other}, as --data is; name other images, or leave it out",
+        )
+        check(
             self.data_dir is None
             or any((name or "").startswith("tfds:") for name in (self.data, self.other)),
             f"--data-dir is for --data tfds:NAME, not for --data {self.data}; leave it out",

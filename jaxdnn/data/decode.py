@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageChops, UnidentifiedImageError
 
+from jaxdnn.data.kinds import other_kind
 from jaxdnn.errors import InputError
 
 MAX_PIXELS = 100_000_000
@@ -45,6 +46,11 @@ _EXIF_ORIENTATION = 0x0112
 _DRAFT_MARGIN = 2  # Nearer to the target, photographs differ visibly from a full decoding.
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 
+_TOO_DARK = (
+    "16 bits, but no value above 255: black at that depth; if the values are meant for 8 bits, "
+    "save it with 8 bits"
+)
+
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _START = _SIGNATURE + struct.pack(">I", 13) + b"IHDR"
 _DATA_AT = len(_START) + 13 + 4
@@ -60,109 +66,6 @@ Stored = bytes | UInt8[np.ndarray, "stored_height stored_width stored_channel"]
 """One image as it is kept: encoded, or decoded already."""
 
 
-class OtherKind(NamedTuple):
-    """A kind of picture that is not read.
-
-    Attributes:
-      name: for people.
-      remedy: what to do about files of it.
-      suffixes: of its files, in lower case.
-      starts: what its files hold, at which byte.
-    """
-
-    name: str
-    remedy: str
-    suffixes: tuple[str, ...]
-    starts: tuple[tuple[int, bytes], ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.name} is not read: {self.remedy}"
-
-
-_CONVERT = "convert to JPEG or PNG"
-OTHER_KINDS = (
-    OtherKind(
-        "HEIC",
-        f"{_CONVERT}, in Python with pillow-heif",
-        (".heic", ".heif", ".hif"),
-        ((4, b"ftyphe"), (4, b"ftypmif1"), (4, b"ftypmsf1")),
-    ),
-    OtherKind(
-        "JPEG 2000",
-        _CONVERT,
-        (".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc"),
-        ((0, b"\x00\x00\x00\x0cjP  "), (0, b"\xff\x4f\xff\x51")),
-    ),
-    OtherKind(
-        "JPEG XL",
-        f"{_CONVERT}, in Python with pillow-jxl-plugin",
-        (".jxl",),
-        ((0, b"\x00\x00\x00\x0cJXL "), (0, b"\xff\x0a")),
-    ),
-    OtherKind(
-        "a camera's raw format",
-        f"{_CONVERT}, in Python with rawpy",
-        (".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".pef", ".srw"),
-        ((0, b"FUJIFILMCCD"), (4, b"ftypcrx")),
-    ),
-    OtherKind("DICOM", f"{_CONVERT}, in Python with pydicom", (".dcm",), ((128, b"DICM"),)),
-    OtherKind("Photoshop's format", _CONVERT, (".psd", ".psb"), ((0, b"8BPS"),)),
-    OtherKind("OpenEXR or Radiance", _CONVERT, (".exr", ".hdr"), ((0, b"\x76\x2f\x31\x01"),)),
-    OtherKind(
-        "a drawing",
-        "export as PNG",
-        (".svg", ".svgz", ".eps", ".ai", ".pdf", ".wmf", ".emf", ".xcf"),
-        ((0, b"<svg"), (0, b"%!PS"), (0, b"%PDF")),
-    ),
-    OtherKind(
-        "an icon or texture",
-        _CONVERT,
-        (".ico", ".icns", ".cur", ".tga", ".pcx", ".dds", ".sgi", ".xbm", ".xpm"),
-        ((0, b"\x00\x00\x01\x00"), (0, b"DDS "), (0, b"icns")),
-    ),
-    OtherKind("an array", "save as PNG", (".npy", ".npz", ".mat"), ((0, b"\x93NUMPY"),)),
-    OtherKind(
-        "a video",
-        "save its frames as images",
-        (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".3gp", ".mpg", ".mpeg"),
-        ((4, b"ftypisom"), (4, b"ftypmp4"), (4, b"ftypqt"), (8, b"AVI ")),
-    ),
-)
-
-START_BYTES = 256
-"""Enough of a file for `other_kind` and `known_format`."""
-
-_STARTS = (
-    ("JPEG", 0, b"\xff\xd8\xff"),
-    ("PNG", 0, b"\x89PNG\r\n\x1a\n"),
-    ("GIF", 0, b"GIF8"),
-    ("BMP", 6, b"\x00\x00\x00\x00"),
-    ("TIFF", 0, b"II*\x00"),
-    ("TIFF", 0, b"MM\x00*"),
-    ("WEBP", 8, b"WEBPVP8"),
-    ("AVIF", 4, b"ftypavi"),
-)
-
-
-def other_kind(start: bytes) -> OtherKind | None:
-    """Return of which kind a picture is that is not read, by its first bytes."""
-    return next(
-        (
-            kind
-            for kind in OTHER_KINDS
-            if any(start.startswith(found, at) for at, found in kind.starts)
-        ),
-        None,
-    )
-
-
-def known_format(start: bytes) -> str | None:
-    """Return in which format a picture is that is read, by its first bytes."""
-    found = (name for name, at, magic in _STARTS if start.startswith(magic, at))
-    name = next(found, None)
-    return None if name == "BMP" and not start.startswith(b"BM") else name
-
-
 class UnreadableImage(InputError):
     """One image that cannot be used; the message is the reason, in words."""
 
@@ -172,12 +75,17 @@ class ReadFailed(UnreadableImage):
 
 
 class Header(NamedTuple):
-    """What an image says of itself before its pixels are decoded; size and mode are as stored."""
+    """What an image says of itself before its pixels are decoded; size and mode are as stored.
+
+    Attributes:
+      note: what is odd about its values, and what to do; only known once it is decoded.
+    """
 
     width: int
     height: int
     is_grey: bool
     mode: str
+    note: str = ""
 
 
 DECODING = "1"
@@ -194,8 +102,9 @@ def decode(
     that is decoded at a reduced scale, of at least twice the size.
 
     Transparency is composited on white. 16-bit values are divided by 257. 32-bit integers that fit
-    16 bits count as such; floats within [0, 1] are multiplied by 255, and within [0, 255] taken as
-    they are; any other range is stretched to the image's own least and greatest value.
+    16 bits count as such. Where none is above 255 that makes the image black, which is noted.
+    Floats within [0, 1] are multiplied by 255, and within [0, 255] taken as they are; any other
+    range is stretched to the image's own least and greatest value.
 
     Args:
       item: an encoded file, or an array that is already decoded (1 or 3 channels), which is
@@ -204,7 +113,7 @@ def decode(
       channels: 1 for grey (BT.601 luma), 3 for RGB; None keeps grey grey and colour colour.
 
     Returns:
-      The pixels, and what `read_header` would say.
+      The pixels, and what `read_header` would say, with a note where there is one.
 
     Raises:
       UnreadableImage: the bytes are no image, damaged, incomplete or of more than MAX_PIXELS, which
@@ -224,6 +133,7 @@ def decode(
             reduced = (image_size * _DRAFT_MARGIN, image_size * _DRAFT_MARGIN)
             image.draft("L" if channels == 1 else None, reduced)
         image.load()
+        header = header._replace(note=_note(image))
         return _square(image, image_size, channels), header
 
 
@@ -269,6 +179,13 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
 def _header_of(array: np.ndarray) -> Header:
     mode = "L" if array.shape[2] == 1 else "RGB"
     return Header(array.shape[1], array.shape[0], mode == "L", mode)
+
+
+def _note(image: Image.Image) -> str:
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return ""
+    values = np.asarray(image)
+    return _TOO_DARK if values.min() >= 0 and 0 < values.max() <= 255 else ""
 
 
 def _square(

@@ -1,7 +1,7 @@
-"""Image files below one root - a folder or a bucket - and the class and split of each.
+"""Image files below one root, a folder or a bucket: found, and read.
 
-A bucket is any address that etils.epath opens, such as gs:// or s3://. Classes and splits follow
-from where files lie: {split}/{class}/…, {class}/{split}/… or {class}/…
+A bucket is any address that etils.epath opens, such as gs:// or s3://. Errors of the machine are
+not properties of a file: what failed so is tried again, and told apart.
 """
 
 import contextlib
@@ -19,33 +19,19 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
-from jaxdnn.data.decode import (
-    OTHER_KINDS,
-    START_BYTES,
-    ReadFailed,
-    UnreadableImage,
-    known_format,
-    other_kind,
-)
+from jaxdnn.data.decode import ReadFailed, UnreadableImage
+from jaxdnn.data.kinds import START_BYTES, by_kind
 from jaxdnn.data.reader import map_in_order
-from jaxdnn.data.source import Source
 from jaxdnn.errors import InputError
-from jaxdnn.names import printable, shown_apart
 
 Result = TypeVar("Result")
 
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 _NETPBM_SUFFIXES = (".ppm", ".pgm", ".pbm", ".pnm")
-_FURTHER_SUFFIXES = (".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif")
-_IMAGE_SUFFIXES = frozenset({*_JPEG_SUFFIXES, *_NETPBM_SUFFIXES, *_FURTHER_SUFFIXES})
-_OTHER_SUFFIXES = {suffix: kind for kind in OTHER_KINDS for suffix in kind.suffixes}
-_SUFFIX_OF = {
-    **{"JPEG": ".jpg", "PNG": ".png", "GIF": ".gif", "BMP": ".bmp"},
-    **{"TIFF": ".tif", "WEBP": ".webp", "AVIF": ".avif"},
-}
-_MOST_FOLDERS = 3
-# Endings of which some files are opened, and how many of each.
-_MOST_OPENED, _MOST_EXAMPLES = 20, 5
+_OTHER_SUFFIXES = (".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif")
+_IMAGE_SUFFIXES = frozenset({*_JPEG_SUFFIXES, *_NETPBM_SUFFIXES, *_OTHER_SUFFIXES})
+MOST_FOLDERS = 3
+"""Folders that are named one by one."""
 MAX_FILE_BYTES = 256 * 2**20
 """Larger files and archive members are not read: no photograph is, a zip bomb may be."""
 
@@ -61,13 +47,6 @@ _PASSING = frozenset(
 _WAIT_SECONDS = (0.05, 0.2, 1.0)
 
 _AT_A_TIME = 32  # Answers from afar are waited for, not worked for.
-
-_SPLIT_SPELLINGS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
-_EXPECTED = "expected {class}/… or {split}/{class}/… with splits train, validation, test"
 
 
 @dataclass(frozen=True)
@@ -113,7 +92,7 @@ def list_files(
     names = tuple(sorted(filter(_is_image, found)))
     zips = sorted(filter(_is_zip, found))
     rest = [name for name in found if not (_is_image(name) or _is_zip(name))]
-    pictures, others = _by_kind([name for name in rest if not name.endswith("/")], start)
+    pictures, others = by_kind([name for name in rest if not name.endswith("/")], start)
     return Files(
         names=names,
         read=lambda index: read(names[index]),
@@ -133,50 +112,10 @@ def _empty(folders: Iterable[str], names: Iterable[str]) -> list[tuple[str, str]
     """Name the folders without images; many of them in one entry, not to hide the rest."""
     used = {name[: end + 1] for name in names for end, c in enumerate(name) if c == "/"}
     empty = sorted(folder for folder in folders if folder not in used)
-    if len(empty) <= _MOST_FOLDERS:
+    if len(empty) <= MOST_FOLDERS:
         return [(folder, "a folder without images that are read") for folder in empty]
-    reason = f"without images that are read, such as {', '.join(empty[:_MOST_FOLDERS])}"
+    reason = f"without images that are read, such as {', '.join(empty[:MOST_FOLDERS])}"
     return [(f"{len(empty):,} folders", reason)]
-
-
-def _by_kind(
-    names: Iterable[str], start: Callable[[str], bytes]
-) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Return an entry for each ending of files that hold pictures, and one for all others."""
-    by_suffix: dict[str, list[str]] = {}
-    for name in sorted(names):
-        by_suffix.setdefault(os.path.splitext(name)[1].lower(), []).append(name)
-    commonest = sorted(by_suffix.items(), key=lambda entry: -len(entry[1]))
-    pictures, others = [], []
-    for place, (suffix, found) in enumerate(commonest):
-        kind, example = _OTHER_SUFFIXES.get(suffix), found[0]
-        reason = str(kind) if kind else ""
-        if not kind and place < _MOST_OPENED:
-            reason, example = _opened_kind(found, start)
-        if reason:
-            shown = f"{len(found):,}, such as {example}: {reason}"
-            pictures.append((f"*{suffix}" if suffix else "files without an ending", shown))
-        else:
-            others.append((suffix, found))
-    if not others:
-        return pictures, []
-    num = sum(len(found) for _, found in others)
-    endings = ", ".join(f"{suffix or 'none'} {len(found):,}" for suffix, found in others[:5])
-    more = f", … {len(others) - 5:,} more" if len(others) > 5 else ""
-    example = others[0][1][0]
-    reason = f"{num:,} that are no images, by ending: {endings}{more}; such as {example}"
-    return pictures, [("other files", reason)]
-
-
-def _opened_kind(names: Sequence[str], start: Callable[[str], bytes]) -> tuple[str, str]:
-    """Look into some files of one ending: why pictures are not read, and which; '' if none is."""
-    for name in names[:: max(1, len(names) // _MOST_EXAMPLES)]:
-        data = start(name)
-        if found := known_format(data):
-            return f"{found} by another name: rename to *{_SUFFIX_OF[found]}", name
-        if kind := other_kind(data):
-            return str(kind), name
-    return "", names[0]
 
 
 def _is_image(name: str) -> bool:
@@ -460,119 +399,3 @@ def _one_line(address: str) -> Iterator[None]:
 def first_line(error: Exception) -> str:
     """Return the first line of what an error says, or its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def split_of(name: str) -> str:
-    """Return 'train', 'validation' or 'test' for its usual spellings, otherwise ''."""
-    split = (split for split, names in _SPLIT_SPELLINGS.items() if name.lower() in names)
-    return next(split, "")
-
-
-def labelled_source(files: Files, *, name: str, home: str | Path) -> Source:
-    """Find the class and split of every file; folders below the class's own do not matter.
-
-    A single folder around all others is opened. Where every image of every class lies in a folder
-    of a split, such as dog/train/1.png, that is its split; where only some do, all are the class's.
-    Files that lie next to the class folders are left without a label. A class is what the disk
-    calls it, byte for byte; only what is shown of its name is made fit for that.
-
-    Args:
-      files: images and other files, as found.
-      name: where it was found, for people.
-      home: the folder or zip that holds them, or its address.
-
-    Raises:
-      InputError: no image, no class folder, one class only, or split folders mixed with others.
-    """
-    if not files.names:
-        instead = "".join(f"; {printable(f'{kind}: {reason}')}" for kind, reason in files.ignored)
-        raise InputError(
-            f"no images in {name}{instead}; {_EXPECTED}; put images there or change --data"
-        )
-    folders, notes = _class_and_split(files.names, name)
-    heads = [file.rpartition("/")[0] for file in files.names]
-    indices = [index for index, head in enumerate(heads) if folders[head] is not None]
-    if not indices:
-        raise InputError(
-            f"{len(heads)} images but no class folders in {name} (such as {files.names[0]!r}); "
-            f"{_EXPECTED}; put the images of each class in a folder of its own"
-        )
-    found = [folder for index in indices if (folder := folders[heads[index]])]
-    stored_names = sorted({class_name for class_name, _ in found})
-    if len(stored_names) < 2:
-        raise InputError(
-            f"one class only ({printable(stored_names[0])!r}) in {name}; expected a folder of "
-            "images for each of two or more classes; add the others"
-        )
-    label_of = {class_name: label for label, class_name in enumerate(stored_names)}
-    return Source(
-        name=name,
-        class_names=tuple(shown_apart(stored_names)),
-        item_names=[printable(files.names[index]) for index in indices],
-        labels=np.array([label_of[class_name] for class_name, _ in found], np.int32),
-        splits=np.array([split for _, split in found], dtype="U10"),
-        read=lambda item: files.read(indices[item]),
-        unlabelled=tuple(
-            printable(file)
-            for file, head in zip(files.names, heads, strict=True)
-            if folders[head] is None
-        ),
-        ignored=tuple(
-            (printable(found), printable(reason))
-            for found, reason in (*files.ignored, *notes, *files.others)
-        ),
-        home=str(home) if is_remote(home) else Path(home),
-        fingerprint=files.fingerprint,
-    )
-
-
-def _class_and_split(
-    names: Sequence[str], origin: str
-) -> tuple[dict[str, tuple[str, str] | None], list[tuple[str, str]]]:
-    """Return class and split ('' if none) for each folder that holds files; None outside.
-
-    With them, folders of a split's name that were taken for no split, and why.
-    """
-    # By the folders that occur: they are few, the files may be millions.
-    heads = {name.rpartition("/")[0] for name in names}
-    paths = {head: tuple(head.split("/")) if head else () for head in heads}
-    num_wrapping = _num_wrapping([*paths.values()])
-    paths = {head: path[num_wrapping:] for head, path in paths.items()}
-    inside = [path for path in paths.values() if path]
-    if _has_splits(inside, origin):
-        return {
-            head: (path[1], split_of(path[0])) if len(path) > 1 else None
-            for head, path in paths.items()
-        }, []
-    named = {path[:2] for path in inside if len(path) > 1 and split_of(path[1])}
-    splits = {split_of(split) for _, split in named}
-    if "train" in splits and all(path[:2] in named for path in inside):
-        return {
-            head: (path[0], split_of(path[1])) if path else None for head, path in paths.items()
-        }, []
-    reason = "a split's name inside a class, but not every image lies in one: all are the class's"
-    notes = [("/".join(path) + "/", reason) for path in sorted(named)[:_MOST_FOLDERS]]
-    return {head: (path[0], "") if path else None for head, path in paths.items()}, notes
-
-
-def _num_wrapping(paths: list[tuple[str, ...]]) -> int:
-    """Return how many single folders lie around all others."""
-    tops = {path[0] for path in paths if path}
-    inner = {path[1] for path in paths if len(path) > 1}
-    holds_folders = len(inner) > 1 or (inner and all(len(path) != 1 for path in paths))
-    if len(tops) == 1 and not split_of(min(tops)) and holds_folders:
-        return 1 + _num_wrapping([path[1:] for path in paths])
-    return 0
-
-
-def _has_splits(paths: list[tuple[str, ...]], origin: str) -> bool:
-    tops = {path[0] for path in paths}
-    splits = {top for top in tops if split_of(top)}
-    nested = any(len(path) > 1 and path[0] in splits for path in paths)
-    if splits and splits != tops and nested:
-        raise InputError(
-            f"split folders ({printable(', '.join(sorted(splits)))}) next to others "
-            f"({printable(', '.join(sorted(tops - splits)[:5]))}) in {origin}; {_EXPECTED}; move "
-            "the others"
-        )
-    return bool(splits) and splits == tops

@@ -296,7 +296,7 @@ def _load_survey(path: Path, num_items: int) -> Survey | None:
             digests, unreadable = arrays["digests"], arrays["unreadable"]
             reasons = dict(zip(unreadable.tolist(), arrays["reasons"].tolist(), strict=True))
             counts = json.loads(str(arrays["inventory"]))
-            inventory = Inventory(Counter(counts["sizes"]), Counter(counts["modes"]))
+            inventory = Inventory(*(Counter(counts[name]) for name in ("sizes", "modes", "notes")))
     except Exception:  # Missing or damaged, in any of the ways of zip and npy: taken again.
         return None
     return Survey(digests, reasons, inventory) if len(digests) == num_items else None

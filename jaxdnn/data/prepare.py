@@ -27,6 +27,7 @@ from jaxdnn.data.reader import OnDone, Reader, ReadImage
 from jaxdnn.data.source import Source
 from jaxdnn.data.tfds_sets import quiet_tfds
 from jaxdnn.errors import InputError
+from jaxdnn.memory import check_memory
 from jaxdnn.run_folder import lock_file, write_json
 
 _VERSION = "1.0.0"
@@ -71,6 +72,8 @@ def prepare(
         raise InputError(
             f"--name {name!r}; expected lower-case letters, digits and underscores, a letter first"
         )
+    if image_size is not None:
+        _check_size(image_size, channels or 3)
     folder = out / name / _VERSION
     if os.path.lexists(folder):
         raise InputError(f"{folder} is there already; remove it, or choose another --out or --name")
@@ -82,7 +85,11 @@ def prepare(
             entries = [staging.entries[item] for item in range(len(source.labels))]
             kept = [entry for entry in entries if not entry.reason]
             if not kept:
-                raise InputError(f"no readable image in {source.name}; expected some; add images")
+                first = next((entry.reason for entry in entries), "there is none at all")
+                raise InputError(
+                    f"no readable image in {source.name} ({first}); expected some; mend them, or "
+                    "add images"
+                )
             built = _build(reader, staging, kept, name, on_written)
             about = _report(source, entries, folder)
             write_json(built / "skipped.json", about)
@@ -97,6 +104,17 @@ def prepare(
         with contextlib.suppress(OSError):
             remove_staging(remains)
     return about
+
+
+def _check_size(image_size: int, channels: int) -> None:
+    if image_size < 1:
+        raise InputError(f"--image-size {image_size}; expected 1 pixel or more; give another")
+    check_memory(
+        f"{_PER_GROUP} images of {image_size} x {image_size} x {channels}, prepared together,",
+        (_PER_GROUP, image_size, image_size, channels),
+        "choose a smaller --image-size, or --channels 1",
+        itemsize=1,
+    )
 
 
 def _stage(reader: Reader, staging: Staging, on_done: OnDone) -> None:

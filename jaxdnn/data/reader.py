@@ -122,23 +122,28 @@ class ReadImage(NamedTuple):
 
 @dataclass
 class Inventory:
-    """Numbers of readable images by 'WIDTHxHEIGHT' and by Pillow's mode, as stored."""
+    """Numbers of readable images by 'WIDTHxHEIGHT', Pillow's mode as stored, and what is odd."""
 
     sizes: Counter[str] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
 
     def add(self, header: Header) -> None:
         """Count an image."""
         self.sizes[f"{header.width}x{header.height}"] += 1
         self.modes[header.mode] += 1
+        if header.note:
+            self.notes[header.note] += 1
 
     def summary(self, num_shown: int) -> list[str]:
-        """Return a line for the modes and one for the sizes, the commonest first."""
-        return [
+        """Return a line for the modes, one for the sizes, the commonest first, and the notes."""
+        counted = [
             f"{title}: {_listed(counts, num_shown)}"
             for title, counts in (("modes", self.modes), ("sizes", self.sizes))
             if counts
         ]
+        notes = [f"note: {number:,} images with {note}" for note, number in self.notes.items()]
+        return [*counted, *notes]
 
 
 def _listed(counts: Counter[str], num_shown: int) -> str:

@@ -12,10 +12,10 @@ from jaxdnn.data.files import (
     folder_files,
     is_remote,
     is_remote_folder,
-    labelled_source,
     read_file,
     remote_files,
 )
+from jaxdnn.data.layout import labelled_source
 from jaxdnn.data.reader import map_in_order
 from jaxdnn.data.silhouettes import silhouettes
 from jaxdnn.data.source import Source

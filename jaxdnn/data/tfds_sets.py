@@ -21,8 +21,8 @@ from jaxdnn.data.files import (
     folder_fingerprint,
     is_passing,
     patiently,
-    split_of,
 )
+from jaxdnn.data.layout import split_of
 from jaxdnn.data.reader import OnDone, image_bar
 from jaxdnn.data.source import Source
 from jaxdnn.errors import InputError

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
 
-from jaxdnn.data.decode import START_BYTES, UnreadableImage
+from jaxdnn.data.decode import UnreadableImage
 from jaxdnn.data.files import (
     MAX_FILE_BYTES,
     Files,
@@ -28,6 +28,7 @@ from jaxdnn.data.files import (
     patiently,
     unreadable,
 )
+from jaxdnn.data.kinds import START_BYTES
 from jaxdnn.errors import InputError
 
 Member = TypeVar("Member")

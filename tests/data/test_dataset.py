@@ -235,5 +235,5 @@ def test_a_class_that_a_split_lacks_is_told(tmp_path):
     assert told in dataset.summary().splitlines()[4]
     assert "no validation image" not in dataset.summary()
     source = image_folder(folder)
-    survey, _ = inspect_source(source, lambda num: None)
+    survey, _ = inspect_source(source, (), lambda num: None)
     assert told in text(report(source, survey)).splitlines()

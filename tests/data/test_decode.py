@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from jaxdnn.data import decode as module
-from jaxdnn.data.decode import UnreadableImage, read_header, read_png, write_png
+from jaxdnn.data.decode import Header, UnreadableImage, read_header, read_png, write_png
 
 from .helpers import decode
 
@@ -328,10 +328,13 @@ def test_decoding_in_threads_gives_the_same_and_leaves_the_warning_filters_alone
 
 
 def test_a_header_tells_size_and_greyness():
-    assert read_header(encoded(Image.new("L", (7, 5)), "PNG")) == (7, 5, True, "L")
-    assert read_header(encoded(Image.new("RGB", (7, 5)), "JPEG")) == (7, 5, False, "RGB")
-    assert read_header(encoded(Image.new("L", (7, 5)), "GIF")) == (7, 5, True, "P")
-    assert read_header(noise(5, 7, 1)) == (7, 5, True, "L")
+    for stored, expected in (
+        (encoded(Image.new("L", (7, 5)), "PNG"), (7, 5, True, "L")),
+        (encoded(Image.new("RGB", (7, 5)), "JPEG"), (7, 5, False, "RGB")),
+        (encoded(Image.new("L", (7, 5)), "GIF"), (7, 5, True, "P")),
+        (noise(5, 7, 1), (7, 5, True, "L")),
+    ):
+        assert read_header(stored) == Header(*expected)
 
 
 SHAPES = [(1, 1, 1), (5, 7, 1), (28, 28, 1), (32, 31, 3)]

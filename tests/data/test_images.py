@@ -185,7 +185,7 @@ def test_too_little_memory_is_no_property_of_an_image(folder, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(decode, "read_png", lambda data: None)
         patched.setattr(decode, "_square", fail)
-        survey, _ = inspect_source(image_folder(folder), lambda num: None)
+        survey, _ = inspect_source(image_folder(folder), (), lambda num: None)
     assert len(survey.failed) == len(survey.reasons) == 60
 
 

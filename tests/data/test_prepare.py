@@ -155,6 +155,10 @@ def test_changed_images_are_not_taken_from_what_was_left(folder, tmp_path):
 def test_what_cannot_be_prepared_is_one_line(folder, tmp_path):
     with pytest.raises(InputError, match=r"--name 'My photos'; expected lower-case"):
         prepared(folder, tmp_path / "out", name="My photos")
+    for size, message in ((0, "--image-size 0; expected 1 pixel"), (30_000, "GiB of memory; expe")):
+        with pytest.raises(InputError, match=message):
+            prepared(folder, tmp_path / "out", image_size=size)
+    assert not (tmp_path / "out").exists()
     prepared(folder, tmp_path / "out")
     with pytest.raises(InputError, match=r"is there already; remove it, or"):
         prepared(folder, tmp_path / "out")
