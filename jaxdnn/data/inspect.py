@@ -188,7 +188,7 @@ def text(about: dict[str, Any], *, num_shown: int = 10) -> str:
     lines += Inventory(*(Counter(about[key]) for key in ("sizes", "modes", "notes"))).summary(
         num_shown
     )
-    groups = [" = ".join(group) for group in about["duplicates"]]
+    groups = [_equal(group, num_shown) for group in about["duplicates"]]
     lines += _some("the same image", groups, num_shown)
     for key, title in (("unreadable_files", "unreadable"), ("set_aside", "not used")):
         entries = [f"{name}: {reason}" for name, reason in about[key].items()]
@@ -196,7 +196,12 @@ def text(about: dict[str, Any], *, num_shown: int = 10) -> str:
     return "\n".join(lines)
 
 
+def _equal(names: list[str], num_shown: int) -> str:
+    more = len(names) - num_shown
+    return " = ".join(names[:num_shown]) + (f" = … ({more:,} more)" if more > 0 else "")
+
+
 def _some(title: str, entries: list[str], num_shown: int) -> list[str]:
     lines = [f"{title}: {entry}" for entry in entries[:num_shown]]
     more = len(entries) - num_shown
-    return [*lines, *([f"{title}: … ({more} more)"] if more > 0 else [])]
+    return [*lines, *([f"{title}: … ({more:,} more)"] if more > 0 else [])]

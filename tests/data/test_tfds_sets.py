@@ -18,7 +18,7 @@ from jaxdnn.data.silhouettes import silhouettes
 from jaxdnn.data.splits import DOG_SYNSETS
 from jaxdnn.data.tfds_sets import _Records, prepared_below
 from jaxdnn.errors import InputError
-from tests.hostile_files import run_code_set
+from tests.hostile_files import ESCAPES, run_code_set
 
 from .helpers import decode, loaded, parts
 
@@ -205,6 +205,17 @@ def test_large_sets_are_read_by_place_and_keep_their_labels(
         kept.write_bytes(damaged)
         read = tfds(name, str(tmp_path), kept_bytes=0)
         chex.assert_trees_all_equal(read.labels, small.labels)
+
+
+def test_class_names_that_others_gave_are_shown_apart_and_steer_nothing(two_colours, tmp_path):
+    folder = tmp_path / "two_colours/1.10.0"
+    shutil.copytree(Path(two_colours) / "two_colours/1.10.0", folder)
+    (folder / "kind.labels.txt").write_text(f"red {ESCAPES}\nblue\n", encoding="utf-8")
+    names = tfds("two_colours", str(tmp_path)).class_names
+    assert names == (r"red \x1b[31m\u202egnp\x07", "blue")
+    (folder / "kind.labels.txt").write_text("\u00e9\ne\u0301\n", encoding="utf-8")
+    names = tfds("two_colours", str(tmp_path)).class_names
+    assert names == (r"'\xe9'", r"'e\u0301'")
 
 
 @pytest.mark.parametrize("label", [2, -2])
