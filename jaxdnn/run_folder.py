@@ -62,13 +62,20 @@ def create(path: Path) -> RunFolder:
     """Make a new run folder.
 
     Raises:
-      InputError: it holds a run already, or cannot be written.
+      InputError: it holds a run already, or something that a run would overwrite or remove, or it
+        cannot be written.
     """
     folder = RunFolder(path.absolute())
     if folder.config.exists():
         raise InputError(
             f"{path} holds a run already: continue it with --resume {path}, or choose another --out"
         )
+    for other in (folder.metrics, folder.checkpoints, folder.predictions, folder.summary):
+        if os.path.lexists(other):
+            raise InputError(
+                f"{path} holds {other.name}, but no config.json of a run; expected a new folder; "
+                "move it, or choose another --out"
+            )
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

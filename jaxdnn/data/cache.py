@@ -22,6 +22,7 @@ from jaxtyping import UInt8
 
 _FREE_SHARE = 0.5  # Of the free disk, what a cache may take.
 _FLUSH_SECONDS = 30.0
+_KEY_LENGTH = 16
 
 
 def cache_dir(home: Path | str | None) -> Path | None:
@@ -74,7 +75,7 @@ def key_of(*parts: object) -> str:
     for part in parts:
         text = part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode()
         total.update(hashlib.sha256(text).digest())
-    return total.hexdigest()[:16]
+    return total.hexdigest()[:_KEY_LENGTH]
 
 
 class PixelCache:
@@ -201,7 +202,11 @@ def open_pixel_cache(
 
 def _remove_others(folder: Path, path: Path, max_bytes: float) -> None:
     """Remove the longest unused pixel caches until they and the one to come fit in `max_bytes`."""
-    others = [other for other in folder.glob("pixels-*.u8") if other.stem != path.stem]
+    others = [
+        other
+        for other in folder.glob(f"pixels-{'[0-9a-f]' * _KEY_LENGTH}.u8")
+        if other.stem != path.stem
+    ]
     others.sort(key=lambda other: other.stat().st_mtime)
     sizes = {other: other.stat().st_blocks * 512 for other in others}
     while others and sum(sizes[other] for other in others) > max_bytes:

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -270,7 +271,7 @@ class Staging:
         self._images.flush()
         os.fsync(self._images.fileno())
         with self._journal.open("a") as journal:
-            journal.write("".join(json.dumps(entry) + "\n" for entry in entries))
+            journal.write("".join(map(_line_of, entries)))
         self.entries |= {entry.item: entry for entry in entries}
 
     def bytes_of(self, entry: Entry) -> bytes:
@@ -281,12 +282,26 @@ class Staging:
         if not self._journal.exists():
             return []
         size = self._images.seek(0, os.SEEK_END)
-        text = self._journal.read_text()
-        complete = text[: text.rfind("\n") + 1]
-        if complete != text:  # A line cut short: what follows must not be joined to it.
-            self._journal.write_text(complete)
-        entries = [Entry(*json.loads(line)) for line in complete.splitlines()]
+        stored = self._journal.read_bytes()
+        complete = stored[: stored.rfind(b"\n") + 1]
+        if complete != stored:  # A line cut short: what follows must not be joined to it.
+            self._journal.write_bytes(complete)
+        entries = [entry for line in complete.splitlines() if (entry := _entry_of(line))]
         return [entry for entry in entries if entry.offset + entry.length <= size]
+
+
+def _line_of(entry: Entry) -> str:
+    """Return a line of the journal: a checksum, and the entry."""
+    text = json.dumps(entry)
+    return f"{zlib.crc32(text.encode()):08x} {text}\n"
+
+
+def _entry_of(line: bytes) -> Entry | None:
+    """Return the entry of a line; None for a damaged one: its item is then done again."""
+    checksum, _, text = line.partition(b" ")
+    if checksum != f"{zlib.crc32(text):08x}".encode():
+        return None
+    return Entry(*json.loads(text))
 
 
 def _has_mark(folder: Path) -> bool:

@@ -33,7 +33,6 @@ from jaxdnn.errors import InputError
 
 Member = TypeVar("Member")
 
-_DAMAGE = (*(zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, MemoryError),)
 _UNSAFE = "its path points outside the archive"
 _HEADER = struct.Struct("<4s5H3L2H")
 _MAGIC, _DESCRIPTOR = b"PK\x03\x04", b"PK\x07\x08"
@@ -53,8 +52,11 @@ def zip_files(path: str | Path, *, max_bytes: int = MAX_FILE_BYTES) -> Files:
     """
     try:
         archive = patiently(lambda: _open(path))
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
-        if isinstance(error, zipfile.BadZipFile) and (found := _cut(path, max_bytes)):
+    except InputError:
+        raise
+    except Exception as error:  # Damaged, in any of its ways.
+        is_damage = isinstance(error, zipfile.BadZipFile | UnicodeDecodeError)
+        if is_damage and (found := _without_list(path, max_bytes)):
             return found
         raise InputError(
             f"cannot read zip {str(path)!r}: {error}; expected a zip archive; fetch or pack it "
@@ -91,8 +93,8 @@ def _open(path: str | Path) -> zipfile.ZipFile:
     return archive
 
 
-def _cut(path: str | Path, max_bytes: int) -> Files | None:
-    """List what is whole in an archive without its end; None where nothing is."""
+def _without_list(path: str | Path, max_bytes: int) -> Files | None:
+    """List what is whole in an archive whose list of members cannot be read; None if nothing is."""
     open_file = functools.partial(open_remote, str(path))
     if not is_remote(path):
         open_file = functools.partial(open, path, "rb")
@@ -101,7 +103,10 @@ def _cut(path: str | Path, max_bytes: int) -> Files | None:
     if not listed:
         return None
     members, unsafe = _by_name((member.name, member) for member in listed)
-    lost = f"cut short: the {len(listed):,} members before the cut are read, what followed is lost"
+    lost = (
+        f"cut short or damaged: the {len(listed):,} members before that are read, what followed is "
+        "lost"
+    )
     return list_files(
         members,
         read=lambda name: _read_stored(open_file, members[name], max_bytes),
@@ -142,7 +147,9 @@ def _read_member(
 
     try:
         return patiently(read)
-    except _DAMAGE as error:
+    except UnreadableImage:
+        raise
+    except Exception as error:  # Damaged, in any of the ways of its kind of compression.
         raise unreadable(error, "damaged in the zip") from error
 
 
@@ -198,7 +205,9 @@ def _read_stored(open_file: Callable[[], BinaryIO], member: _Member, max_bytes: 
         stored = patiently(read)
         is_plain = member.method == zipfile.ZIP_STORED
         data = stored if is_plain else zlib.decompressobj(-15).decompress(stored, max_bytes)
-    except _DAMAGE as error:
+    except UnreadableImage:
+        raise
+    except Exception as error:  # Damaged, in any of the ways of its kind of compression.
         raise unreadable(error, "damaged in the zip") from error
     if zlib.crc32(data) != member.crc:
         raise UnreadableImage("damaged in the zip: wrong checksum")
@@ -211,7 +220,7 @@ def _member_at(file: BinaryIO, at: int) -> tuple[_Member, bool] | None:
     if len(header) < _HEADER.size or not header.startswith(_MAGIC):
         return None
     _, _, flags, method, _, _, crc, length, full, num_name, num_extra = _HEADER.unpack(header)
-    name = file.read(num_name).decode("utf-8" if flags & _UTF8 else "cp437", "replace")
+    name = file.read(num_name).decode("utf-8" if flags & _UTF8 else "cp437", "surrogateescape")
     extra, start = file.read(num_extra), at + _HEADER.size + num_name + num_extra
     if flags & _SIZES_FOLLOW and not length:
         sizes = _find_descriptor(file, start)

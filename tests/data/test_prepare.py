@@ -212,3 +212,17 @@ def test_a_place_for_unfinished_work_that_is_taken_is_one_line(tmp_path):
         Staging(tmp_path / "taken")
     with Staging(tmp_path / "held"), pytest.raises(InputError, match=r"worked on by another"):
         Staging(tmp_path / "held")
+
+
+def test_a_damaged_line_of_the_journal_is_not_believed(tmp_path):
+    with Staging(tmp_path) as staging:
+        staging.add([(Entry(0), b"zero"), (Entry(1), b"one")])
+    journal = tmp_path / "journal.jsonl"
+    whole = journal.read_bytes()
+    length = whole.index(b"\n")
+    for at in range(0, length, 5):
+        data = bytearray(whole)
+        data[at] ^= 1  # As of 4 to 5, or to what is no UTF-8.
+        journal.write_bytes(data)
+        with Staging(tmp_path) as staging:
+            assert set(staging.entries) == {1}
