@@ -13,6 +13,7 @@ References:
 
 import contextlib
 import io
+import logging
 import re
 import struct
 import threading
@@ -61,6 +62,7 @@ _COLOUR_TYPES = {1: 0, 3: 2}
 _PILLOW = r"PIL\."
 _lock = threading.Lock()
 _users = 0
+_level = logging.NOTSET
 
 Stored = bytes | UInt8[np.ndarray, "stored_height stored_width stored_channel"]
 """One image as it is kept: encoded, or decoded already."""
@@ -315,17 +317,21 @@ def _quiet_pillow() -> Iterator[None]:
     # `warnings.catch_warnings` saves and restores the whole list of filters, so that two threads
     # that overlap restore each other's; here one filter is added by the first thread to come and
     # removed by the last to go.
-    global _users
+    global _users, _level
+    logger = logging.getLogger("PIL")
     with _lock:
         _users += 1
         if _users == 1:
             warnings.filterwarnings("ignore", module=_PILLOW)
+            _level = logger.level
+            logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
         with _lock:
             _users -= 1
             if _users == 0:
+                logger.setLevel(_level)
                 filters = cast(list[Any], warnings.filters)
                 filters[:] = [entry for entry in filters if not _is_ours(entry)]
 

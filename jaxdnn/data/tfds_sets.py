@@ -4,6 +4,7 @@ Every label is read at once, images when they are asked for.
 """
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -109,9 +110,11 @@ def _open_folder(
     _check_format(name, folder)
     _check_kinds(name, folder)
     try:
-        builder = quiet_tfds().builder_from_directory(folder)
-        image_key, label_key = _feature_keys(name, builder.info.features)
-        return _open(full_name, builder, image_key, label_key, folder, progress, kept_bytes)
+        # TFDS prints that TensorFlow is missing wherever a damaged description leads it there.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder = quiet_tfds().builder_from_directory(folder)
+            image_key, label_key = _feature_keys(name, builder.info.features)
+            return _open(full_name, builder, image_key, label_key, folder, progress, kept_bytes)
     except InputError:
         raise
     except Exception as error:  # Of a type that depends on what is damaged or missing.

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import struct
 import warnings
 import zlib
@@ -325,6 +326,16 @@ def test_decoding_in_threads_gives_the_same_and_leaves_the_warning_filters_alone
     for data, pixels in zip(files[:2], found[-2:], strict=True):
         chex.assert_trees_all_equal(pixels, as_is(data))
     assert list(warnings.filters) == before
+    assert logging.getLogger("PIL").level == logging.NOTSET
+
+
+def test_what_pillow_says_of_damage_is_not_printed(caplog):
+    data = bytearray(encoded(Image.new("RGB", (20, 15)), "TIFF"))
+    at = data.index(b"\x15\x01\x03\x00")  # Samples per pixel.
+    data[at + 8] = 99
+    with pytest.raises(UnreadableImage):
+        decode(bytes(data), image_size=8, channels=1)
+    assert not caplog.records
 
 
 def test_a_header_tells_size_and_greyness():
