@@ -45,6 +45,8 @@ _PASSING = frozenset(
     if hasattr(errno, name)
 )
 _WAIT_SECONDS = (0.05, 0.2, 1.0)
+AGAIN = "see to the machine, and try again"
+"""What to do about an error that passes."""
 
 _AT_A_TIME = 32  # Answers from afar are waited for, not worked for.
 
@@ -265,9 +267,10 @@ def _walk(
         if prefix and not is_passing(error):
             closed.append((prefix, f"a folder that cannot be listed: {error.strerror}"))
             return
+        remedy = "change its permissions or choose another"
         raise InputError(
             f"cannot list folder {folder!r}: {error.strerror}; expected a readable folder; "
-            "change its permissions or choose another"
+            f"{AGAIN if is_passing(error) else remedy}"
         ) from error
     if (status.st_dev, status.st_ino) in visited:
         return

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from jaxdnn.data.cache import key_of
-from jaxdnn.data.decode import DECODING, write_png
+from jaxdnn.data.decode import DECODING, Stored, UnreadableImage, write_png
 from jaxdnn.data.reader import OnDone, Reader, ReadImage
 from jaxdnn.data.source import Source
 from jaxdnn.data.tfds_sets import quiet_tfds
@@ -159,13 +159,22 @@ def _build(
     )
     splits = [source.splits[entry.item] or "train" for entry in kept]
 
+    def stored(item: int) -> Stored:
+        try:
+            return source.read(item)
+        except UnreadableImage as error:
+            raise InputError(
+                f"{source.item_names[item]} cannot be read any more ({error}); expected the images "
+                "to stay while they are prepared; call again to go on"
+            ) from error
+
     def examples(split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         for entry, of_entry in zip(kept, splits, strict=True):
             if of_entry == split:
                 item, own = entry.item, entry.offset >= 0
                 on_written(1)
                 example = {
-                    "image": staging.bytes_of(entry) if own else source.read(item),
+                    "image": staging.bytes_of(entry) if own else stored(item),
                     "label": int(source.labels[item]),
                     "name": source.item_names[item],
                 }

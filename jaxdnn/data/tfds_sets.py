@@ -18,6 +18,7 @@ from jaxtyping import Int32
 from jaxdnn.data.cache import cache_dir, concurrent_write, key_of
 from jaxdnn.data.decode import ReadFailed, UnreadableImage
 from jaxdnn.data.files import (
+    AGAIN,
     first_line,
     folder_fingerprint,
     is_passing,
@@ -118,6 +119,10 @@ def _open_folder(
     except InputError:
         raise
     except Exception as error:  # Of a type that depends on what is damaged or missing.
+        if is_passing(error):
+            raise InputError(
+                f"data set {name!r} in {str(folder)!r} cannot be read: {first_line(error)}; {AGAIN}"
+            ) from error
         raise InputError(
             f"data set {name!r} in {str(folder)!r} is damaged: {first_line(error)}; "
             "expected a complete data set; prepare it again"

@@ -19,9 +19,11 @@ from typing import BinaryIO, NamedTuple, TypeVar
 
 from jaxdnn.data.decode import UnreadableImage
 from jaxdnn.data.files import (
+    AGAIN,
     MAX_FILE_BYTES,
     Files,
     bounded,
+    is_passing,
     is_remote,
     list_files,
     open_remote,
@@ -59,8 +61,8 @@ def zip_files(path: str | Path, *, max_bytes: int = MAX_FILE_BYTES) -> Files:
         if is_damage and (found := _without_list(path, max_bytes)):
             return found
         raise InputError(
-            f"cannot read zip {str(path)!r}: {error}; expected a zip archive; fetch or pack it "
-            "again"
+            f"cannot read zip {str(path)!r}: {error}; expected a zip archive; "
+            f"{AGAIN if is_passing(error) else 'fetch or pack it again'}"
         ) from error
     members, unsafe = _by_name((info.filename, info) for info in archive.infolist())
     lock = threading.Lock()

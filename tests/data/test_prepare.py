@@ -152,6 +152,22 @@ def test_changed_images_are_not_taken_from_what_was_left(folder, tmp_path):
     assert any(np.frombuffer(pixels, np.uint8)[0] == 250 for *_, pixels in contents(source))
 
 
+def test_an_image_that_changes_meanwhile_is_named(folder, tmp_path, monkeypatch):
+    build = module._build
+
+    def change_first(*args: Any) -> Path:
+        write(folder / "train/dog/00.png", png(2, 90, side=5))
+        return build(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_build", change_first)
+        with pytest.raises(InputError, match=r"train/dog/00.png cannot be read any more .*has ch"):
+            prepared(folder, tmp_path / "out")
+    assert not (tmp_path / "out/photos").exists()
+    prepared(folder, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["photos"]
+
+
 def test_what_cannot_be_prepared_is_one_line(folder, tmp_path):
     with pytest.raises(InputError, match=r"--name 'My photos'; expected lower-case"):
         prepared(folder, tmp_path / "out", name="My photos")

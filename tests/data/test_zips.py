@@ -1,6 +1,7 @@
 """Zips, also cut short: the members that are whole, and nothing else."""
 
 import contextlib
+import errno
 import io
 import random
 import struct
@@ -11,7 +12,7 @@ from pathlib import Path
 import chex
 import pytest
 
-from jaxdnn.data import UnreadableImage, image_zip, open_source
+from jaxdnn.data import UnreadableImage, files, image_zip, open_source
 from jaxdnn.data.zips import zip_files
 from jaxdnn.errors import InputError
 
@@ -188,6 +189,17 @@ def test_names_that_are_not_what_they_say_are_read_and_told_apart(tmp_path):
     source = image_zip(path)
     assert set(source.class_names) == {"cat", r"\xff\xfe", r"\xff\xfd"}
     assert {source.read(item) for item in range(3)} == {png(0, n, side=2) for n in range(3)}
+
+
+def test_a_zip_that_the_machine_cannot_open_is_not_called_damaged(tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    path = write_zip(tmp_path / "photos.zip", ["cat/1.png"])
+    monkeypatch.setattr(zipfile, "ZipFile", fail)
+    monkeypatch.setattr(files, "_WAIT_SECONDS", ())
+    with pytest.raises(InputError, match=r"Too many open files; .*; see to the machine, and try"):
+        image_zip(path)
 
 
 @pytest.mark.slow
