@@ -66,7 +66,7 @@ def parse(
         if stop.code != 0:
             raise InputError(_one_line(said.getvalue(), prog)) from None
         # Tyro would run the lines of the examples together.
-        say(shown.getvalue().replace(_PLACE, (description or "").strip()).rstrip())
+        _print(shown.getvalue().replace(_PLACE, (description or "").strip()).rstrip())
         raise
 
 
@@ -110,10 +110,10 @@ def run(main: Callable[[], int]) -> None:
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        where = f"{error.filename} cannot be used" if error.filename else "the disk failed"
+        name = printable(str(error.filename or ""))
+        where = f"{name} cannot be used" if name else "the disk failed"
         remedy = _DISK_ERRORS[error.errno]
-        said = printable(f"{where} ({error.strerror}); {remedy}, then go on")
-        print(f"error: {said}", file=sys.stderr)
+        print(f"error: {where} ({error.strerror}); {remedy}, then go on", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -122,9 +122,14 @@ def run(main: Callable[[], int]) -> None:
 
 
 def say(text: str) -> None:
-    """Print lines, each made `printable`; a reader that has seen enough (`| head`) is no error."""
+    """Print lines, each of them made `printable`."""
+    _print(printable_lines(text))
+
+
+def _print(text: str) -> None:
+    """Print; a reader that has seen enough (`| head`) changes nothing."""
     try:
-        print(printable_lines(text), flush=True)
+        print(text, flush=True)
     except BrokenPipeError:
         _close_stdout()
 

@@ -113,6 +113,13 @@ def test_a_first_signal_is_noted_and_the_handlers_come_back(capsys):
     assert "saving, then stopping" in capsys.readouterr().err
 
 
+def test_the_colours_of_help_stay(capsys, monkeypatch):
+    monkeypatch.setattr(command_line._Help, "getvalue", lambda _: "\x1b[1mHelp\x1b[0m")
+    with pytest.raises(SystemExit):
+        parse("--help")
+    assert capsys.readouterr().out == "\x1b[1mHelp\x1b[0m\n"
+
+
 def test_what_others_have_named_is_said_on_one_line_that_steers_nothing(capsys):
     def fail() -> int:
         command_line.say(f"first {ESCAPES}\nsecond {ESCAPES}")

@@ -33,6 +33,7 @@ LARGEST_OWN_SIZE = 227
 
 _PREFETCHED = 512  # Two batches of evaluation.
 _CLASSES_SHOWN, _SIZES_SHOWN, _SKIPPED_SHOWN, _LEAKS_SHOWN = 12, 5, 5, 3
+_MOST_WIDE = 40  # Letters of a class's name that the others stand beside.
 
 
 class Skipped(NamedTuple):
@@ -115,7 +116,7 @@ class Dataset:
         num = len(self.class_names)
         counts = np.stack([*self._counts().values()], axis=1)
         names = self.class_names[:_CLASSES_SHOWN]
-        width = max(map(len, names))
+        width = min(max(map(len, names)), _MOST_WIDE)
         lines = [
             f"{name:{width}} " + "".join(f"{number:10,}" for number in numbers)
             for name, numbers in zip(names, counts, strict=False)
