@@ -45,6 +45,7 @@ _PASSING = frozenset(
     if hasattr(errno, name)
 )
 _WAIT_SECONDS = (0.05, 0.2, 1.0)
+_REFUSED = (400, 401, 403, 404, 410)
 AGAIN = "see to the machine, and try again"
 """What to do about an error that passes."""
 
@@ -363,9 +364,9 @@ def remote_files(root: str) -> Files:
 
 
 def _is_passing_afar(error: BaseException) -> bool:
-    # Of a type that depends on who keeps the bucket, but for these.
+    # Of a type that depends on who keeps the bucket, but for these; many have HTTP's number.
     lasting = (FileNotFoundError, PermissionError, IsADirectoryError, UnreadableImage)
-    return not isinstance(error, lasting)
+    return not isinstance(error, lasting) and getattr(error, "code", None) not in _REFUSED
 
 
 def _open_address(address: str) -> Any:

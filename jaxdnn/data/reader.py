@@ -34,6 +34,7 @@ OnDone = Callable[[int], object]
 
 _AHEAD_PER_WORKER = 4
 _BAR_DELAY_SECONDS = 2.0
+_MOST_FAILED = 100
 
 PER_GROUP = 32
 """Items that a thread takes at a time: to hand over one costs as much as to decode a small one."""
@@ -176,7 +177,11 @@ class Survey:
         return is_readable
 
     def add(self, image: ReadImage) -> None:
-        """Enter what became of one item."""
+        """Enter what became of one item.
+
+        Raises:
+          InputError: the machine fails again and again.
+        """
         self.digests[image.item] = image.digest
         if image.header is not None:
             self.inventory.add(image.header)
@@ -184,6 +189,14 @@ class Survey:
             self.reasons[image.item] = image.reason
             if image.has_failed:
                 self.failed.add(image.item)
+                self._check_failed(image.reason)
+
+    def _check_failed(self, reason: str) -> None:
+        if len(self.failed) > _MOST_FAILED:
+            raise InputError(
+                f"the machine failed to read more than {_MOST_FAILED} images, the last one: "
+                f"{reason}; expected none or few; see to the machine, and try again"
+            )
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from jaxdnn.report.style import BLUE, GREY, ORANGE, VERMILION, new_figure, save,
 from jaxdnn.run_folder import RunFolder, read_evaluations, read_layer_stats
 
 MISTAKES_PER_ROW = 6
-_MOST_INCHES = 40.0  # Of a side: a picture may have no more than 65,536 pixels.
 # Names of what a watched run logs of a layer: gradients/layers/0/delta_rms.
 _PREFIX, _SUFFIX = "gradients/", "/delta_rms"
+_MOST_INCHES = 40.0  # Of a side: a picture may have no more than 65,536 pixels.
 
 
 def draw_training(folder: RunFolder) -> list[Path]:

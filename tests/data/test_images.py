@@ -189,7 +189,10 @@ def test_too_little_memory_is_no_property_of_an_image(folder, monkeypatch):
         patched.setattr(decode, "read_png", lambda data: None)
         patched.setattr(decode, "_square", fail)
         survey, _ = inspect_source(image_folder(folder), (), lambda num: None)
-    assert len(survey.failed) == len(survey.reasons) == 60
+        assert len(survey.failed) == len(survey.reasons) == 60
+        photos(folder / "more", each=20)  # 120 in all.
+        with pytest.raises(InputError, match=r"more than 100 images, the last one: not enough mem"):
+            inspect_source(image_folder(folder), (), lambda num: None)
 
 
 @pytest.mark.parametrize("same", ["size", "time"])
