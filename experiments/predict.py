@@ -23,6 +23,7 @@ import tyro
 from jaxdnn import command_line, run_folder
 from jaxdnn.data import UnreadableImage, read_images
 from jaxdnn.errors import InputError
+from jaxdnn.names import printable
 from jaxdnn.training import Predictor, load_predictor
 
 BATCH_SIZE = 64
@@ -52,13 +53,13 @@ def score(predictor: Predictor, paths: tuple[Path, ...]) -> Iterator[dict[str, A
         scores = iter(predictor.predict(padded) if padded is not None else ())
         for path, pixels in batch:
             if isinstance(pixels, UnreadableImage):
-                yield f"skipped {path}: {pixels}"
+                yield printable(f"skipped {path}: {pixels}")
                 continue
             probabilities = next(scores)
             label = int(probabilities.argmax())
             yield {
                 "path": path,
-                "label": predictor.class_names[label],
+                "label": printable(predictor.class_names[label]),
                 "probability": float(probabilities[label]),
             }
 

@@ -26,6 +26,7 @@ import tyro
 from jaxdnn import command_line
 from jaxdnn.diagnosis import Diagnosis, diagnose, error_json
 from jaxdnn.errors import InputError
+from jaxdnn.names import printable
 
 EXIT_CODES = {"trains": 0, "at risk": 1, "will not train": 2}
 NOT_EXAMINED = 3
@@ -80,7 +81,7 @@ def main(args: Sequence[str] | None = None) -> int:
         message = _message(error)
         if options is not None and options.json:
             command_line.say(error_json(message))
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
         return NOT_EXAMINED
     command_line.say(_shown(diagnosis, options))
     return EXIT_CODES[diagnosis.verdict]

@@ -15,6 +15,7 @@ from typing import TextIO, TypeVar
 import tyro
 
 from jaxdnn.errors import InputError
+from jaxdnn.names import printable, printable_lines
 from jaxdnn.xla import set_flags
 
 T = TypeVar("T")
@@ -65,7 +66,7 @@ def parse(
         if stop.code != 0:
             raise InputError(_one_line(said.getvalue(), prog)) from None
         # Tyro would run the lines of the examples together.
-        say(shown.getvalue().replace(_PLACE, (description or "").strip()).rstrip())
+        _print(shown.getvalue().replace(_PLACE, (description or "").strip()).rstrip())
         raise
 
 
@@ -101,7 +102,7 @@ def run(main: Callable[[], int]) -> None:
     try:
         code = main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         code = 2
     except BrokenPipeError:
         _close_stdout()
@@ -109,7 +110,8 @@ def run(main: Callable[[], int]) -> None:
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        where = f"{error.filename} cannot be used" if error.filename else "the disk failed"
+        name = printable(str(error.filename or ""))
+        where = f"{name} cannot be used" if name else "the disk failed"
         remedy = _DISK_ERRORS[error.errno]
         print(f"error: {where} ({error.strerror}); {remedy}, then go on", file=sys.stderr)
         code = 2
@@ -120,6 +122,11 @@ def run(main: Callable[[], int]) -> None:
 
 
 def say(text: str) -> None:
+    """Print lines, each of them made `printable`."""
+    _print(printable_lines(text))
+
+
+def _print(text: str) -> None:
     """Print; a reader that has seen enough (`| head`) changes nothing."""
     try:
         print(text, flush=True)

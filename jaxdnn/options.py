@@ -70,9 +70,9 @@ class DataOptions:
     """What to learn from."""
 
     data: str = "silhouettes"
-    """Images: `silhouettes` (embedded), a folder or a .zip of {split}/{class}/... or {class}/...
-    (also by an address such as gs://bucket/photos), or a prepared TFDS data set: `tfds:NAME` in
-    --data-dir, or its folder."""
+    """Images: `silhouettes` (embedded), a folder or a .zip of {split}/{class}/...,
+    {class}/{split}/... or {class}/... (also by an address such as gs://bucket/photos), or a
+    prepared TFDS data set: `tfds:NAME` in --data-dir, or its folder."""
     other: str | None = None
     """More images, named like --data, whose classes join those of --data: with --positive they are
     the other side of a data set that holds dogs alone."""
@@ -117,6 +117,10 @@ class DataOptions:
         _check_range(self, "max_unreadable", 0, 1)
         for name in ("max_memory_gib", "cache_gib"):
             _check_range(self, name, 0)
+        check(
+            self.other != self.data,
+            f"--other is {self.other}, as --data is; name other images, or leave it out",
+        )
         check(
             self.data_dir is None
             or any((name or "").startswith("tfds:") for name in (self.data, self.other)),

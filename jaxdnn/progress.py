@@ -8,6 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from jaxdnn.names import printable
+
 LINE_SECONDS = 30.0
 LINE_FRACTION = 0.1
 _LINE = "{desc}{percentage:3.0f}% {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}{postfix}]"
@@ -54,7 +56,7 @@ def progress_bar(
 
 def write_line(text: str) -> None:
     """Write a line to stderr, above the bar if there is one."""
-    tqdm.write(text, file=sys.stderr)
+    tqdm.write(printable(text), file=sys.stderr)
 
 
 class _Lines(tqdm):

@@ -20,6 +20,7 @@ import json
 import math
 import os
 import socket
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -61,13 +62,20 @@ def create(path: Path) -> RunFolder:
     """Make a new run folder.
 
     Raises:
-      InputError: it holds a run already, or cannot be written.
+      InputError: it holds a run already, or something that a run would overwrite or remove, or it
+        cannot be written.
     """
     folder = RunFolder(path.absolute())
     if folder.config.exists():
         raise InputError(
             f"{path} holds a run already: continue it with --resume {path}, or choose another --out"
         )
+    for other in (folder.metrics, folder.checkpoints, folder.predictions, folder.summary):
+        if os.path.lexists(other):
+            raise InputError(
+                f"{path} holds {other.name}, but no config.json of a run; expected a new folder; "
+                "move it, or choose another --out"
+            )
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -98,7 +106,7 @@ def locked(folder: RunFolder) -> Iterator[None]:
     _check_writable(folder.path)
     with folder.lock.open("a+") as file:
         try:
-            _lock(file)
+            lock_file(file)
         except OSError:
             file.seek(0)
             owner = file.read().strip() or "another process"
@@ -112,7 +120,7 @@ def locked(folder: RunFolder) -> Iterator[None]:
         yield
 
 
-def _lock(file: IO[str]) -> None:
+def lock_file(file: IO[str]) -> None:
     """Lock an open file until it is closed.
 
     Raises:
@@ -130,10 +138,9 @@ def _lock(file: IO[str]) -> None:
 
 
 def _check_writable(path: Path) -> None:
-    probe = path / f".writable-{os.getpid()}"
     try:
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path):
+            pass
     except OSError as error:
         raise _unwritable(path, error) from error
 

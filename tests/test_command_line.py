@@ -10,6 +10,8 @@ import pytest
 from jaxdnn import command_line
 from jaxdnn.errors import InputError
 
+from .hostile_files import ESCAPES
+
 ABOUT = """Count.
 
     count.py --number 1        a first line of examples
@@ -109,3 +111,23 @@ def test_a_first_signal_is_noted_and_the_handlers_come_back(capsys):
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # A second one stops at once.
     assert signal.getsignal(signal.SIGTERM) == before
     assert "saving, then stopping" in capsys.readouterr().err
+
+
+def test_the_colours_of_help_stay(capsys, monkeypatch):
+    monkeypatch.setattr(command_line._Help, "getvalue", lambda _: "\x1b[1mHelp\x1b[0m")
+    with pytest.raises(SystemExit):
+        parse("--help")
+    assert capsys.readouterr().out == "\x1b[1mHelp\x1b[0m\n"
+
+
+def test_what_others_have_named_is_said_on_one_line_that_steers_nothing(capsys):
+    def fail() -> int:
+        command_line.say(f"first {ESCAPES}\nsecond {ESCAPES}")
+        raise InputError(f"no {ESCAPES}\nhere")
+
+    with pytest.raises(SystemExit):
+        command_line.run(fail)
+    said = capsys.readouterr()
+    shown = r"\x1b[31m\u202egnp\x07"
+    assert said.out == f"first {shown}\nsecond {shown}\n"
+    assert said.err == f"error: no {shown}\\nhere\n"

@@ -1,9 +1,16 @@
 """Names: one spelling for many, and an error that lists what there is."""
 
+import os
+import random
+import sys
+import unicodedata
+
 import pytest
 
 from jaxdnn.errors import InputError
-from jaxdnn.names import resolve
+from jaxdnn.names import printable, printable_lines, resolve, shown_apart
+
+from .hostile_files import ESCAPES
 
 KNOWN = ("leaky_relu", "tanh")
 ALIASES = {"leaky": "leaky_relu"}
@@ -39,3 +46,53 @@ def test_nothing_is_suggested_where_nothing_is_close():
 def test_an_alias_of_an_absent_name_is_an_error():
     with pytest.raises(InputError):
         resolve("leaky", ("tanh",), ALIASES, "activation")
+
+
+@pytest.mark.parametrize(
+    ("foreign", "shown"),
+    [
+        ("dog", "dog"),
+        (
+            "\u72ac \u0441\u043e\u0431\u0430\u043a\u0430",
+            "\u72ac \u0441\u043e\u0431\u0430\u043a\u0430",
+        ),
+        ("cafe\u0301", "caf\u00e9"),
+        ("a\nb\tc", r"a\nb\tc"),
+        (ESCAPES, r"\x1b[31m\u202egnp\x07"),
+        ("a\u2028b\u200bc\ufeff", r"a\u2028b\u200bc\ufeff"),
+        ("\u0645\u06cc\u200c\u062e", "\u0645\u06cc\u200c\u062e"),
+        (os.fsdecode(b"caf\xe9"), r"caf\xe9"),
+        ("\ud800x", r"\ud800x"),
+        ("caf\u00e9".encode().decode("ascii", "surrogateescape"), "caf\u00e9"),
+    ],
+)
+def test_foreign_text_is_one_line_that_steers_nothing(foreign, shown):
+    assert printable(foreign) == printable(shown) == shown
+    assert printable_lines(f"{foreign}\n{foreign}").count("\n") >= 1
+
+
+def test_any_text_becomes_printable():
+    drawn = random.Random(0)
+    for _ in range(300):
+        foreign = "".join(chr(drawn.randrange(sys.maxunicode + 1)) for _ in range(8))
+        shown = printable(foreign)
+        kinds = {unicodedata.category(c) for c in shown if c not in "\u200c\u200d"}
+        assert not kinds & {"Cc", "Cf", "Cs", "Zl", "Zp"}
+        shown.encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("\u00e9", "e\u0301"),
+        ("\u00e9", "e\u0301", "'\\xe9'", r"\xe9"),
+        ("dog", "dog ", " dog", "d\u200dog", "'dog'"),
+        ("a\x01", r"a\x01", "a\x02"),
+        (os.fsdecode(b"\xc4\xe3"), os.fsdecode(b"\xc4\xe4"), "\ufffd\ufffd"),
+    ],
+)
+def test_names_that_look_the_same_are_shown_apart(names):
+    shown = shown_apart(names)
+    assert len({" ".join(each.replace("\u200d", "").split()) for each in shown}) == len(names)
+    assert all(printable(each) == each for each in shown)
+    assert shown_apart(["cat", "dog"]) == ["cat", "dog"]

@@ -1,6 +1,7 @@
 """The run folder: one process at a time, no line lost or twice, no half-written file."""
 
 import errno
+import os
 
 import pytest
 
@@ -27,10 +28,10 @@ def test_a_second_process_is_refused_and_told_who_holds_the_folder(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_gets_one_line(tmp_path, monkeypatch):
-    def refuse(self):
+    def refuse(**_):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(run_folder.Path, "touch", refuse)
+    monkeypatch.setattr(run_folder.tempfile, "TemporaryFile", refuse)
     with (
         pytest.raises(InputError, match=r"cannot be written \(Read-only file system\)"),
         run_folder.locked(RunFolder(tmp_path)),
@@ -65,3 +66,18 @@ def test_a_line_cut_short_is_written_again(tmp_path, cut):
     assert read_metrics(path) == lines[:2]
     append_metrics(path, lines[2])
     assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "predictions.npz", "summary.json"])
+def test_what_a_run_would_overwrite_is_left_alone(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match=rf"holds {name}, but no config.json of a run; expected"):
+        run_folder.create(tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_probing_a_folder_leaves_the_files_of_others(tmp_path):
+    mine = tmp_path / f".writable-{os.getpid()}"
+    mine.write_text("mine")
+    run_folder.create(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [mine.name]

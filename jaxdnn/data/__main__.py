@@ -15,11 +15,12 @@ from typing import Literal
 import tyro
 
 from jaxdnn import command_line
-from jaxdnn.data.inspect import inspect_source, report, text, write_sheets
+from jaxdnn.data.inspect import inspect_source, plan_sheets, report, text, write_sheets
 from jaxdnn.data.prepare import prepare
 from jaxdnn.data.reader import image_bar
 from jaxdnn.data.sources import open_source
 from jaxdnn.errors import InputError
+from jaxdnn.names import printable
 
 PROG = "python -m jaxdnn.data"
 LOOK = """Say what is there: images by class and split, sizes, modes, the same image twice, what
@@ -44,6 +45,8 @@ class Look:
     """Print the report as JSON."""
     out: Path = Path("runs/look")
     """Folder for the contact sheets, one PNG for each class."""
+    page: int = 1
+    """Which 200 classes get a contact sheet: 1 for the first 200."""
     progress: bool = True
     """Show a progress bar."""
 
@@ -54,17 +57,24 @@ def look(args: Sequence[str]) -> int:
         Look, default=None, args=args, prog=f"{PROG} look", description=LOOK
     )
     source = open_source(options.data, options.data_dir, progress=options.progress)
-    with image_bar(len(source.labels), disable=not options.progress) as bar:
-        survey, thumbnails = inspect_source(source, bar.update)
-    about = report(source, survey)
     try:
-        sheets = write_sheets(source, thumbnails, options.out)
+        planned = plan_sheets(source, options.out, options.page)
+        with image_bar(len(source.labels), disable=not options.progress) as bar:
+            survey, thumbnails = inspect_source(source, planned, bar.update)
+        with image_bar(
+            len(planned), disable=not options.progress, desc="sheets", unit="classes"
+        ) as bar:
+            sheets = write_sheets(source, thumbnails, planned, bar.update)
     except OSError as error:
         raise InputError(
             f"--out {options.out} cannot be written ({error}); choose another"
         ) from error
-    print(json.dumps(about, indent=2) if options.json else text(about))
-    print(f"wrote {len(sheets)} contact sheets to {options.out}", file=sys.stderr)
+    about = report(source, survey)
+    command_line.say(json.dumps(about, indent=2) if options.json else text(about))
+    num, last = len(source.class_names), max(planned) + 1
+    rest = f", of classes {min(planned) + 1:,} to {last:,} of {num:,}" if len(planned) < num else ""
+    following = f"; --page {options.page + 1} makes the next" if last < num else ""
+    print(f"wrote {len(sheets)} contact sheets to {options.out}{rest}{following}", file=sys.stderr)
     return 0
 
 
@@ -111,9 +121,11 @@ def prepare_command(args: Sequence[str]) -> int:
             on_written=written.update,
         )
     for skipped, reason in about["skipped"].items():
-        print(f"skipped {skipped}: {reason}")
+        command_line.say(printable(f"skipped {skipped}: {reason}"))
     counts = ", ".join(f"{number:,} {split}" for split, number in about["images"].items())
-    print(f"{about['folder']}: {counts}; train with --data tfds:{name} --data-dir {options.out}")
+    command_line.say(
+        f"{about['folder']}: {counts}; train with --data tfds:{name} --data-dir {options.out}"
+    )
     return 0
 
 

@@ -1,7 +1,8 @@
 """What is known about images, kept with them or in the user's cache folder.
 
 PATH.u8 holds decoded images, one row of bytes for each, so that only the first epoch has to decode;
-PATH.filled one byte for each that says whether the row is there. Rows are read and written with
+PATH.sums the checksum of each row, 0 where it is not there. A row whose bytes have another checksum
+counts as not there, and is decoded again. Rows are read and written with
 pread and pwrite: mapped pages would count as resident memory, and a full disk would end the process
 with a signal.
 """
@@ -9,8 +10,10 @@ with a signal.
 import contextlib
 import hashlib
 import os
+import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from jaxtyping import UInt8
 
 _FREE_SHARE = 0.5  # Of the free disk, what a cache may take.
 _FLUSH_SECONDS = 30.0
+_KEY_LENGTH = 16
 
 
 def cache_dir(home: Path | str | None) -> Path | None:
@@ -42,14 +46,12 @@ def cache_dir(home: Path | str | None) -> Path | None:
 
 
 def _can_write(folder: Path) -> bool:
-    probe = folder / f".writable-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            return True
     except OSError:
         return False
-    return True
 
 
 @contextlib.contextmanager
@@ -73,7 +75,7 @@ def key_of(*parts: object) -> str:
     for part in parts:
         text = part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode()
         total.update(hashlib.sha256(text).digest())
-    return total.hexdigest()[:16]
+    return total.hexdigest()[:_KEY_LENGTH]
 
 
 class PixelCache:
@@ -95,13 +97,14 @@ class PixelCache:
           OSError: the files cannot be made.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._flags_path = path.with_suffix(".filled")
+        self._sums_path = path.with_suffix(".sums")
         self._file = os.open(path.with_suffix(".u8"), os.O_RDWR | os.O_CREAT, 0o644)
         room = os.fstat(self._file).st_blocks * 512 + _FREE_SHARE * _free_bytes(path.parent)
         self.capacity = min(num_images, int(min(max_bytes, room) // row_bytes))
         self._row_bytes = row_bytes
-        self._filled = np.zeros(num_images, np.uint8)
-        self._filled[: self.capacity] = self._stored_flags(num_images)[: self.capacity]
+        self._sums = np.zeros(num_images, np.uint32)
+        self._sums[: self.capacity] = self._stored_sums()[: self.capacity]
+        self._is_checked = np.zeros(num_images, bool)
         self._lock = threading.Lock()
         self._writable, self._unsaved, self._flushed_at = True, False, time.monotonic()
 
@@ -110,22 +113,31 @@ class PixelCache:
             os.close(self._file)
 
     def holds(self, index: int) -> bool:
-        """Whether an image need not be decoded."""
-        return bool(self._filled[index])
+        """Whether an image need not be decoded, unless its row turns out to be damaged."""
+        return bool(self._sums[index])
 
     def read(self, index: int, row: UInt8[np.ndarray, "height width channel"]) -> bool:
-        """Copy an image into `row`, contiguous; False where it is not there."""
-        if not self._filled[index]:
+        """Copy an image into `row`, contiguous; False where it is not there, or damaged.
+
+        The checksum is compared when a row is read for the first time.
+        """
+        if not self._sums[index]:
             return False
-        got = os.preadv(self._file, [row.data], index * self._row_bytes)
-        return got == self._row_bytes
+        if os.preadv(self._file, [row.data], index * self._row_bytes) != self._row_bytes:
+            return False
+        if not self._is_checked[index]:
+            if _checksum(row.data) != self._sums[index]:
+                self._sums[index] = 0
+                return False
+            self._is_checked[index] = True
+        return True
 
     def write(self, index: int, row: UInt8[np.ndarray, "height width channel"]) -> None:
         """Keep an image if it has a place; a full disk ends the writing and nothing else.
 
         Now and then all that has been written is flushed: a cache may take hours to fill.
         """
-        if index >= self.capacity or self._filled[index] or not self._writable:
+        if index >= self.capacity or self._sums[index] or not self._writable:
             return
         try:
             data = np.ascontiguousarray(row).data
@@ -134,7 +146,7 @@ class PixelCache:
             self._writable = False
             return
         if written == self._row_bytes:
-            self._filled[index] = 1
+            self._sums[index] = _checksum(data)
             self._unsaved = True
         if time.monotonic() - self._flushed_at > _FLUSH_SECONDS:
             self.flush()
@@ -145,21 +157,25 @@ class PixelCache:
             if not self._unsaved:
                 return
             self._unsaved, self._flushed_at = False, time.monotonic()
-            flags = self._filled.copy()
+            sums = self._sums.copy()
             try:
                 os.fsync(self._file)
-                flags |= self._stored_flags(len(flags))
-                with concurrent_write(self._flags_path) as draft:
-                    draft.write_bytes(flags.tobytes())
+                sums = np.where(sums, sums, self._stored_sums())
+                with concurrent_write(self._sums_path) as draft:
+                    draft.write_bytes(sums.tobytes())
             except OSError:
                 self._writable = False
 
-    def _stored_flags(self, num_images: int) -> np.ndarray:
+    def _stored_sums(self) -> np.ndarray:
         try:
-            flags = np.fromfile(self._flags_path, np.uint8)
+            sums = np.fromfile(self._sums_path, np.uint32)
         except OSError:
-            return np.zeros(num_images, np.uint8)
-        return flags if len(flags) == num_images else np.zeros(num_images, np.uint8)
+            return np.zeros_like(self._sums)
+        return sums if len(sums) == len(self._sums) else np.zeros_like(self._sums)
+
+
+def _checksum(data: memoryview) -> int:
+    return zlib.crc32(data) or 1
 
 
 def _free_bytes(folder: Path) -> int:
@@ -186,10 +202,14 @@ def open_pixel_cache(
 
 def _remove_others(folder: Path, path: Path, max_bytes: float) -> None:
     """Remove the longest unused pixel caches until they and the one to come fit in `max_bytes`."""
-    others = [other for other in folder.glob("pixels-*.u8") if other.stem != path.stem]
+    others = [
+        other
+        for other in folder.glob(f"pixels-{'[0-9a-f]' * _KEY_LENGTH}.u8")
+        if other.stem != path.stem
+    ]
     others.sort(key=lambda other: other.stat().st_mtime)
     sizes = {other: other.stat().st_blocks * 512 for other in others}
     while others and sum(sizes[other] for other in others) > max_bytes:
         oldest = others.pop(0)
-        for file in (oldest.with_suffix(".filled"), oldest):
+        for file in (oldest.with_suffix(".sums"), oldest):
             file.unlink(missing_ok=True)

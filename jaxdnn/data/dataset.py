@@ -20,8 +20,9 @@ from jaxdnn.data.pipeline import PixelStats
 from jaxdnn.data.reader import Inventory, Reader, image_bar, read_headers
 from jaxdnn.data.source import Source
 from jaxdnn.data.sources import combine, open_source
-from jaxdnn.data.splits import binarise_labels, train_validation_test
+from jaxdnn.data.splits import binarise_labels, missing_classes, train_validation_test
 from jaxdnn.errors import InputError
+from jaxdnn.memory import allowed_bytes, check_memory
 from jaxdnn.options import DataOptions
 
 DEFAULT_IMAGE_SIZE = 64
@@ -30,12 +31,9 @@ DEFAULT_IMAGE_SIZE = 64
 LARGEST_OWN_SIZE = 227
 """Largest side in pixels that is kept when all images are squares of one size."""
 
-MEMORY_SHARE = 0.25
-"""Share of the physical memory that decoded images may take before they are streamed."""
-
-_ASSUMED_MEMORY_BYTES = 8 * 2**30
 _PREFETCHED = 512  # Two batches of evaluation.
 _CLASSES_SHOWN, _SIZES_SHOWN, _SKIPPED_SHOWN, _LEAKS_SHOWN = 12, 5, 5, 3
+_MOST_WIDE = 40  # Letters of a class's name that the others stand beside.
 
 
 class Skipped(NamedTuple):
@@ -87,8 +85,9 @@ class Dataset:
     def summary(self) -> str:
         """Return in a few lines what was found.
 
-        Numbers of images by class and split, sizes and modes as stored, what is among the test
-        images and among those to learn from, and the first images that were skipped.
+        Numbers of images by class and split, classes that a split lacks, sizes and modes as
+        stored, what is among the test images and among those to learn from, and the first images
+        that were skipped.
         """
         images = self.train.images
         sides = " x ".join(map(str, images.shape[1:]))
@@ -97,6 +96,7 @@ class Dataset:
             f"{len(self.validation.labels):,} to validate, {len(self.test.labels):,} to test, "
             f"{sides}{', streamed' if images.is_streamed else ''}",
             *self._classes(),
+            *missing_classes(self.class_names, self._counts()),
             *self.inventory.summary(_SIZES_SHOWN),
         ]
         if self.leakage:
@@ -107,12 +107,16 @@ class Dataset:
             lines.append(f"{len(self.skipped):,} skipped ({'; '.join(first)}{more})")
         return "\n  ".join(lines)
 
+    def _counts(self) -> dict[str, Any]:
+        parts = {"training": self.train, "validation": self.validation, "test": self.test}
+        num = len(self.class_names)
+        return {name: np.bincount(part.labels, minlength=num) for name, part in parts.items()}
+
     def _classes(self) -> list[str]:
         num = len(self.class_names)
-        parts = (self.train, self.validation, self.test)
-        counts = np.stack([np.bincount(part.labels, minlength=num) for part in parts], axis=1)
+        counts = np.stack([*self._counts().values()], axis=1)
         names = self.class_names[:_CLASSES_SHOWN]
-        width = max(map(len, names))
+        width = min(max(map(len, names)), _MOST_WIDE)
         lines = [
             f"{name:{width}} " + "".join(f"{number:10,}" for number in numbers)
             for name, numbers in zip(names, counts, strict=False)
@@ -149,7 +153,12 @@ def load(options: DataOptions, *, seed: int, progress: bool = False) -> Dataset:
     labels, class_names = binarise_labels(source.labels, source.class_names, chosen)
     parts = train_validation_test(source, **drawn)
     size, channels = _choose_shape(source, options.image_size, options.channels)
-    _check_memory(size, channels)
+    check_memory(
+        f"{_PREFETCHED} images of {size} x {size} x {channels}, decoded ahead,",
+        (_PREFETCHED, size, size, channels),
+        "choose a smaller --image-size, or --channels 1",
+        itemsize=1,
+    )
     reader = Reader(source, size, channels)
     with image_bar(len(source.labels), disable=not progress) as bar:
         if options.streaming or len(source.labels) * size * size * channels > _limit(options):
@@ -189,6 +198,12 @@ def _open(options: DataOptions, drawn: dict[str, Any], progress: bool) -> Source
     for name in (options.data, options.other):
         data_dir = options.data_dir if name.startswith("tfds:") else None
         sources.append(open_source(name, data_dir, progress=progress))
+    homes = [os.path.realpath(each.home) if each.home else None for each in sources]
+    if homes[0] is not None and homes[0] == homes[1]:
+        raise InputError(
+            f"--other {options.other!r} names the images of --data {options.data!r} once more; "
+            "expected other images; leave it out, or name others"
+        )
     return combine(sources, **drawn)
 
 
@@ -228,25 +243,8 @@ def _own_size(sides: set[int]) -> int | None:
 
 def _limit(options: DataOptions) -> float:
     if options.max_memory_gib is None:
-        return MEMORY_SHARE * _memory_bytes()
+        return allowed_bytes()
     return options.max_memory_gib * 2**30
-
-
-def _memory_bytes() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # Not every system says.
-        return _ASSUMED_MEMORY_BYTES
-
-
-def _check_memory(image_size: int, channels: int) -> None:
-    limit, needed = MEMORY_SHARE * _memory_bytes(), _PREFETCHED * image_size**2 * channels
-    if needed > limit:
-        raise InputError(
-            f"{_PREFETCHED} images of {image_size} x {image_size} x {channels}, decoded ahead, "
-            f"take {needed / 2**30:.2f} GiB of memory; expected at most {limit / 2**30:.2f} GiB; "
-            "choose a smaller --image-size, or --channels 1"
-        )
 
 
 def _check_unreadable(unreadable: Sequence[Skipped], source: Source, max_fraction: float) -> None:

@@ -13,6 +13,7 @@ References:
 
 import contextlib
 import io
+import logging
 import re
 import struct
 import threading
@@ -25,6 +26,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageChops, UnidentifiedImageError
 
+from jaxdnn.data.kinds import other_kind
 from jaxdnn.errors import InputError
 
 MAX_PIXELS = 100_000_000
@@ -45,6 +47,11 @@ _EXIF_ORIENTATION = 0x0112
 _DRAFT_MARGIN = 2  # Nearer to the target, photographs differ visibly from a full decoding.
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 
+_TOO_DARK = (
+    "16 bits, but no value above 255: black at that depth; if the values are meant for 8 bits, "
+    "save it with 8 bits"
+)
+
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _START = _SIGNATURE + struct.pack(">I", 13) + b"IHDR"
 _DATA_AT = len(_START) + 13 + 4
@@ -55,6 +62,7 @@ _COLOUR_TYPES = {1: 0, 3: 2}
 _PILLOW = r"PIL\."
 _lock = threading.Lock()
 _users = 0
+_level = logging.NOTSET
 
 Stored = bytes | UInt8[np.ndarray, "stored_height stored_width stored_channel"]
 """One image as it is kept: encoded, or decoded already."""
@@ -64,13 +72,22 @@ class UnreadableImage(InputError):
     """One image that cannot be used; the message is the reason, in words."""
 
 
+class ReadFailed(UnreadableImage):
+    """The machine failed, such as for want of memory; that says nothing about the image."""
+
+
 class Header(NamedTuple):
-    """What an image says of itself before its pixels are decoded; size and mode are as stored."""
+    """What an image says of itself before its pixels are decoded; size and mode are as stored.
+
+    Attributes:
+      note: what is odd about its values, and what to do; only known once it is decoded.
+    """
 
     width: int
     height: int
     is_grey: bool
     mode: str
+    note: str = ""
 
 
 DECODING = "1"
@@ -87,8 +104,9 @@ def decode(
     that is decoded at a reduced scale, of at least twice the size.
 
     Transparency is composited on white. 16-bit values are divided by 257. 32-bit integers that fit
-    16 bits count as such; floats within [0, 1] are multiplied by 255, and within [0, 255] taken as
-    they are; any other range is stretched to the image's own least and greatest value.
+    16 bits count as such. Where none is above 255 that makes the image black, which is noted.
+    Floats within [0, 1] are multiplied by 255, and within [0, 255] taken as they are; any other
+    range is stretched to the image's own least and greatest value.
 
     Args:
       item: an encoded file, or an array that is already decoded (1 or 3 channels), which is
@@ -97,7 +115,7 @@ def decode(
       channels: 1 for grey (BT.601 luma), 3 for RGB; None keeps grey grey and colour colour.
 
     Returns:
-      The pixels, and what `read_header` would say.
+      The pixels, and what `read_header` would say, with a note where there is one.
 
     Raises:
       UnreadableImage: the bytes are no image, damaged, incomplete or of more than MAX_PIXELS, which
@@ -117,6 +135,7 @@ def decode(
             reduced = (image_size * _DRAFT_MARGIN, image_size * _DRAFT_MARGIN)
             image.draft("L" if channels == 1 else None, reduced)
         image.load()
+        header = header._replace(note=_note(image))
         return _square(image, image_size, channels), header
 
 
@@ -142,13 +161,18 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     except UnreadableImage:
         raise
     except UnidentifiedImageError as error:
+        kind = other_kind(data)
         raise UnreadableImage(
-            f"not an image of a known format ({', '.join(FORMATS)}), or damaged at its start"
+            str(kind)
+            if kind
+            else f"not an image of a known format ({', '.join(FORMATS)}), or damaged at its start"
         ) from error
     except Image.DecompressionBombError as error:
         numbers = re.findall(r"\d+", str(error))  # The error does not hold them otherwise.
         found = f"{int(numbers[0]):,} pixels" if numbers else "its pixels"
         raise UnreadableImage(f"{found} are more than the {MAX_PIXELS:,} allowed") from error
+    except MemoryError as error:
+        raise ReadFailed("not enough memory to decode it") from error
     except Exception as error:  # Pillow meets damaged bytes with errors of every type.
         reason = error or type(error).__name__
         raise UnreadableImage(f"damaged or incomplete: {reason}") from error
@@ -157,6 +181,13 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
 def _header_of(array: np.ndarray) -> Header:
     mode = "L" if array.shape[2] == 1 else "RGB"
     return Header(array.shape[1], array.shape[0], mode == "L", mode)
+
+
+def _note(image: Image.Image) -> str:
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return ""
+    values = np.asarray(image)
+    return _TOO_DARK if values.min() >= 0 and 0 < values.max() <= 255 else ""
 
 
 def _square(
@@ -286,17 +317,21 @@ def _quiet_pillow() -> Iterator[None]:
     # `warnings.catch_warnings` saves and restores the whole list of filters, so that two threads
     # that overlap restore each other's; here one filter is added by the first thread to come and
     # removed by the last to go.
-    global _users
+    global _users, _level
+    logger = logging.getLogger("PIL")
     with _lock:
         _users += 1
         if _users == 1:
             warnings.filterwarnings("ignore", module=_PILLOW)
+            _level = logger.level
+            logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
         with _lock:
             _users -= 1
             if _users == 0:
+                logger.setLevel(_level)
                 filters = cast(list[Any], warnings.filters)
                 filters[:] = [entry for entry in filters if not _is_ours(entry)]
 

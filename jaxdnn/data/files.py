@@ -1,42 +1,55 @@
-"""Image files below one root - a folder or a bucket - and the class and split of each.
+"""Image files below one root, a folder or a bucket: found, and read.
 
-A bucket is any address that etils.epath opens, such as gs:// or s3://. Classes and splits follow
-from where files lie: {split}/{class}/… or {class}/…
+A bucket is any address that etils.epath opens, such as gs:// or s3://. Errors of the machine are
+not properties of a file: what failed so is tried again, and told apart.
 """
 
 import contextlib
+import dataclasses
+import errno
 import functools
 import hashlib
 import os
 import re
-import unicodedata
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
-from jaxdnn.data.decode import UnreadableImage
+from jaxdnn.data.decode import ReadFailed, UnreadableImage
+from jaxdnn.data.kinds import START_BYTES, by_kind
 from jaxdnn.data.reader import map_in_order
-from jaxdnn.data.source import Source
 from jaxdnn.errors import InputError
+
+Result = TypeVar("Result")
 
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 _NETPBM_SUFFIXES = (".ppm", ".pgm", ".pbm", ".pnm")
 _OTHER_SUFFIXES = (".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif")
 _IMAGE_SUFFIXES = frozenset({*_JPEG_SUFFIXES, *_NETPBM_SUFFIXES, *_OTHER_SUFFIXES})
+MOST_FOLDERS = 3
+"""Folders that are named one by one."""
 MAX_FILE_BYTES = 256 * 2**20
 """Larger files and archive members are not read: no photograph is, a zip bomb may be."""
 
-_AT_A_TIME = 32  # Answers from afar are waited for, not worked for.
+_PASSING = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("EMFILE", "ENFILE", "ENOMEM", "ENOBUFS", "EAGAIN", "EINTR", "EBUSY", "EIO", "EREMOTEIO"),
+        *("ESTALE", "ETIMEDOUT", "ENOTCONN", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN"),
+        *("ENETUNREACH", "ENETRESET", "ECONNRESET", "ECONNABORTED", "ECONNREFUSED"),
+    )
+    if hasattr(errno, name)
+)
+_WAIT_SECONDS = (0.05, 0.2, 1.0)
+_REFUSED = (400, 401, 403, 404, 410)
+AGAIN = "see to the machine, and try again"
+"""What to do about an error that passes."""
 
-_SPLIT_SPELLINGS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
-_EXPECTED = "expected {class}/… or {split}/{class}/… with splits train, validation, test"
+_AT_A_TIME = 32  # Answers from afar are waited for, not worked for.
 
 
 @dataclass(frozen=True)
@@ -47,19 +60,23 @@ class Files:
       names: paths relative to the root with "/" between the parts, sorted.
       read: the bytes of the file at that place in `names`; thread-safe; raises UnreadableImage.
       fingerprint: returns a hash of names, sizes and times of change, in a zip of checksums.
-      ignored: what a user may take for images and is none, with the reason.
+      ignored: what is or may hold images and is not read, with the reason; of files one entry for
+        each kind.
+      others: what else is there, likewise.
     """
 
     names: tuple[str, ...]
     read: Callable[[int], bytes]
     fingerprint: Callable[[], str]
     ignored: tuple[tuple[str, str], ...] = ()
+    others: tuple[tuple[str, str], ...] = ()
 
 
 def list_files(
     found: Iterable[str],
     *,
     read: Callable[[str], bytes],
+    start: Callable[[str], bytes],
     stamp: Callable[[str], str],
     ignored: Sequence[tuple[str, str]] = (),
     map_stamps: Callable[..., Iterable[str]] = map,
@@ -69,15 +86,16 @@ def list_files(
     Args:
       found: relative paths of files, and of folders with "/" at the end.
       read: the bytes of a file; thread-safe; raises UnreadableImage.
+      start: the first START_BYTES bytes of a file, or what can be read of them.
       stamp: another text for every change of a file.
       ignored: what else was found, with the reason.
       map_stamps: stands for `map` where stamps come from afar.
     """
-    found = list(found)
+    found = [name for name in found if is_shown(name)]
     names = tuple(sorted(filter(_is_image, found)))
-    used = {name[: end + 1] for name in names for end, c in enumerate(name) if c == "/"}
-    empty = sorted(name for name in found if name.endswith("/") and name not in used)
     zips = sorted(filter(_is_zip, found))
+    rest = [name for name in found if not (_is_image(name) or _is_zip(name))]
+    pictures, others = by_kind([name for name in rest if not name.endswith("/")], start)
     return Files(
         names=names,
         read=lambda index: read(names[index]),
@@ -86,10 +104,21 @@ def list_files(
         ),
         ignored=(
             *ignored,
-            *((name, "a folder without images") for name in empty),
+            *pictures,
             *((name, "a zip inside is not opened: unpack it") for name in zips),
         ),
+        others=(*_empty([name for name in rest if name.endswith("/")], names), *others),
     )
+
+
+def _empty(folders: Iterable[str], names: Iterable[str]) -> list[tuple[str, str]]:
+    """Name the folders without images; many of them in one entry, not to hide the rest."""
+    used = {name[: end + 1] for name in names for end, c in enumerate(name) if c == "/"}
+    empty = sorted(folder for folder in folders if folder not in used)
+    if len(empty) <= MOST_FOLDERS:
+        return [(folder, "a folder without images that are read") for folder in empty]
+    reason = f"without images that are read, such as {', '.join(empty[:MOST_FOLDERS])}"
+    return [(f"{len(empty):,} folders", reason)]
 
 
 def _is_image(name: str) -> bool:
@@ -128,30 +157,99 @@ def _stamp(path: str | Path) -> str:
     return f"{status.st_size}:{status.st_mtime_ns}:{status.st_mode:o}"
 
 
+def is_passing(error: BaseException) -> bool:
+    """Whether an error is the machine's, for now, and says nothing about what was to be read."""
+    if isinstance(error, MemoryError | TimeoutError | ConnectionError):
+        return True
+    return isinstance(error, OSError) and error.errno in _PASSING
+
+
+def patiently(act: Callable[[], Result], *, passing: Callable[..., bool] = is_passing) -> Result:
+    """Return what `act` gives; where the machine fails, after some more attempts.
+
+    Raises:
+      Exception: the last of those of `act`.
+    """
+    for seconds in _WAIT_SECONDS:
+        try:
+            return act()
+        except Exception as error:
+            if not passing(error):
+                raise
+        time.sleep(seconds)
+    return act()
+
+
 def read_file(path: str | Path, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """Read a whole file of bounded size. Raises UnreadableImage with the reason."""
+    return _read_stamped(path, max_bytes)[0]
+
+
+def _read_stamped(path: str | Path, max_bytes: int) -> tuple[bytes, int]:
+    """Read a whole file; with a number that changes with its size and its time of change."""
+
+    def read() -> tuple[bytes, int]:
+        with open(path, "rb") as file:
+            data = file.read(max_bytes + 1)
+            status = os.fstat(file.fileno())
+        return bounded(data, max_bytes), hash((status.st_size, status.st_mtime_ns)) or 1
+
+    try:
+        return patiently(read)
+    except (OSError, MemoryError) as error:
+        raise unreadable(error) from error
+
+
+def unreadable(error: Exception, where: str = "cannot be read") -> UnreadableImage:
+    """Return the exception for an image that could not be read."""
+    kind = ReadFailed if is_passing(error) else UnreadableImage
+    said = error.strerror if isinstance(error, OSError) else None
+    return kind(f"{where}: {said or str(error) or type(error).__name__}")
+
+
+def _steady(root: str | Path, names: Sequence[str]) -> Callable[[int], bytes]:
+    """Return what reads the file at a place in `names`, as long as it stays what it was at first.
+
+    What a run trains with must not change while it does.
+    """
+    seen = np.zeros(len(names), np.int64)
+
+    def read(index: int) -> bytes:
+        data, stamp = _read_stamped(os.path.join(root, names[index]), MAX_FILE_BYTES)
+        if seen[index] not in (0, stamp):
+            raise ReadFailed("it has changed since it was first read, in size or time")
+        seen[index] = stamp
+        return data
+
+    return read
+
+
+def _read_start(path: str | Path) -> bytes:
     try:
         with open(path, "rb") as file:
-            return bounded(file.read(max_bytes + 1), max_bytes)
-    except OSError as error:
-        raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error
+            return file.read(START_BYTES)
+    except OSError:  # It is not read in any case.
+        return b""
 
 
 def folder_files(root: str | Path) -> Files:
     """List the images below a folder; linked folders are followed, each folder once.
 
-    A folder inside that cannot be listed is ignored.
+    A folder inside that cannot be listed is ignored. A file that is read again and has changed in
+    between cannot be read any more.
 
     Raises:
       InputError: the folder itself cannot be listed.
     """
     closed: list[tuple[str, str]] = []
-    return list_files(
+    files = list_files(
         _walk(str(root), "", set(), closed),
         read=lambda name: read_file(os.path.join(root, name)),
+        start=lambda name: _read_start(os.path.join(root, name)),
         stamp=lambda name: _stamp(os.path.join(root, name)),
         ignored=closed,
     )
+    return dataclasses.replace(files, read=_steady(root, files.names))
 
 
 def folder_fingerprint(folder: Path) -> str:
@@ -165,14 +263,15 @@ def _walk(
 ) -> Iterator[str]:
     try:
         status = os.stat(folder)
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        entries = patiently(lambda: sorted(os.scandir(folder), key=lambda entry: entry.name))
     except OSError as error:
-        if prefix:
+        if prefix and not is_passing(error):
             closed.append((prefix, f"a folder that cannot be listed: {error.strerror}"))
             return
+        remedy = "change its permissions or choose another"
         raise InputError(
             f"cannot list folder {folder!r}: {error.strerror}; expected a readable folder; "
-            "change its permissions or choose another"
+            f"{AGAIN if is_passing(error) else remedy}"
         ) from error
     if (status.st_dev, status.st_ino) in visited:
         return
@@ -181,7 +280,7 @@ def _walk(
         name = prefix + entry.name
         if not entry.name.startswith(".") and _is_folder(entry):
             yield from _walk(entry.path, name + "/", visited, closed)
-        elif (_is_image(name) or _is_zip(name)) and _is_file(entry):
+        elif not entry.name.startswith(".") and _is_file(entry):
             yield name
     if prefix:
         yield prefix
@@ -233,14 +332,25 @@ def remote_files(root: str) -> Files:
         top = _open_address(root)
         found = list(_walk_bucket(top, ""))
 
+    def whole(name: str) -> bytes:
+        with (top / name).open("rb") as file:
+            return bounded(file.read(MAX_FILE_BYTES + 1), MAX_FILE_BYTES)
+
     def read(name: str) -> bytes:
         try:
-            with (top / name).open("rb") as file:
-                return bounded(file.read(MAX_FILE_BYTES + 1), MAX_FILE_BYTES)
+            return patiently(lambda: whole(name), passing=_is_passing_afar)
         except UnreadableImage:
             raise
-        except Exception as error:  # Of a type that depends on who keeps the bucket.
-            raise UnreadableImage(f"cannot be read: {error}") from error
+        except Exception as error:
+            kind = ReadFailed if _is_passing_afar(error) else UnreadableImage
+            raise kind(f"cannot be read: {error}") from error
+
+    def start(name: str) -> bytes:
+        try:
+            with (top / name).open("rb") as file:
+                return file.read(START_BYTES)
+        except Exception:  # It is not read in any case.
+            return b""
 
     def stamp(name: str) -> str:
         try:
@@ -250,7 +360,13 @@ def remote_files(root: str) -> Files:
         return f"{status.length}:{status.mtime}"
 
     in_threads = functools.partial(map_in_order, max_workers=_AT_A_TIME)
-    return list_files(found, read=read, stamp=stamp, map_stamps=in_threads)
+    return list_files(found, read=read, start=start, stamp=stamp, map_stamps=in_threads)
+
+
+def _is_passing_afar(error: BaseException) -> bool:
+    # Of a type that depends on who keeps the bucket, but for these; many have HTTP's number.
+    lasting = (FileNotFoundError, PermissionError, IsADirectoryError, UnreadableImage)
+    return not isinstance(error, lasting) and getattr(error, "code", None) not in _REFUSED
 
 
 def _open_address(address: str) -> Any:
@@ -264,8 +380,8 @@ def _walk_bucket(folder: Any, prefix: str) -> Iterator[str]:
         name = prefix + path.name
         if _is_image(name) or _is_zip(name):  # Asking what it is would be a call for each.
             yield name
-        elif is_shown(name) and path.is_dir():
-            yield from _walk_bucket(path, name + "/")
+        elif is_shown(name):
+            yield from _walk_bucket(path, name + "/") if path.is_dir() else (name,)
     if prefix:
         yield prefix
 
@@ -287,106 +403,3 @@ def _one_line(address: str) -> Iterator[None]:
 def first_line(error: Exception) -> str:
     """Return the first line of what an error says, or its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def split_of(name: str) -> str:
-    """Return 'train', 'validation' or 'test' for its usual spellings, otherwise ''."""
-    split = (split for split, names in _SPLIT_SPELLINGS.items() if name.lower() in names)
-    return next(split, "")
-
-
-def printable(name: str) -> str:
-    """Return a file's name as text of one line for any stream, in Unicode's composed form."""
-    text = os.fsencode(name).decode("utf-8", "replace")
-    if not text.isprintable():
-        text = "".join("\ufffd" if unicodedata.category(c) == "Cc" else c for c in text)
-    return unicodedata.normalize("NFC", text)
-
-
-def labelled_source(files: Files, *, name: str, home: str | Path) -> Source:
-    """Find the class and split of every file; folders below the class's own do not matter.
-
-    A single folder around all others is opened. Files that lie next to the class folders
-    are left without a label.
-
-    Args:
-      files: images and other files, as found.
-      name: where it was found, for people.
-      home: the folder or zip that holds them, or its address.
-
-    Raises:
-      InputError: no image, no class folder, one class only, or split folders mixed with others.
-    """
-    folders = _class_and_split(files.names, name)
-    heads = [file.rpartition("/")[0] for file in files.names]
-    indices = [index for index, head in enumerate(heads) if folders[head] is not None]
-    if not indices:
-        raise InputError(
-            f"{len(heads)} images but no class folders in {name} (such as {files.names[0]!r}); "
-            f"{_EXPECTED}; put the images of each class in a folder of its own"
-        )
-    found = [folder for index in indices if (folder := folders[heads[index]])]
-    class_names = tuple(sorted({class_name for class_name, _ in found}))
-    if len(class_names) < 2:
-        raise InputError(
-            f"one class only ({class_names[0]!r}) in {name}; expected a folder of images for "
-            "each of two or more classes; add the others"
-        )
-    label_of = {class_name: label for label, class_name in enumerate(class_names)}
-    return Source(
-        name=name,
-        class_names=class_names,
-        item_names=[printable(files.names[index]) for index in indices],
-        labels=np.array([label_of[class_name] for class_name, _ in found], np.int32),
-        splits=np.array([split for _, split in found], dtype="U10"),
-        read=lambda item: files.read(indices[item]),
-        unlabelled=tuple(
-            printable(file)
-            for file, head in zip(files.names, heads, strict=True)
-            if folders[head] is None
-        ),
-        ignored=tuple((printable(name), reason) for name, reason in files.ignored),
-        home=str(home) if is_remote(home) else Path(home),
-        fingerprint=files.fingerprint,
-    )
-
-
-def _class_and_split(names: Sequence[str], origin: str) -> dict[str, tuple[str, str] | None]:
-    """Return class and split ('' if none) for each folder that holds files; None outside."""
-    # By the folders that occur: they are few, the files may be millions.
-    heads = {name.rpartition("/")[0] for name in names}
-    paths = {head: tuple(printable(head).split("/")) if head else () for head in heads}
-    if not names:
-        raise InputError(f"no images in {origin}; {_EXPECTED}; put images there or change --data")
-    num_wrapping = _num_wrapping([*paths.values()])
-    paths = {head: path[num_wrapping:] for head, path in paths.items()}
-    has_splits = _has_splits([*paths.values()], origin)
-    depth = 2 if has_splits else 1
-    return {
-        head: (path[depth - 1], split_of(path[0]) if has_splits else "")
-        if len(path) >= depth
-        else None
-        for head, path in paths.items()
-    }
-
-
-def _num_wrapping(paths: list[tuple[str, ...]]) -> int:
-    """Return how many single folders lie around all others."""
-    tops = {path[0] for path in paths if path}
-    inner = {path[1] for path in paths if len(path) > 1}
-    holds_folders = len(inner) > 1 or (inner and all(len(path) != 1 for path in paths))
-    if len(tops) == 1 and not split_of(min(tops)) and holds_folders:
-        return 1 + _num_wrapping([path[1:] for path in paths])
-    return 0
-
-
-def _has_splits(paths: list[tuple[str, ...]], origin: str) -> bool:
-    tops = {path[0] for path in paths if path}
-    splits = {top for top in tops if split_of(top)}
-    nested = any(len(path) > 1 and path[0] in splits for path in paths)
-    if splits and splits != tops and nested:
-        raise InputError(
-            f"split folders ({', '.join(sorted(splits))}) next to others "
-            f"({', '.join(sorted(tops - splits)[:5])}) in {origin}; {_EXPECTED}; move the others"
-        )
-    return bool(splits) and splits == tops

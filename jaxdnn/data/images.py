@@ -186,7 +186,7 @@ def stream_all(
     """Make items ready to be streamed.
 
     The first time every image is decoded once, into the cache as far as it reaches; later times
-    find the results with the data, unless the data has changed.
+    find the results with the data, unless the data has changed, or the machine failed to read some.
 
     Args:
       reader: with a size and channels chosen, without a cache.
@@ -214,11 +214,13 @@ def stream_all(
         is_counted[train] = True
         survey, counts = take_survey(reader, is_counted, on_done)
         pixel_stats = pixel_stats_from_counts(counts)
-        _save(folder, survey_name, functools.partial(_save_survey, survey))
+        if not survey.failed:
+            _save(folder, survey_name, functools.partial(_save_survey, survey))
     elif pixel_stats is None:
         counts = _count_items(reader, train[survey.is_readable[train]], on_done)
         pixel_stats = pixel_stats_from_counts(counts)
-    _save(folder, stats_name, functools.partial(_save_pixel_stats, pixel_stats))
+    if not survey.failed:
+        _save(folder, stats_name, functools.partial(_save_pixel_stats, pixel_stats))
     if cache is not None:
         cache.flush()
     is_readable = survey.is_readable
@@ -294,19 +296,21 @@ def _load_survey(path: Path, num_items: int) -> Survey | None:
             digests, unreadable = arrays["digests"], arrays["unreadable"]
             reasons = dict(zip(unreadable.tolist(), arrays["reasons"].tolist(), strict=True))
             counts = json.loads(str(arrays["inventory"]))
-            inventory = Inventory(Counter(counts["sizes"]), Counter(counts["modes"]))
+            inventory = Inventory(*(Counter(counts[name]) for name in ("sizes", "modes", "notes")))
     except Exception:  # Missing or damaged, in any of the ways of zip and npy: taken again.
         return None
     return Survey(digests, reasons, inventory) if len(digests) == num_items else None
 
 
 def _load_pixel_stats(path: Path) -> PixelStats | None:
+    """Read them; None where they are missing or damaged."""
     try:
         stored = json.loads(path.read_text())
-        return PixelStats(tuple(stored["mean"]), tuple(stored["std"]))
+        stats = PixelStats(tuple(stored["mean"]), tuple(stored["std"]))
+        return stats if stored["key"] == key_of(*stats) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _save_pixel_stats(pixel_stats: PixelStats, path: Path) -> None:
-    path.write_text(json.dumps(pixel_stats._asdict()) + "\n")
+    path.write_text(json.dumps(pixel_stats._asdict() | {"key": key_of(*pixel_stats)}) + "\n")

@@ -86,18 +86,32 @@ def make_prepare(
     return prepare
 
 
-def resolve_batch_size(batch_size: int | Literal["full"], num_train: int) -> int:
-    """Return the number of examples in a batch.
+def resolve_batch_size(
+    batch_size: int | Literal["full"], num_train: int, *, accumulate: int = 1
+) -> int:
+    """Return the number of examples in a microbatch.
+
+    Args:
+      batch_size: of a microbatch; `full` for as many as there are.
+      num_train: training images, 1 or more.
+      accumulate: microbatches of a step.
 
     Raises:
-      InputError: the batch is larger than the training set.
+      InputError: a step needs more images than the training set has.
     """
-    if batch_size == "full":
-        return num_train
-    if batch_size > num_train:
+    if accumulate > num_train:
         raise InputError(
-            f"--batch-size {batch_size} exceeds the {num_train} training images; "
-            f"give {num_train} or less, or full"
+            f"--accumulate {accumulate} takes more microbatches for a step than there are training "
+            f"images, {num_train:,}; give fewer"
+        )
+    most = num_train // accumulate
+    if batch_size == "full":
+        return most
+    if batch_size * accumulate > num_train:
+        times = f" times --accumulate {accumulate}" if accumulate > 1 else ""
+        raise InputError(
+            f"--batch-size {batch_size}{times} exceeds the {num_train} training images; "
+            f"give {most} or less, or full"
         )
     return batch_size
 

@@ -20,9 +20,10 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8, UInt64
 
 from jaxdnn.data.cache import PixelCache
-from jaxdnn.data.decode import Header, Stored, UnreadableImage, decode, read_header
+from jaxdnn.data.decode import Header, ReadFailed, Stored, UnreadableImage, decode, read_header
 from jaxdnn.data.source import Source
 from jaxdnn.errors import InputError
+from jaxdnn.names import printable
 from jaxdnn.progress import progress_bar
 
 Item = TypeVar("Item")
@@ -33,6 +34,7 @@ OnDone = Callable[[int], object]
 
 _AHEAD_PER_WORKER = 4
 _BAR_DELAY_SECONDS = 2.0
+_MOST_FAILED = 100
 
 PER_GROUP = 32
 """Items that a thread takes at a time: to hand over one costs as much as to decode a small one."""
@@ -106,6 +108,7 @@ class ReadImage(NamedTuple):
       digest: 64-bit hash of what is stored; 0 where it is unreadable.
       is_encoded: whether the source holds bytes and no array.
       reason: why it is unreadable; '' where it is not.
+      has_failed: whether that was the machine's fault.
     """
 
     place: int
@@ -115,27 +118,33 @@ class ReadImage(NamedTuple):
     digest: int = 0
     is_encoded: bool = False
     reason: str = ""
+    has_failed: bool = False
 
 
 @dataclass
 class Inventory:
-    """Numbers of readable images by 'WIDTHxHEIGHT' and by Pillow's mode, as stored."""
+    """Numbers of readable images by 'WIDTHxHEIGHT', Pillow's mode as stored, and what is odd."""
 
     sizes: Counter[str] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
 
     def add(self, header: Header) -> None:
         """Count an image."""
         self.sizes[f"{header.width}x{header.height}"] += 1
         self.modes[header.mode] += 1
+        if header.note:
+            self.notes[header.note] += 1
 
     def summary(self, num_shown: int) -> list[str]:
-        """Return a line for the modes and one for the sizes, the commonest first."""
-        return [
+        """Return a line for the modes, one for the sizes, the commonest first, and the notes."""
+        counted = [
             f"{title}: {_listed(counts, num_shown)}"
             for title, counts in (("modes", self.modes), ("sizes", self.sizes))
             if counts
         ]
+        notes = [f"note: {number:,} images with {note}" for note, number in self.notes.items()]
+        return [*counted, *notes]
 
 
 def _listed(counts: Counter[str], num_shown: int) -> str:
@@ -152,11 +161,13 @@ class Survey:
       digests: 64-bit hash of what is stored; 0 where it could not be read.
       reasons: why an item is unreadable, by index.
       inventory: sizes and modes of the others.
+      failed: the unreadable items that the machine failed to read, and that it may read next time.
     """
 
     digests: UInt64[np.ndarray, " num_items"]
     reasons: dict[int, str] = field(default_factory=dict)
     inventory: Inventory = field(default_factory=Inventory)
+    failed: set[int] = field(default_factory=set)
 
     @property
     def is_readable(self) -> Bool[np.ndarray, " num_items"]:
@@ -166,12 +177,26 @@ class Survey:
         return is_readable
 
     def add(self, image: ReadImage) -> None:
-        """Enter what became of one item."""
+        """Enter what became of one item.
+
+        Raises:
+          InputError: the machine fails again and again.
+        """
         self.digests[image.item] = image.digest
         if image.header is not None:
             self.inventory.add(image.header)
         else:
             self.reasons[image.item] = image.reason
+            if image.has_failed:
+                self.failed.add(image.item)
+                self._check_failed(image.reason)
+
+    def _check_failed(self, reason: str) -> None:
+        if len(self.failed) > _MOST_FAILED:
+            raise InputError(
+                f"the machine failed to read more than {_MOST_FAILED} images, the last one: "
+                f"{reason}; expected none or few; see to the machine, and try again"
+            )
 
 
 @dataclass(frozen=True)
@@ -265,7 +290,8 @@ class Reader:
                 pixels, header = self._decode(item, stored)
             digest = digest_of(stored)
         except UnreadableImage as error:
-            return ReadImage(place, item, reason=str(error))
+            failed = isinstance(error, ReadFailed)
+            return ReadImage(place, item, reason=printable(str(error)), has_failed=failed)
         return ReadImage(place, item, pixels, header, digest, isinstance(stored, bytes))
 
     def _cached(self, item: int) -> np.ndarray | None:
@@ -310,8 +336,8 @@ class Reader:
             except UnreadableImage as error:
                 raise InputError(
                     f"{self.source.item_names[item]} in {self.source.name} cannot be read any more "
-                    f"({error}); expected the images that the run began with; put it back, or "
-                    "train again"
+                    f"({error}); expected the images that the run began with; put it back and "
+                    "resume, or train again"
                 ) from error
         return chunk.batch
 

@@ -50,13 +50,14 @@ class Source:
     read_many: Callable[[Sequence[int]], Sequence[Stored]] | None = None
 
     def read_together(self, items: Sequence[int]) -> Callable[[int], Stored]:
-        """Return `read` for these items; what is faster read together is read now. Thread-safe."""
+        """Return `read`; of these items, what is faster read together is read now. Thread-safe."""
         if self.read_many is None or not len(items):
             return self.read
         try:
-            return dict(zip(items, self.read_many(items), strict=True)).__getitem__
+            found = dict(zip(items, self.read_many(items), strict=True))
         except UnreadableImage:  # Which one it is, is found one by one.
             return self.read
+        return lambda item: found[item] if item in found else self.read(item)
 
     def left_out(self) -> dict[str, str]:
         """Return the reason for each name that was found and has no item."""

@@ -12,11 +12,10 @@ from jaxdnn.data.files import (
     folder_files,
     is_remote,
     is_remote_folder,
-    labelled_source,
-    printable,
     read_file,
     remote_files,
 )
+from jaxdnn.data.layout import labelled_source
 from jaxdnn.data.reader import map_in_order
 from jaxdnn.data.silhouettes import silhouettes
 from jaxdnn.data.source import Source
@@ -24,6 +23,7 @@ from jaxdnn.data.splits import train_validation_test
 from jaxdnn.data.tfds_sets import prepared_below, tfds, tfds_folder
 from jaxdnn.data.zips import zip_files
 from jaxdnn.errors import InputError
+from jaxdnn.names import printable
 
 _TFDS = "tfds:"
 
@@ -117,8 +117,10 @@ def combine(
             sides[0] if len(set(sides)) == 1 else None
             for sides in zip(*(each.item_shape for each in sources), strict=True)
         ),
-        unlabelled=tuple(name for each in sources for name in each.unlabelled),
-        ignored=tuple(found for each in sources for found in each.ignored),
+        unlabelled=tuple(f"{each.name}: {name}" for each in sources for name in each.unlabelled),
+        ignored=tuple(
+            (f"{each.name}: {name}", reason) for each in sources for name, reason in each.ignored
+        ),
         default_positive=sources[0].default_positive,
         home=sources[0].home,
         fingerprint=lambda: digest(each.fingerprint() + each.name for each in sources),
@@ -143,7 +145,8 @@ def read_images(
 
     Yields:
       The path ('archive.zip/inner/name.png' in a zip) with uint8 values [height, width, channel],
-      or with the reason why there are none: unreadable, missing, or a folder without images.
+      or with the reason why there are none: unreadable, missing, a folder without images, or, for
+      each kind, images that are not read.
     """
 
     def decoded(item: _Found) -> tuple[str, np.ndarray | UnreadableImage]:
@@ -172,5 +175,7 @@ def _files_of(path: Path) -> Iterator[_Found]:
         return
     for index, name in enumerate(files.names):
         yield f"{shown.rstrip('/')}/{printable(name)}", lambda index=index: files.read(index)
-    if not files.names:
+    for name, reason in files.ignored:
+        yield f"{shown.rstrip('/')}/{printable(name)}", UnreadableImage(printable(reason))
+    if not files.names and not files.ignored:
         yield shown, UnreadableImage("no images in it")

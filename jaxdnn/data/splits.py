@@ -11,7 +11,7 @@ References:
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float32, Int, Int32
@@ -80,8 +80,7 @@ def stratified_split(
     if not 0 < fraction < 1:
         raise InputError(f"split fraction {fraction}; expected more than 0 and less than 1")
     is_drawn = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
+    for label, members in by_class(labels):
         if len(members) < 2:
             name = class_names[label] if class_names else f"with label {label}"
             raise InputError(
@@ -93,6 +92,15 @@ def stratified_split(
         order = np.random.default_rng([seed, int(label)]).random(len(members)).argsort()
         is_drawn[members[order[:num_drawn]]] = True
     return np.flatnonzero(~is_drawn), np.flatnonzero(is_drawn)
+
+
+def by_class(
+    labels: Int[np.ndarray, " num"],
+) -> Iterator[tuple[int, Int[np.ndarray, " num_of_class"]]]:
+    """Yield each label that occurs, and the places where it does, in order, in one pass."""
+    order = np.argsort(labels, kind="stable")
+    found, starts = np.unique(labels[order], return_index=True)
+    yield from zip(found.tolist(), np.split(order, starts)[1:], strict=True)
 
 
 def class_weights(
@@ -107,6 +115,24 @@ def class_weights(
     if (counts == 0).any():
         raise InputError(f"no items of class {int(counts.argmin())}; expected some of every class")
     return (len(labels) / (num_classes * counts)).astype(np.float32)
+
+
+def missing_classes(class_names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> list[str]:
+    """Return a line for each split that lacks classes: it says nothing about these.
+
+    Args:
+      class_names: by label.
+      counts: images of each class, by the name of the split.
+    """
+    lines = []
+    for split, found in counts.items():
+        missing = [name for name, num in zip(class_names, found, strict=True) if not num]
+        if missing:
+            lines.append(
+                f"no {split} image of {len(missing):,} of {len(class_names):,} classes: "
+                f"{_listed(missing)}"
+            )
+    return lines
 
 
 def train_validation_test(

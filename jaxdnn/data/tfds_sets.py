@@ -4,6 +4,7 @@ Every label is read at once, images when they are asked for.
 """
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -15,16 +16,43 @@ import numpy as np
 from jaxtyping import Int32
 
 from jaxdnn.data.cache import cache_dir, concurrent_write, key_of
-from jaxdnn.data.decode import UnreadableImage
-from jaxdnn.data.files import first_line, folder_fingerprint, split_of
+from jaxdnn.data.decode import ReadFailed, UnreadableImage
+from jaxdnn.data.files import (
+    AGAIN,
+    first_line,
+    folder_fingerprint,
+    is_passing,
+    patiently,
+)
+from jaxdnn.data.layout import split_of
 from jaxdnn.data.reader import OnDone, image_bar
 from jaxdnn.data.source import Source
 from jaxdnn.errors import InputError
+from jaxdnn.names import printable, shown_apart
 
 if TYPE_CHECKING:
     import tensorflow_datasets
 
-_INFO = "dataset_info.json"
+_INFO, _FEATURES = "dataset_info.json", "features.json"
+_KINDS = frozenset(
+    f"tensorflow_datasets.core.features.{module}.{name}"
+    for module, name in (
+        ("bounding_boxes", "BBoxFeature"),
+        ("class_label_feature", "ClassLabel"),
+        ("features_dict", "FeaturesDict"),
+        ("image_feature", "Image"),
+        ("labeled_image", "LabeledImage"),
+        ("scalar", "Scalar"),
+        ("sequence_feature", "Sequence"),
+        ("tensor_feature", "Tensor"),
+        ("feature", "Tensor"),
+        ("text_feature", "Text"),
+    )
+)
+"""Kinds of features that a data set may have. TFDS imports whatever else a file names."""
+
+# Under which the files name a kind, and keep further JSON as text.
+_KIND_KEYS, _TEXT_KEYS = ("pythonClassName", "python_class_name", "type"), ("json", "content")
 
 _LABEL_KEYS = {"oxford_iiit_pet": "species"}
 """Which class label counts where a data set has several: cat or dog, not the breed."""
@@ -81,13 +109,20 @@ def _open_folder(
     folder: Path, name: str, full_name: str, progress: bool, kept_bytes: int
 ) -> Source:
     _check_format(name, folder)
+    _check_kinds(name, folder)
     try:
-        builder = quiet_tfds().builder_from_directory(folder)
-        image_key, label_key = _feature_keys(name, builder.info.features)
-        return _open(full_name, builder, image_key, label_key, folder, progress, kept_bytes)
+        # TFDS prints that TensorFlow is missing wherever a damaged description leads it there.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder = quiet_tfds().builder_from_directory(folder)
+            image_key, label_key = _feature_keys(name, builder.info.features)
+            return _open(full_name, builder, image_key, label_key, folder, progress, kept_bytes)
     except InputError:
         raise
     except Exception as error:  # Of a type that depends on what is damaged or missing.
+        if is_passing(error):
+            raise InputError(
+                f"data set {name!r} in {str(folder)!r} cannot be read: {first_line(error)}; {AGAIN}"
+            ) from error
         raise InputError(
             f"data set {name!r} in {str(folder)!r} is damaged: {first_line(error)}; "
             "expected a complete data set; prepare it again"
@@ -135,18 +170,62 @@ def _full_name(folder: Path, root: Path) -> str:
 
 
 def _check_format(name: str, folder: Path) -> None:
-    try:
-        info = json.loads((folder / _INFO).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"data set {name!r} has a damaged {_INFO} in {str(folder)!r}: {error}; prepare it again"
-        ) from error
-    file_format = info.get("fileFormat", "tfrecord")
+    file_format = _read_json(name, folder / _INFO).get("fileFormat", "tfrecord")
     if file_format not in ("array_record", "parquet"):
         raise InputError(
-            f"data set {name!r} is prepared as {file_format}, which only TensorFlow reads; "
+            f"data set {name!r} is prepared as {file_format!r}, which only TensorFlow reads; "
             "expected array_record or parquet; prepare it again with file_format='array_record'"
         )
+
+
+def _check_kinds(name: str, folder: Path) -> None:
+    """Check every kind of feature that the files name, before TFDS would import it."""
+    described = [_read_json(name, folder / _INFO).get("features")]
+    if (folder / _FEATURES).exists():
+        described.append(_read_json(name, folder / _FEATURES))
+    unknown = sorted({repr(kind) for kind in _named_kinds(described)} - set(map(repr, _KINDS)))
+    if unknown:
+        raise InputError(
+            f"data set {name!r} in {str(folder)!r} has features of kind {unknown[0]}, which is "
+            "code that is not known here; expected images, labels, text and numbers of "
+            "tensorflow_datasets; prepare it again with these alone, if you trust it"
+        )
+
+
+def _named_kinds(content: Any) -> Iterator[Any]:
+    """Yield what stands for a kind anywhere in JSON, and in JSON that is kept in it as text."""
+    if isinstance(content, list):
+        for each in content:
+            yield from _named_kinds(each)
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            if key in _KIND_KEYS and not isinstance(value, dict):
+                yield value
+            elif key in _TEXT_KEYS and isinstance(value, str):
+                yield from _named_kinds(_parsed(value))
+            else:
+                yield from _named_kinds(value)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:  # Then TFDS cannot read it either.
+        return None
+
+
+def _read_json(name: str, path: Path) -> dict[str, Any]:
+    """Read an object. Raises InputError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"{type(content).__name__} at its top, expected an object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"data set {name!r} has a damaged {path.name} in {str(path.parent)!r}: {error}; "
+            "prepare it again"
+        ) from error
+    return content
 
 
 def _feature_keys(name: str, features: Any) -> tuple[str, str]:
@@ -190,6 +269,9 @@ def _open(
                 f"{split}; expected all; prepare it again with file_format='array_record'"
             )
     _load_labels(parts, folder, progress=progress, kept_bytes=kept_bytes)
+    class_names = shown_apart(builder.info.features[label_key].names)
+    for split, part in zip(splits, parts, strict=True):
+        _check_labels(name, split, part.labels, len(class_names))
     records = [np.flatnonzero(part.labels >= 0) for part in parts]  # -1: a test without answers.
     part_of = np.repeat(np.arange(len(parts), dtype=np.int8), [len(found) for found in records])
     record = np.concatenate(records).astype(np.int64)
@@ -205,9 +287,9 @@ def _open(
 
     features = builder.info.features
     return Source(
-        name=f"tfds:{name}",
-        class_names=tuple(features[label_key].names),
-        item_names=_ItemNames(splits, part_of, record),
+        name=printable(f"tfds:{name}"),
+        class_names=tuple(class_names),
+        item_names=_ItemNames([*map(printable, splits)], part_of, record),
         labels=np.concatenate([part.labels[part.labels >= 0] for part in parts]),
         splits=np.array([split_of(split) for split in splits], dtype="U10")[part_of],
         read=lambda item: read_many([item])[0],
@@ -216,6 +298,16 @@ def _open(
         fingerprint=lambda: folder_fingerprint(folder),
         read_many=read_many,
     )
+
+
+def _check_labels(name: str, split: str, labels: np.ndarray, num_classes: int) -> None:
+    wrong = np.flatnonzero((labels < -1) | (labels >= num_classes))
+    if len(wrong):
+        raise InputError(
+            f"data set {name!r} has the label {labels[wrong[0]]} in record {wrong[0]} of its split "
+            f"{split}, and {len(wrong) - 1:,} more like it; expected 0 to {num_classes - 1}, as it "
+            f"has {num_classes} class names, or -1 for none; prepare it again"
+        )
 
 
 class _Records:
@@ -248,9 +340,11 @@ class _Records:
         if self._images:
             return [self._images[place] for place in places]
         try:
-            found = self._records.__getitems__([int(place) for place in places])
+            found = patiently(lambda: self._records.__getitems__([int(each) for each in places]))
             return [record[self._image_key] for record in found]
         except Exception as error:  # RuntimeError, ValueError, OSError, … by file format.
+            if is_passing(error):
+                raise ReadFailed(f"cannot be read: {error}") from error
             raise UnreadableImage(f"damaged record: {error}") from error
 
 
@@ -277,7 +371,7 @@ def _load_labels(
     num, num_bytes = sum(map(len, parts)), sum(path.stat().st_size for path in files)
     keep = num_bytes <= kept_bytes
     stored = None if keep else cache_dir(folder)
-    path = stored / f"labels-{key_of(folder_fingerprint(folder))}.npy" if stored else None
+    path = stored / f"labels-{key_of(folder_fingerprint(folder))}.npz" if stored else None
     if path is not None and _load_kept(parts, path):
         return
     per_read = max(1, min(_RECORDS_PER_READ, _BYTES_PER_READ * num // max(num_bytes, 1)))
@@ -290,8 +384,9 @@ def _load_labels(
 
 def _load_kept(parts: Sequence[_Records], path: Path) -> bool:
     try:
-        labels = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            labels = arrays["labels"]
+    except Exception:  # Missing or damaged, in any of the ways of zip and npy.
         return False
     if labels.dtype != np.int32 or labels.shape != (sum(map(len, parts)),):
         return False
@@ -307,4 +402,5 @@ def _keep(parts: Sequence[_Records], path: Path) -> None:
         concurrent_write(path) as draft,
         draft.open("wb") as file,
     ):
-        np.save(file, np.concatenate([part.labels for part in parts]))
+        # In a zip, which has a checksum.
+        np.savez(file, labels=np.concatenate([part.labels for part in parts]))

@@ -19,14 +19,18 @@ from typing import BinaryIO, NamedTuple, TypeVar
 
 from jaxdnn.data.decode import UnreadableImage
 from jaxdnn.data.files import (
+    AGAIN,
     MAX_FILE_BYTES,
     Files,
     bounded,
+    is_passing,
     is_remote,
-    is_shown,
     list_files,
     open_remote,
+    patiently,
+    unreadable,
 )
+from jaxdnn.data.kinds import START_BYTES
 from jaxdnn.errors import InputError
 
 Member = TypeVar("Member")
@@ -49,19 +53,23 @@ def zip_files(path: str | Path, *, max_bytes: int = MAX_FILE_BYTES) -> Files:
       InputError: no zip, or encrypted.
     """
     try:
-        archive = _open(path)
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
-        if isinstance(error, zipfile.BadZipFile) and (found := _cut(path, max_bytes)):
+        archive = patiently(lambda: _open(path))
+    except InputError:
+        raise
+    except Exception as error:  # Damaged, in any of its ways.
+        is_damage = isinstance(error, zipfile.BadZipFile | UnicodeDecodeError)
+        if is_damage and (found := _without_list(path, max_bytes)):
             return found
         raise InputError(
-            f"cannot read zip {str(path)!r}: {error}; expected a zip archive; fetch or pack it "
-            "again"
+            f"cannot read zip {str(path)!r}: {error}; expected a zip archive; "
+            f"{AGAIN if is_passing(error) else 'fetch or pack it again'}"
         ) from error
     members, unsafe = _by_name((info.filename, info) for info in archive.infolist())
     lock = threading.Lock()
     files = list_files(
-        filter(is_shown, members),
+        members,
         read=lambda name: _read_member(archive, members[name], lock, max_bytes),
+        start=lambda name: _start_of(archive, members[name], lock),
         stamp=lambda name: f"{members[name].file_size}:{members[name].CRC}",
         ignored=unsafe,
     )
@@ -87,8 +95,8 @@ def _open(path: str | Path) -> zipfile.ZipFile:
     return archive
 
 
-def _cut(path: str | Path, max_bytes: int) -> Files | None:
-    """List what is whole in an archive without its end; None where nothing is."""
+def _without_list(path: str | Path, max_bytes: int) -> Files | None:
+    """List what is whole in an archive whose list of members cannot be read; None if nothing is."""
     open_file = functools.partial(open_remote, str(path))
     if not is_remote(path):
         open_file = functools.partial(open, path, "rb")
@@ -97,10 +105,14 @@ def _cut(path: str | Path, max_bytes: int) -> Files | None:
     if not listed:
         return None
     members, unsafe = _by_name((member.name, member) for member in listed)
-    lost = f"cut short: the {len(listed):,} members before the cut are read, what followed is lost"
+    lost = (
+        f"cut short or damaged: the {len(listed):,} members before that are read, what followed is "
+        "lost"
+    )
     return list_files(
-        filter(is_shown, members),
+        members,
         read=lambda name: _read_stored(open_file, members[name], max_bytes),
+        start=lambda name: _start_of_stored(open_file, members[name]),
         stamp=lambda name: f"{members[name].crc}",
         ignored=((Path(path).name, lost), *unsafe),
     )
@@ -125,7 +137,8 @@ def _read_member(
 ) -> bytes:
     if info.file_size > max_bytes:
         raise UnreadableImage(f"{info.file_size:,} bytes are more than the {max_bytes:,} allowed")
-    try:
+
+    def read() -> bytes:
         with lock:  # ZipFile counts its open members without one; reads have a lock of their own.
             member = archive.open(info)
         try:
@@ -133,8 +146,21 @@ def _read_member(
         finally:
             with lock:
                 member.close()
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
-        raise UnreadableImage(f"damaged in the zip: {error}") from error
+
+    try:
+        return patiently(read)
+    except UnreadableImage:
+        raise
+    except Exception as error:  # Damaged, in any of the ways of its kind of compression.
+        raise unreadable(error, "damaged in the zip") from error
+
+
+def _start_of(archive: zipfile.ZipFile, info: zipfile.ZipInfo, lock: threading.Lock) -> bytes:
+    try:
+        with lock, archive.open(info) as member:
+            return member.read(START_BYTES)
+    except Exception:  # Damaged or encrypted; it is not read in any case.
+        return b""
 
 
 class _Member(NamedTuple):
@@ -162,16 +188,29 @@ def _whole_members(file: BinaryIO) -> list[_Member]:
     return members
 
 
+def _start_of_stored(open_file: Callable[[], BinaryIO], member: _Member) -> bytes:
+    try:
+        return _read_stored(open_file, member, MAX_FILE_BYTES)[:START_BYTES]
+    except UnreadableImage:  # It is not read in any case.
+        return b""
+
+
 def _read_stored(open_file: Callable[[], BinaryIO], member: _Member, max_bytes: int) -> bytes:
     """Return the bytes of a member. Raises UnreadableImage."""
-    try:
+
+    def read() -> bytes:
         with open_file() as file:
             file.seek(member.start)
-            stored = file.read(min(member.length, max_bytes))
+            return file.read(min(member.length, max_bytes))
+
+    try:
+        stored = patiently(read)
         is_plain = member.method == zipfile.ZIP_STORED
         data = stored if is_plain else zlib.decompressobj(-15).decompress(stored, max_bytes)
-    except (OSError, zlib.error) as error:
-        raise UnreadableImage(f"damaged in the zip: {error}") from error
+    except UnreadableImage:
+        raise
+    except Exception as error:  # Damaged, in any of the ways of its kind of compression.
+        raise unreadable(error, "damaged in the zip") from error
     if zlib.crc32(data) != member.crc:
         raise UnreadableImage("damaged in the zip: wrong checksum")
     return data
@@ -183,7 +222,7 @@ def _member_at(file: BinaryIO, at: int) -> tuple[_Member, bool] | None:
     if len(header) < _HEADER.size or not header.startswith(_MAGIC):
         return None
     _, _, flags, method, _, _, crc, length, full, num_name, num_extra = _HEADER.unpack(header)
-    name = file.read(num_name).decode("utf-8" if flags & _UTF8 else "cp437", "replace")
+    name = file.read(num_name).decode("utf-8" if flags & _UTF8 else "cp437", "surrogateescape")
     extra, start = file.read(num_extra), at + _HEADER.size + num_name + num_extra
     if flags & _SIZES_FOLLOW and not length:
         sizes = _find_descriptor(file, start)

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxdnn.diagnosis.causes import CAUSES, QUANTITIES
-from jaxdnn.diagnosis.printout import amount, place, repaired_words, score_words
+from jaxdnn.diagnosis.printout import amount, cleaned, place, repaired_words, score_words
 from jaxdnn.report import (
     BLUE,
     GREEN,
@@ -31,6 +31,7 @@ _VERDICT_COLOURS = {"trains": GREEN, "at risk": ORANGE, "will not train": VERMIL
 _TERM_COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, YELLOW, GREY)
 # Below this nothing is drawn: float32 holds nothing there.
 _LEAST = 1e-45
+_MOST_LETTERS = 30  # Of a layer's name below a picture.
 # A category is of a finding; the colour tells that it is no part of the name.
 _CATEGORY = "<small class='category'>{}</small>"
 
@@ -47,6 +48,7 @@ def page(content: Content) -> str:
 
 def fragment(content: Content) -> str:
     """Return what a notebook shows: the page without its frame."""
+    content = cleaned(content)
     parts = [
         _headline(content),
         _svg(_draw_layers(content["layers"])),
@@ -216,8 +218,13 @@ def _draw_quantity(layers: Sequence[Content], quantity: str, path: str) -> Figur
 def _name_layers(axes: Any, layers: Sequence[Content]) -> None:
     step = math.ceil(len(layers) / 25)
     places = range(0, len(layers), step)
-    names = [layers[place]["path"] for place in places]
+    names = [_end(layers[place]["path"]) for place in places]
     axes.set_xticks(list(places), names, rotation=60, ha="right", fontsize=9)
+
+
+def _end(path: str) -> str:
+    """The end of a long name: it tells most, and the picture needs room."""
+    return path if len(path) <= _MOST_LETTERS else "…" + path[-_MOST_LETTERS:]
 
 
 def _svg(figure: Figure) -> str:

@@ -5,6 +5,8 @@ printed again. The short text answers four questions in the reader's words: does
 wrong and where, what did the repair of that alone do, what to change. Everything else is a detail.
 
 A number that is not defined, such as a factor between two gradients of zero, is printed as `-`.
+Names of layers, losses and files are the reader's own and may hold anything: each is made printable
+first, and in Markdown nothing of it is markup.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +23,7 @@ import numpy as np
 
 from jaxdnn.diagnosis.answers import Answers
 from jaxdnn.diagnosis.trial import TRAINS, Trial, shares
+from jaxdnn.names import printable, printable_lines
 
 Content = Mapping[str, Any]
 # Raised when a key of the short object changes its meaning or goes.
@@ -107,8 +111,21 @@ def _steps(score: float, horizon: int) -> int:
     return round(steps / unit) * unit
 
 
+def cleaned(content: Any) -> Any:
+    """Return nested content with every text made printable: one line, but for code."""
+    if isinstance(content, str):
+        return printable(content)
+    if isinstance(content, Mapping):
+        return {
+            printable(name): printable_lines(value) if name == "code" else cleaned(value)
+            for name, value in content.items()
+        }
+    return [cleaned(each) for each in content] if isinstance(content, list | tuple) else content
+
+
 def short_text(content: Content) -> str:
     """Return one line for a network that is well; otherwise what is wrong and what to change."""
+    content = cleaned(content)
     causes, changes = content["causes"], content["prescriptions"]
     lines = [headline(content), *_notes(content)]
     if not causes and not changes and content["verdict"] == "trains":
@@ -123,6 +140,7 @@ def short_text(content: Content) -> str:
 
 def full_text(content: Content) -> str:
     """Return all findings, all changes and the table of layers."""
+    content = cleaned(content)
     lines = [
         headline(content),
         *_notes(content),
@@ -152,30 +170,50 @@ def _rates(rates: Content | None) -> list[str]:
 
 def markdown(content: Content) -> str:
     """Return headings, lists and a table."""
+    content = cleaned(content)
     layers = content["layers"]
     terms = list(layers[0]["terms"])
-    found = [f"- {_cause_line(content, cause)}" for cause in content["causes"]]
+    found = [f"- {_escaped(_cause_line(content, cause))}" for cause in content["causes"]]
     changes = [
-        f"- try: {each['change']} ({_change(each)}):\n\n{_fenced(each['code'])}"
+        f"- try: {_escaped(each['change'])} ({_change(each)}):\n\n{_fenced(each['code'])}"
         for each in content["prescriptions"]
     ]
-    head = "| layer | delta RMS | factor | redrawn | " + " | ".join(terms) + " |"
+    head = "| layer | delta RMS | factor | redrawn | " + " | ".join(map(_escaped, terms)) + " |"
     rule = "|---" * (4 + len(terms)) + "|"
     rows = [
-        f"| `{layer['path']}` | {amount(layer['delta_rms'])} | {amount(layer['factor'])} |"
-        f" {_span(layer['factor_band'])} | "
+        f"| {_code_span(layer['path'])} | {amount(layer['delta_rms'])} | {amount(layer['factor'])}"
+        f" | {_span(layer['factor_band'])} | "
         + " | ".join(_signed(layer, name) for name in terms)
         + " |"
         for layer in layers
     ]
-    title = f"# {headline(content)}"
-    notes = [f"- {note}" for note in _notes(content)]
+    title = f"# {_escaped(headline(content))}"
+    notes = [f"- {_escaped(note)}" for note in _notes(content)]
     return "\n".join([title, "", *notes, *found, *changes, "", head, rule, *rows, ""])
 
 
+def _escaped(text: str) -> str:
+    """Return text that Markdown shows as it stands: no HTML, no link, no cell, no emphasis."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"([\\`*|]|__|~~)", r"\\\1", text)
+    return text.replace("](", "]\\(")
+
+
+def _code_span(text: str) -> str:
+    """Return a name as code in a cell of a table."""
+    ticks = "`" * (1 + _most_ticks(text))
+    pad = " " if "`" in text else ""
+    return f"{ticks}{pad}{text}{pad}{ticks}".replace("|", "\\|")
+
+
 def _fenced(code: str) -> str:
-    lines = ["```python", *code.splitlines(), "```"]
+    ticks = "`" * max(3, 1 + _most_ticks(code))
+    lines = [f"{ticks}python", *code.splitlines(), ticks]
     return "\n".join(f"  {line}" for line in lines)
+
+
+def _most_ticks(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
 
 
 def headline(content: Content) -> str:

@@ -16,6 +16,7 @@ from jaxdnn.run_folder import RunFolder, read_evaluations, read_layer_stats
 MISTAKES_PER_ROW = 6
 # Names of what a watched run logs of a layer: gradients/layers/0/delta_rms.
 _PREFIX, _SUFFIX = "gradients/", "/delta_rms"
+_MOST_INCHES = 40.0  # Of a side: a picture may have no more than 65,536 pixels.
 
 
 def draw_training(folder: RunFolder) -> list[Path]:
@@ -68,7 +69,7 @@ def _draw_confusion(folder: RunFolder, path: Path) -> None:
     summary = json.loads(folder.summary.read_text())
     counts, names = np.array(summary["confusion"]), summary["class_names"]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = max(4.5, 1.4 + 0.75 * len(names))
+    side = min(max(4.5, 1.4 + 0.75 * len(names)), _MOST_INCHES)
     figure = new_figure(side + 0.6, side)
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)

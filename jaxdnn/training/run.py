@@ -27,6 +27,7 @@ from jaxdnn.data import Split, load
 from jaxdnn.errors import InputError
 from jaxdnn.losses import probabilities
 from jaxdnn.models import Params
+from jaxdnn.names import printable_lines
 from jaxdnn.options import DeviceOptions
 from jaxdnn.processes import fetch, is_first, run_on_first
 from jaxdnn.run_folder import RunFolder, atomic_write, write_json
@@ -78,7 +79,7 @@ def train(
     progress = progress and is_first()
     dataset = load(_streaming(config).data, seed=config.seed, progress=progress)
     if progress:
-        print(dataset.summary(), file=sys.stderr)
+        print(printable_lines(dataset.summary()), file=sys.stderr)
     setup = make_setup(config, dataset, devices)
     run_on_first(lambda: _keep_settings(folder, setup))
     with Checkpoints(folder.checkpoints, about=_about(setup), tidy=True) as checkpoints:
@@ -196,7 +197,7 @@ def _start(setup: Setup, checkpoints: Checkpoints) -> Progress:
 
 def _tell(text: str) -> None:
     if is_first():
-        print(text, file=sys.stderr)
+        print(printable_lines(text), file=sys.stderr)
 
 
 def _pretrained(setup: Setup, state: TrainState) -> TrainState:

@@ -149,7 +149,7 @@ def make_setup(config: Config, dataset: Dataset, devices: DeviceOptions | None =
       InputError: a setting does not fit the data or the devices.
     """
     num_train, num_microbatches = len(dataset.train.labels), config.train.accumulate
-    microbatch = resolve_batch_size(config.train.batch_size, num_train // num_microbatches)
+    microbatch = resolve_batch_size(config.train.batch_size, num_train, accumulate=num_microbatches)
     batch_size = microbatch * num_microbatches
     steps_per_epoch = num_train // batch_size
     num_steps = steps_per_epoch * config.train.epochs

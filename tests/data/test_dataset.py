@@ -6,7 +6,8 @@ import chex
 import numpy as np
 import pytest
 
-from jaxdnn.data import dataset, reader
+from jaxdnn.data import dataset, image_folder, reader
+from jaxdnn.data.inspect import inspect_source, report, text
 from jaxdnn.errors import InputError
 
 from .helpers import CLASSES, Bar, assert_same, loaded, parts, photos, png, write
@@ -224,3 +225,15 @@ def test_photographs_of_full_size(shared_data):
     dataset = loaded(shared_data / "data/imagenet_photos_160.zip", image_size=227, channels=1)
     assert sum(len(split.labels) for split in parts(dataset)) == 160
     assert {split.images.shape[1:] for split in parts(dataset)} == {(227, 227, 1)}
+
+
+def test_a_class_that_a_split_lacks_is_told(tmp_path):
+    folder = photos(tmp_path, prefix="train")
+    write(folder / "test/cat/99.png", png(1, 99))
+    told = "no test image of 2 of 3 classes: bird, dog"
+    dataset = loaded(folder)
+    assert told in dataset.summary().splitlines()[4]
+    assert "no validation image" not in dataset.summary()
+    source = image_folder(folder)
+    survey, _ = inspect_source(source, (), lambda num: None)
+    assert told in text(report(source, survey)).splitlines()

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import struct
 import warnings
 import zlib
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from jaxdnn.data import decode as module
-from jaxdnn.data.decode import UnreadableImage, read_header, read_png, write_png
+from jaxdnn.data.decode import Header, UnreadableImage, read_header, read_png, write_png
 
 from .helpers import decode
 
@@ -325,13 +326,26 @@ def test_decoding_in_threads_gives_the_same_and_leaves_the_warning_filters_alone
     for data, pixels in zip(files[:2], found[-2:], strict=True):
         chex.assert_trees_all_equal(pixels, as_is(data))
     assert list(warnings.filters) == before
+    assert logging.getLogger("PIL").level == logging.NOTSET
+
+
+def test_what_pillow_says_of_damage_is_not_printed(caplog):
+    data = bytearray(encoded(Image.new("RGB", (20, 15)), "TIFF"))
+    at = data.index(b"\x15\x01\x03\x00")  # Samples per pixel.
+    data[at + 8] = 99
+    with pytest.raises(UnreadableImage):
+        decode(bytes(data), image_size=8, channels=1)
+    assert not caplog.records
 
 
 def test_a_header_tells_size_and_greyness():
-    assert read_header(encoded(Image.new("L", (7, 5)), "PNG")) == (7, 5, True, "L")
-    assert read_header(encoded(Image.new("RGB", (7, 5)), "JPEG")) == (7, 5, False, "RGB")
-    assert read_header(encoded(Image.new("L", (7, 5)), "GIF")) == (7, 5, True, "P")
-    assert read_header(noise(5, 7, 1)) == (7, 5, True, "L")
+    for stored, expected in (
+        (encoded(Image.new("L", (7, 5)), "PNG"), (7, 5, True, "L")),
+        (encoded(Image.new("RGB", (7, 5)), "JPEG"), (7, 5, False, "RGB")),
+        (encoded(Image.new("L", (7, 5)), "GIF"), (7, 5, True, "P")),
+        (noise(5, 7, 1), (7, 5, True, "L")),
+    ):
+        assert read_header(stored) == Header(*expected)
 
 
 SHAPES = [(1, 1, 1), (5, 7, 1), (28, 28, 1), (32, 31, 3)]

@@ -1,14 +1,17 @@
 """Folders and buckets: the same labelled images, and one clear line where there are none."""
 
 import os
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from etils import epath
 
-from jaxdnn.data import Source, UnreadableImage, image_folder, image_zip, open_source
+from jaxdnn.data import Source, UnreadableImage, image_folder, image_zip, open_source, read_images
 from jaxdnn.data.files import folder_files, read_file, remote_files
 from jaxdnn.errors import InputError
+from tests.hostile_files import foreign_names, with_unread
 
 from .helpers import assert_same, decode, loaded, photos, png, write, write_folder, write_zip
 
@@ -87,7 +90,7 @@ def test_names_that_are_not_unicode_are_read_and_shown(tmp_path):
     root = write_folder(tmp_path / "photos", ["dog/1.png", "cat/1.png"])
     (root / "dog" / os.fsdecode(b"caf\xe9.png")).write_bytes(png(0, 9, side=2))
     source = image_folder(root)
-    assert source.item_names[2].encode("utf-8").decode() == "dog/caf\ufffd.png"
+    assert source.item_names[2].encode("utf-8").decode() == r"dog/caf\xe9.png"
     assert source.read(2) == png(0, 9, side=2)
 
 
@@ -98,7 +101,7 @@ def test_a_train_is_a_class_beside_other_vehicles(tmp_path):
 
 def test_a_name_is_one_line(tmp_path):
     source = image_folder(write_folder(tmp_path / "photos", ["dog/a\nb\t.png", "cat/1.png"]))
-    assert source.item_names[1] == "dog/a\ufffdb\ufffd.png"
+    assert source.item_names[1] == r"dog/a\nb\t.png"
     assert source.read(1) == png(0, 0, side=2)
 
 
@@ -125,6 +128,70 @@ def test_names_in_any_script(tmp_path, kind):
     source = either(tmp_path, kind, [decomposed, "собака/1.png"])
     assert source.class_names == ("caf\u00e9", "собака")
     assert isinstance(source.read(0), bytes)
+
+
+def test_a_class_is_what_the_disk_calls_it_and_is_shown_apart(tmp_path):
+    source = image_folder(foreign_names(tmp_path))
+    assert np.bincount(source.labels).tolist() == [4] * 7
+    assert set(source.class_names) == {
+        *(r"caf\xe9", r"caf\xc4", r"'e\u0301t'", r"'\xe9t'", r"a\x01", r"a\x02"),
+        r"\x1b[31m\u202egnp\x07",
+    }
+    folders = {
+        (source.labels[i], name.partition("/")[0]) for i, name in enumerate(source.item_names)
+    }
+    # The two spellings of one letter look the same among the files, whose names nobody compares.
+    assert len(folders) == 7
+
+
+@both
+def test_images_that_are_not_read_are_counted_and_named_by_kind(tmp_path, kind):
+    folder = with_unread(tmp_path / "photos")
+    for number in range(9):
+        (folder / f"empty{number}").mkdir()
+    source = image_folder(folder)
+    if kind == "zip":
+        shutil.make_archive(str(tmp_path / "packed"), "zip", folder)
+        source = image_zip(tmp_path / "packed.zip")
+    told = dict(source.ignored)
+    assert len(source.labels) == 24
+    assert list(told) == [
+        *("files without an ending", "*.heic", "*.jpg_large", "*.jp2", "9 folders", "other files")
+    ]
+    assert told["files without an ending"] == (
+        "3, such as cat/0: PNG by another name: rename to *.png"
+    )
+    assert "3, such as dog/0.heic: HEIC is not read: convert" in told["*.heic"]
+    assert "pillow-heif" in told["*.heic"]
+    assert "JPEG 2000 is not read" in told["*.jp2"]
+    assert "1, such as bird/9.jpg_large: PNG by another name" in told["*.jpg_large"]
+    assert ".txt 1" in told["other files"]
+
+
+def test_a_folder_of_other_kinds_alone_says_which(tmp_path):
+    write(tmp_path / "cat/1.heic", b"\x00\x00\x00\x18ftypheic")
+    with pytest.raises(InputError, match=r"no images in .*; \*.heic: 1, .*pillow-heif; expected"):
+        image_folder(tmp_path)
+    read = dict(read_images([tmp_path, tmp_path / "cat/1.heic"], image_size=4, channels=1))
+    assert len(read) == 2
+    assert all("HEIC is not read: convert" in str(why) for why in read.values())
+
+
+@both
+def test_splits_inside_the_classes_are_splits(tmp_path, kind):
+    names = [f"{c}/{s}/x/{c}.png" for c in ("cat", "dog") for s in ("Train", "val", "test")]
+    source = either(tmp_path, kind, [*names, "cover.png"])
+    parts = ("train", "validation", "test")
+    assert items(source) == {(part, name) for part in parts for name in ("cat", "dog")}
+
+
+@both
+def test_splits_inside_some_classes_are_said_to_be_none(tmp_path, kind):
+    source = either(tmp_path, kind, ["cat/train/1.png", "cat/test/2.png", "dog/1.png"])
+    assert items(source) == {("", "cat"), ("", "dog")}
+    told = dict(source.ignored)
+    assert told.keys() == {"cat/train/", "cat/test/"}
+    assert "a split's name inside a class" in told["cat/train/"]
 
 
 @both

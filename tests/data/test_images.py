@@ -1,5 +1,7 @@
 """Streamed images: the same as in memory, whatever is cached, changed or interrupted."""
 
+import errno
+import math
 import os
 import shutil
 from pathlib import Path
@@ -9,8 +11,9 @@ import chex
 import numpy as np
 import pytest
 
-from jaxdnn.data import Dataset, image_folder, reader
+from jaxdnn.data import Dataset, decode, files, image_folder, reader
 from jaxdnn.data import dataset as dataset_module
+from jaxdnn.data.inspect import inspect_source
 from jaxdnn.errors import InputError
 
 from .helpers import Bar, all_images, assert_same, loaded, parts, photos, png, write
@@ -116,6 +119,94 @@ def test_a_damaged_survey_or_cache_is_made_again(folder):
     dataset = streamed(folder, cache_gib=1)
     assert dataset.train.pixel_stats() == whole.train.pixel_stats()
     assert_same(dataset, whole)
+
+
+def test_a_flipped_byte_of_what_is_kept_changes_nothing(folder):
+    whole = loaded(folder)
+    streamed(folder, cache_gib=1)
+    for file in (folder / ".jaxdnn").iterdir():
+        data = bytearray(file.read_bytes())
+        # Of the statistics a digit, else whatever is in the middle.
+        at = data.index(b"0.") + 4 if file.suffix == ".json" else len(data) // 2
+        data[at] ^= 1
+        file.write_bytes(data)
+        dataset = streamed(folder, cache_gib=1)
+        assert dataset.train.pixel_stats() == whole.train.pixel_stats()
+        assert_same(dataset, whole)
+
+
+def failing_open(monkeypatch, name: str, times: float) -> None:
+    """Let the machine have no file descriptor left when a file is opened, so many times."""
+    left = times
+
+    def fail(path: Any, *args: Any, **options: Any) -> Any:
+        nonlocal left
+        if Path(path).name == name and left > 0:
+            left -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return open(path, *args, **options)
+
+    monkeypatch.setattr(files, "open", fail, raising=False)
+    monkeypatch.setattr(files, "_WAIT_SECONDS", (0.0, 0.0))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_error_that_passes_is_no_property_of_an_image(folder, monkeypatch, streaming):
+    with monkeypatch.context() as patched:
+        failing_open(patched, "05.png", times=2)
+        chosen = {"image_size": 4, "channels": 1}  # Or headers are read before.
+        assert loaded(folder, streaming=streaming, **chosen).skipped == ()
+    os.utime(folder / "dog/05.png")  # Whatever was kept is of before.
+    with monkeypatch.context() as patched:
+        failing_open(patched, "05.png", times=math.inf)
+        skipped = loaded(folder, streaming=streaming, max_unreadable=0.1).skipped
+        assert {each.name for each in skipped} == {"bird/05.png", "cat/05.png", "dog/05.png"}
+        assert {each.reason for each in skipped} == {"cannot be read: Too many open files"}
+    assert loaded(folder, streaming=streaming).skipped == ()
+
+
+def test_a_folder_that_the_machine_cannot_list_stops(folder, monkeypatch):
+    scandir = os.scandir
+
+    def fail(path: str) -> Any:
+        if path.endswith("dog"):
+            raise OSError(errno.ENFILE, "Too many open files in system")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", fail)
+    monkeypatch.setattr(files, "_WAIT_SECONDS", ())
+    with pytest.raises(
+        InputError, match=r"cannot list folder .*dog': Too many .*; see to the mach"
+    ):
+        image_folder(folder)
+
+
+def test_too_little_memory_is_no_property_of_an_image(folder, monkeypatch):
+    def fail(*_: Any, **__: Any) -> Any:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(decode, "read_png", lambda data: None)
+        patched.setattr(decode, "_square", fail)
+        survey, _ = inspect_source(image_folder(folder), (), lambda num: None)
+        assert len(survey.failed) == len(survey.reasons) == 60
+        photos(folder / "more", each=20)  # 120 in all.
+        with pytest.raises(InputError, match=r"more than 100 images, the last one: not enough mem"):
+            inspect_source(image_folder(folder), (), lambda num: None)
+
+
+@pytest.mark.parametrize("same", ["size", "time"])
+def test_a_file_that_changes_while_it_is_streamed_is_noticed(folder, same):
+    dataset = streamed(folder)
+    path = folder / dataset.train.names[2]
+    status, data = path.stat(), path.read_bytes()
+    path.write_bytes(data + (b"" if same == "size" else b" "))
+    if same == "time":
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    else:
+        os.utime(path, ns=(0, status.st_mtime_ns + 1))
+    with pytest.raises(InputError, match=rf"{dataset.train.names[2]} .*has changed since it was"):
+        dataset.train.images[np.arange(5)]
 
 
 def test_a_full_disk_ends_the_cache_and_not_the_run(folder, monkeypatch):

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -13,8 +14,17 @@ import pytest
 from PIL import Image
 
 from jaxdnn import command_line
+from jaxdnn.data import Source
 from jaxdnn.data import __main__ as command
-from jaxdnn.data.inspect import duplicates
+from jaxdnn.data.inspect import (
+    duplicates,
+    inspect_source,
+    plan_sheets,
+    report,
+    text,
+    write_sheets,
+)
+from jaxdnn.errors import InputError
 
 from .helpers import loaded, photos, png, write
 
@@ -121,3 +131,64 @@ def test_duplicates_are_all_that_is_equal_and_nothing_that_could_not_be_read():
     digests = np.array([5, 0, 7, 5, 0, 9, 7, 5], np.uint64)
     assert [group.tolist() for group in duplicates(digests)] == [[0, 3, 7], [2, 6]]
     assert duplicates(digests[:0]) == duplicates(digests[1:3]) == []
+
+
+def many_classes(num: int) -> Source:
+    """One image, already decoded, of each class."""
+    pixels = np.zeros((1, 1, 1), np.uint8)
+    names = [f"{label:05}" for label in range(num)]
+    labels = np.arange(num, dtype=np.int32)
+    splits = np.full(num, "", "U10")
+    return Source("many", tuple(names), names, labels, splits, lambda item: pixels)
+
+
+def test_of_many_classes_a_page_has_sheets_and_the_rest_is_counted(tmp_path):
+    source = many_classes(450)
+    for page, first, last in ((1, 0, 199), (3, 400, 449)):
+        planned = plan_sheets(source, tmp_path, page)
+        assert [min(planned), max(planned)] == [first, last]
+    done: list[int] = []
+    survey, thumbnails = inspect_source(source, planned, lambda num: None)
+    assert len(thumbnails) == 50  # No others are kept in memory.
+    assert len(write_sheets(source, thumbnails, planned, done.append)) == sum(done) == 50
+    assert {path.name for path in tmp_path.iterdir()} == {f"{n:04}_{n:05}.png" for n in planned}
+    lines = text(report(source, survey)).splitlines()
+    assert len(lines) < 210
+    assert "… (250 more classes; 1 to 1 images in each)" in lines
+    with pytest.raises(InputError, match=r"--page 4; expected 1 to 3"):
+        plan_sheets(source, tmp_path, 4)
+
+
+@pytest.mark.slow
+def test_ten_thousand_classes_take_seconds(tmp_path):
+    source = many_classes(10_000)
+    started = time.monotonic()
+    planned = plan_sheets(source, tmp_path)
+    survey, thumbnails = inspect_source(source, planned, lambda num: None)
+    write_sheets(source, thumbnails, planned, lambda num: None)
+    assert len(text(report(source, survey))) < 20_000
+    assert time.monotonic() - started < 60
+
+
+def test_a_sheet_replaces_a_sheet_and_nothing_else(bad, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    for _ in range(2):
+        assert looked(capsys, monkeypatch, "look", bad, "--out", out)[0] == 0
+    mine = png(0, 0)
+    write(out / "0001_cat.png", mine)
+    code, _, err = looked(capsys, monkeypatch, "look", bad, "--out", out)
+    assert code == 2
+    assert "0001_cat.png is there, and no contact sheet; expected" in err
+    assert (out / "0001_cat.png").read_bytes() == mine
+
+
+def test_values_of_8_bits_in_16_are_told(tmp_path, capsys, monkeypatch):
+    folder = photos(tmp_path / "photos", each=8)
+    dark, light = (Image.fromarray(np.full((6, 6), n, np.uint16)) for n in (200, 40_000))
+    dark.save(folder / "dog/20.png")
+    light.save(folder / "dog/21.png")
+    _, out, _ = looked(capsys, monkeypatch, "look", folder, "--out", tmp_path / "out")
+    assert "note: 1 images with 16 bits, but no value above 255: black" in out
+    for streaming in (False, True, True):  # The second time from what the first has kept.
+        dataset = loaded(folder, streaming=streaming, cache_gib=1)
+        assert "note: 1 images with 16 bits" in dataset.summary()

@@ -136,4 +136,9 @@ def test_batch_size():
         InputError, match="--batch-size 31 exceeds the 30 training images"
     ) as caught:
         resolve_batch_size(31, 30)
+    assert resolve_batch_size("full", 30, accumulate=4) == 7
+    with pytest.raises(InputError, match="--batch-size 8 times --accumulate 4 exceeds the 30 tr"):
+        resolve_batch_size(8, 30, accumulate=4)
+    with pytest.raises(InputError, match=r"--accumulate 31 takes more microbatches .* images, 30;"):
+        resolve_batch_size("full", 30, accumulate=31)
     assert "\n" not in str(caught.value)

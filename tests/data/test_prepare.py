@@ -152,9 +152,29 @@ def test_changed_images_are_not_taken_from_what_was_left(folder, tmp_path):
     assert any(np.frombuffer(pixels, np.uint8)[0] == 250 for *_, pixels in contents(source))
 
 
+def test_an_image_that_changes_meanwhile_is_named(folder, tmp_path, monkeypatch):
+    build = module._build
+
+    def change_first(*args: Any) -> Path:
+        write(folder / "train/dog/00.png", png(2, 90, side=5))
+        return build(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_build", change_first)
+        with pytest.raises(InputError, match=r"train/dog/00.png cannot be read any more .*has ch"):
+            prepared(folder, tmp_path / "out")
+    assert not (tmp_path / "out/photos").exists()
+    prepared(folder, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["photos"]
+
+
 def test_what_cannot_be_prepared_is_one_line(folder, tmp_path):
     with pytest.raises(InputError, match=r"--name 'My photos'; expected lower-case"):
         prepared(folder, tmp_path / "out", name="My photos")
+    for size, message in ((0, "--image-size 0; expected 1 pixel"), (30_000, "GiB of memory; expe")):
+        with pytest.raises(InputError, match=message):
+            prepared(folder, tmp_path / "out", image_size=size)
+    assert not (tmp_path / "out").exists()
     prepared(folder, tmp_path / "out")
     with pytest.raises(InputError, match=r"is there already; remove it, or"):
         prepared(folder, tmp_path / "out")
@@ -174,3 +194,51 @@ def test_a_journal_cut_short_is_mended_before_it_grows(tmp_path):
     with Staging(tmp_path) as staging:
         found = {item: staging.bytes_of(entry) for item, entry in staging.entries.items()}
     assert found == {0: b"zero", 1: b"one again"}
+
+
+def test_only_what_prepare_has_made_is_removed(folder, tmp_path):
+    out = tmp_path / "out"
+    others = {
+        ".photos-backup/mine.txt": "mine",
+        ".photos-0123456789abcdef/images.bin": "mine",
+        ".photos-a file": "mine",
+        "photos/incomplete.mine/text": "mine",
+    }
+    for name, text in others.items():
+        write(out / name, text.encode())
+    (out / ".photos-empty").mkdir()
+    with Staging(out / ".photos-earlier") as staging:  # Of an attempt before the images changed.
+        staging.add([(Entry(0), b"zero")])
+    write(out / ".photos-earlier/mine.txt", b"mine")
+    with Staging(out / ".photos-at work"):
+        prepared(folder, out)
+    assert {name: (out / name).read_text() for name in others} == others
+    left = {path.name for path in out.iterdir()}
+    assert left == {
+        *{name.partition("/")[0] for name in others},
+        *(".photos-empty", ".photos-earlier", ".photos-at work"),
+    }
+    assert [path.name for path in (out / ".photos-earlier").iterdir()] == ["mine.txt"]
+    assert len(tfds("photos", str(out)).labels) == 39
+
+
+def test_a_place_for_unfinished_work_that_is_taken_is_one_line(tmp_path):
+    write(tmp_path / "taken/mine.txt", b"mine")
+    with pytest.raises(InputError, match=r"taken is there, and not made by prepare"):
+        Staging(tmp_path / "taken")
+    with Staging(tmp_path / "held"), pytest.raises(InputError, match=r"worked on by another"):
+        Staging(tmp_path / "held")
+
+
+def test_a_damaged_line_of_the_journal_is_not_believed(tmp_path):
+    with Staging(tmp_path) as staging:
+        staging.add([(Entry(0), b"zero"), (Entry(1), b"one")])
+    journal = tmp_path / "journal.jsonl"
+    whole = journal.read_bytes()
+    length = whole.index(b"\n")
+    for at in range(0, length, 5):
+        data = bytearray(whole)
+        data[at] ^= 1  # As of 4 to 5, or to what is no UTF-8.
+        journal.write_bytes(data)
+        with Staging(tmp_path) as staging:
+            assert set(staging.entries) == {1}

@@ -3,10 +3,11 @@
 import threading
 from collections.abc import Iterator
 
+import chex
 import numpy as np
 import pytest
 
-from jaxdnn.data import Reader, Source, UnreadableImage, map_in_order, prefetch
+from jaxdnn.data import PixelCache, Reader, Source, UnreadableImage, map_in_order, prefetch
 from jaxdnn.errors import InputError
 
 
@@ -91,3 +92,22 @@ def test_an_image_that_cannot_be_read_is_named():
     source = Source("x", ("a",), ["0"], np.zeros(1, np.int32), np.array([""]), refuse)
     with pytest.raises(InputError, match=r"0 in x cannot be read any more \(damaged\)"):
         next(Reader(source, 2, 1).batches([np.arange(1)]))
+
+
+def test_a_row_that_turns_out_to_be_damaged_is_read_from_where_many_are(tmp_path):
+    pixels = np.arange(8, dtype=np.uint8).reshape(2, 2, 2, 1)
+    source = Source(
+        "x",
+        ("a",),
+        ["0", "1"],
+        np.zeros(2, np.int32),
+        np.array(["", ""]),
+        pixels.__getitem__,
+        read_many=lambda items: [pixels[item] for item in items],
+    )
+    cache = PixelCache(tmp_path / "pixels", num_images=2, row_bytes=4, max_bytes=8)
+    cache.write(0, pixels[1])
+    cache.flush()
+    (tmp_path / "pixels.u8").write_bytes(bytes(4))
+    (found,) = Reader(source, 2, 1, cache).batches([np.arange(2)])
+    chex.assert_trees_all_equal(found, pixels)

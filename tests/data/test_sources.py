@@ -117,3 +117,13 @@ def test_predict_names_what_it_cannot_read_and_goes_on(tmp_path):
         assert isinstance(error, UnreadableImage)
         assert reason in str(error)
     assert isinstance(found[-1][1], np.ndarray)
+
+
+def test_the_same_images_twice_are_one_line(tmp_path):
+    folder = photos(tmp_path / "photos", each=8)
+    with pytest.raises(InputError, match=r"--other is .*photos, as --data is; name other"):
+        loaded(folder, other=str(folder))
+    (tmp_path / "linked").symlink_to(folder)
+    for again in (f"{folder}/", tmp_path / "linked"):
+        with pytest.raises(InputError, match=r"--other .* names the images of --data .* once more"):
+            loaded(folder, other=str(again))

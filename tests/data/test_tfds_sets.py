@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdnn.data import open_source, tfds
+from jaxdnn.data import open_source, tfds, tfds_sets
 from jaxdnn.data.silhouettes import silhouettes
 from jaxdnn.data.splits import DOG_SYNSETS
 from jaxdnn.data.tfds_sets import _Records, prepared_below
 from jaxdnn.errors import InputError
+from tests.hostile_files import ESCAPES, run_code_set
 
 from .helpers import decode, loaded, parts
 
@@ -34,7 +35,7 @@ def test_a_tfds_set_for_tensorflow_only_is_one_clear_line(tmp_path):
     folder = tmp_path / "mnist/3.0.1"
     folder.mkdir(parents=True)
     (folder / "dataset_info.json").write_text('{"fileFormat": "tfrecord"}')
-    with pytest.raises(InputError, match=r"as tfrecord, which only TensorFlow reads.*prepare"):
+    with pytest.raises(InputError, match=r"as 'tfrecord', which only TensorFlow reads.*prepare"):
         tfds("mnist", str(tmp_path))
     (folder / "dataset_info.json").write_text("{")
     with pytest.raises(InputError, match=r"damaged dataset_info.json"):
@@ -153,6 +154,29 @@ def test_a_set_that_lacks_records_is_one_clear_line(two_colours, tmp_path):
         tfds("two_colours", str(tmp_path))
 
 
+@pytest.mark.parametrize("where", ["features.json", "dataset_info.json"])
+def test_the_code_that_a_set_names_is_not_run(tmp_path, monkeypatch, where):
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = run_code_set(tmp_path, where=where)
+    with pytest.raises(InputError, match=r"kind 'planted_features.Image', which is code.*; expect"):
+        open_source(str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"type": "planted.A", "content": {}},
+        {"pythonClassName": "tensorflow_datasets.core.features.image_feature.Image.x"},
+        {"sequence": {"feature": {"python_class_name": "planted.A"}}},
+        {"jsonFeature": {"json": '{"feature": {"type": "planted.A"}}'}},
+        {"content": '{"feature": [{"type": "planted.A"}]}'},
+    ],
+)
+def test_however_a_kind_is_named_it_is_checked(kind):
+    assert set(tfds_sets._named_kinds({"features": [kind]})) - tfds_sets._KINDS
+
+
 @pytest.mark.parametrize("version", ["1.8.0", "1.10.0"])
 def test_large_sets_are_read_by_place_and_keep_their_labels(
     two_colours, tmp_path, version, monkeypatch
@@ -172,13 +196,39 @@ def test_large_sets_are_read_by_place_and_keep_their_labels(
         assert source.read_many is not None
         assert source.read_many(order) == [small.read(item) for item in order]
         assert source.read_together(order)(7) == source.read(7) == small.read(7)
-    (kept,) = folder.glob(".jaxdnn/labels-*.npy")
-    cut, few = kept.read_bytes()[:-3], io.BytesIO()
-    np.save(few, np.zeros(3, np.int32))
-    for damaged in (cut, few.getvalue()):
+    (kept,) = folder.glob(".jaxdnn/labels-*.npz")
+    stored, few = kept.read_bytes(), io.BytesIO()
+    np.savez(few, labels=np.zeros(3, np.int32))
+    at = stored.index(small.labels.tobytes()[:20])
+    flipped = stored[:at] + bytes([1 - stored[at]]) + stored[at + 1 :]
+    for damaged in (stored[:-3], few.getvalue(), flipped):
         kept.write_bytes(damaged)
         read = tfds(name, str(tmp_path), kept_bytes=0)
         chex.assert_trees_all_equal(read.labels, small.labels)
+
+
+def test_class_names_that_others_gave_are_shown_apart_and_steer_nothing(two_colours, tmp_path):
+    folder = tmp_path / "two_colours/1.10.0"
+    shutil.copytree(Path(two_colours) / "two_colours/1.10.0", folder)
+    (folder / "kind.labels.txt").write_text(f"red {ESCAPES}\nblue\n", encoding="utf-8")
+    names = tfds("two_colours", str(tmp_path)).class_names
+    assert names == (r"red \x1b[31m\u202egnp\x07", "blue")
+    (folder / "kind.labels.txt").write_text("\u00e9\ne\u0301\n", encoding="utf-8")
+    names = tfds("two_colours", str(tmp_path)).class_names
+    assert names == (r"'\xe9'", r"'e\u0301'")
+
+
+@pytest.mark.parametrize("label", [2, -2])
+def test_labels_outside_the_classes_are_one_line(two_colours, monkeypatch, label):
+    load = _Records.load
+
+    def spoiled(self: _Records, **options: Any) -> None:
+        load(self, **options)
+        self.labels[3] = label
+
+    monkeypatch.setattr(_Records, "load", spoiled)
+    with pytest.raises(InputError, match=rf"label {label} in record 3 .*expected 0 to 1, as it"):
+        tfds("two_colours", two_colours)
 
 
 @pytest.mark.slow

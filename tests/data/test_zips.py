@@ -1,6 +1,9 @@
 """Zips, also cut short: the members that are whole, and nothing else."""
 
+import contextlib
+import errno
 import io
+import random
 import struct
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +12,7 @@ from pathlib import Path
 import chex
 import pytest
 
-from jaxdnn.data import UnreadableImage, image_zip, open_source
+from jaxdnn.data import UnreadableImage, files, image_zip, open_source
 from jaxdnn.data.zips import zip_files
 from jaxdnn.errors import InputError
 
@@ -169,7 +172,7 @@ def test_training_uses_what_is_left_and_says_so(tmp_path):
     assert len(open_source(str(cut)).labels) == 29
     whole, rest = loaded(folder), loaded(cut)
     assert rest.skipped[0].name == "photos.zip"
-    assert "cut short: the 29 members" in rest.summary()
+    assert "cut short or damaged: the 29 members" in rest.summary()
     names = {name for part in (whole.train, whole.validation, whole.test) for name in part.names}
     left = [name for part in (rest.train, rest.validation, rest.test) for name in part.names]
     assert len(names - set(left)) == 1
@@ -177,3 +180,40 @@ def test_training_uses_what_is_left_and_says_so(tmp_path):
     for name, image in zip(rest.train.names, rest.train.in_memory(), strict=True):
         if name in shown:
             chex.assert_trees_all_equal(image, shown[name])
+
+
+def test_names_that_are_not_what_they_say_are_read_and_told_apart(tmp_path):
+    path = write_zip(tmp_path / "photos.zip", ["ä/1.png", "ö/1.png", "cat/1.png"])
+    data = path.read_bytes().replace("ä".encode(), b"\xff\xfe").replace("ö".encode(), b"\xff\xfd")
+    path.write_bytes(data)
+    source = image_zip(path)
+    assert set(source.class_names) == {"cat", r"\xff\xfe", r"\xff\xfd"}
+    assert {source.read(item) for item in range(3)} == {png(0, n, side=2) for n in range(3)}
+
+
+def test_a_zip_that_the_machine_cannot_open_is_not_called_damaged(tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    path = write_zip(tmp_path / "photos.zip", ["cat/1.png"])
+    monkeypatch.setattr(zipfile, "ZipFile", fail)
+    monkeypatch.setattr(files, "_WAIT_SECONDS", ())
+    with pytest.raises(InputError, match=r"Too many open files; .*; see to the machine, and try"):
+        image_zip(path)
+
+
+@pytest.mark.slow
+def test_any_damage_to_a_zip_is_one_line_or_an_unreadable_member(tmp_path):
+    names = [f"{part}/{kind}/1.png" for part in ("train", "test") for kind in ("cat", "dög")]
+    whole = write_zip(tmp_path / "photos.zip", names).read_bytes()
+    drawn, path = random.Random(0), tmp_path / "damaged.zip"
+    for _ in range(2000):
+        data = bytearray(whole)
+        for _ in range(drawn.choice([1, 2, 5])):
+            data[drawn.randrange(len(data))] = drawn.randrange(256)
+        path.write_bytes(data[: drawn.choice([len(data), drawn.randrange(len(data))])])
+        with contextlib.suppress(InputError):
+            source = image_zip(path)
+            for item in range(len(source.labels)):
+                with contextlib.suppress(UnreadableImage):
+                    source.read(item)

@@ -17,6 +17,8 @@ import jaxdnn.diagnosis
 from jaxdnn.diagnosis import CAUSES, Trial, error_json
 from jaxdnn.diagnosis.answers import Answers
 from jaxdnn.diagnosis.printout import MOST_BYTES, SCHEMA, amount, loss_name, reason
+from jaxdnn.names import printable_lines
+from tests.hostile_files import ESCAPES
 
 from . import made
 
@@ -115,6 +117,46 @@ def test_markdown_holds_the_table_and_the_code():
     assert "| layer |" in text
     assert "  kernel_init=he_normal()\n" in text
     assert text.count("- cause: ") == 5
+
+
+HOSTILE = f"a|b<script>x</script>`*{ESCAPES}\n| fake | row |"
+
+
+def hostile():
+    """What a stranger's model may call itself and its layers."""
+    return made.diagnosis(
+        loss_name=HOSTILE,
+        notes=(HOSTILE,),
+        layers=(made.layer(HOSTILE, 0.0), made.layer("head", 1.0)),
+        causes=(made.cause(path=HOSTILE, evidence=HOSTILE, line=HOSTILE),),
+        prescriptions=(made.prescription(HOSTILE, f"```\n{ESCAPES}\n<b>"),),
+    )
+
+
+def test_names_of_others_steer_nothing_and_make_no_lines():
+    found, plain = hostile(), made.diagnosis(notes=("note",))
+    for text, usual in (
+        (str(found), str(plain)),
+        (found.details(), plain.details()),
+        (found.to_markdown(), plain.to_markdown()),
+    ):
+        assert printable_lines(text) == text
+        assert text.count("\n") == usual.count("\n") + 2  # Two more lines of code.
+    page = found.to_html()
+    assert printable_lines(page) == page
+    assert "<script>x" not in page
+
+
+def test_names_of_others_are_no_markup():
+    lines = hostile().to_markdown().splitlines()
+    (row,) = (line for line in lines if line.startswith("| `` a"))
+    assert len(re.findall(r"(?<!\\)\|", row)) == 5 + len(made.layer("", 1.0).terms)
+    fences = [number for number, line in enumerate(lines) if line.strip().startswith("````")]
+    assert len(fences) == 2
+    code = range(fences[0], fences[1] + 1)
+    for number, line in enumerate(lines):
+        if number not in code and not line.startswith("|"):
+            assert not re.search(r"<|(?<!\\)[`*]", line)
 
 
 def mean_focal(outputs, targets):

@@ -6,6 +6,8 @@ import zipfile
 
 import pytest
 
+from tests.hostile_files import with_unread
+
 from .conftest import load_program
 
 predict = load_program("predict")
@@ -49,3 +51,13 @@ def test_nothing_scored(run_dir, call, tmp_path):
     assert call(predict, run_dir, tmp_path / "missing.png")[0] == 2
     assert "no images named" in call(predict, run_dir)[2]
     assert "holds no run" in call(predict, tmp_path, "x.png")[2]
+
+
+def test_images_that_are_not_read_are_named_by_kind(run_dir, call, tmp_path):
+    code, said, complaints = call(predict, run_dir, with_unread(tmp_path), "--json")
+    assert code == 1
+    assert len(json.loads(said)) == 24
+    lines = complaints.splitlines()
+    assert all(line.startswith("skipped ") for line in lines)
+    for kind in ("*.heic: 3", "*.jp2: 1", "*.jpg_large: 1", "files without an ending: 3"):
+        assert sum(kind in line for line in lines) == 1
