@@ -1,11 +1,13 @@
 """Will a network train, which layer stops it, why, and what to change."""
 
 from jaxdnn.diagnosis.answers import Answers
-from jaxdnn.diagnosis.causes import CAUSES, Cause, find_causes
-from jaxdnn.diagnosis.diagnose import Diagnosis, Prescription, assert_trainable, diagnose
+from jaxdnn.diagnosis.cause_table import CAUSES
+from jaxdnn.diagnosis.causes import Cause, find_causes
+from jaxdnn.diagnosis.diagnose import assert_trainable, diagnose
 from jaxdnn.diagnosis.measure import examine
 from jaxdnn.diagnosis.operations import not_finite
 from jaxdnn.diagnosis.printout import error_json
+from jaxdnn.diagnosis.result import Diagnosis, Prescription, RateCurve
 from jaxdnn.diagnosis.search import find_fixes
 from jaxdnn.diagnosis.setups import AS_IT_IS, Fix, Trials, Tried
 from jaxdnn.diagnosis.trial import (
@@ -30,6 +32,7 @@ __all__ = [
     "Diagnosis",
     "Fix",
     "Prescription",
+    "RateCurve",
     "Scales",
     "Trial",
     "Trials",

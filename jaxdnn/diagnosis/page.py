@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxdnn.diagnosis.causes import CAUSES, QUANTITIES
+from jaxdnn.diagnosis.cause_table import CAUSES, QUANTITIES
 from jaxdnn.diagnosis.printout import amount, cleaned, place, repaired_words, score_words
 from jaxdnn.report import (
     BLUE,

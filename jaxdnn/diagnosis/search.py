@@ -22,7 +22,8 @@ import jax
 import numpy as np
 import optax
 
-from jaxdnn.diagnosis.causes import Cause, Place, find_training_causes
+from jaxdnn.diagnosis.cause_table import Place
+from jaxdnn.diagnosis.causes import Cause, find_training_causes
 from jaxdnn.diagnosis.edit_fixes import batch_norms, layer_norms, relu_everywhere, shortcuts
 from jaxdnn.diagnosis.findings import BLOCKING, CERTAIN, STRUCTURAL
 from jaxdnn.diagnosis.fixes import critical_weights, no_decay, step_fixes, wider_layers

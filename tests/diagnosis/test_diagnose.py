@@ -155,5 +155,7 @@ def test_the_curve_of_rates_says_which_are_stable():
         (network, jnp.ones((1, 1))), jnp.ones((8, 1)), jnp.zeros((8, 1)), optimizer="sgd:1e-6"
     )
     curve = diagnosis.rates
+    assert curve is not None
+    assert curve.stable is not None
     assert 1e-6 * curve.stable < 1 < 1e-6 * curve.factors[curve.factors.index(curve.stable) + 1]
     assert curve.best == curve.factors[curve.losses.index(min(curve.losses))]

@@ -8,7 +8,7 @@ import chex
 import pytest
 
 from jaxdnn.diagnosis import CAUSES
-from jaxdnn.diagnosis.causes import QUANTITIES
+from jaxdnn.diagnosis.cause_table import QUANTITIES
 
 from . import made
 
