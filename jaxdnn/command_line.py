@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO, TypeVar
 
 import tyro
@@ -98,8 +98,15 @@ def run(main: Callable[[], int]) -> None:
     The flags of the compiler are set first, so nothing may be computed before.
     """
     set_flags()
+    _open_closed()
+    for stream in (sys.stdout, sys.stderr):
+        # A character that the terminal does not have, or a file's name that is no text, is shown
+        # by its number: what has been computed is not lost for it.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = main()
+        sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
@@ -112,6 +119,7 @@ def run(main: Callable[[], int]) -> None:
         where = f"{error.filename} cannot be used" if error.filename else "the disk failed"
         remedy = _DISK_ERRORS[error.errno]
         print(f"error: {where} ({error.strerror}); {remedy}, then go on", file=sys.stderr)
+        _drop_unwritable()
         code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -119,11 +127,61 @@ def run(main: Callable[[], int]) -> None:
     sys.exit(code)
 
 
+def _open_closed() -> None:
+    """Open what the shell has closed (`>&-`): the next file would take its place, and its noise."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest number that is free: those before it are open by now.
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115
+
+
 def say(text: str) -> None:
     """Print; a reader that has seen enough (`| head`) changes nothing."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
+        _close_stdout()
+    except OSError:
+        _drop_unwritable()
+        raise
+
+
+@contextlib.contextmanager
+def stdout_kept() -> Iterator[None]:
+    """Send to stderr whatever other code prints meanwhile, from below Python as well."""
+    with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as after:
+        with contextlib.suppress(OSError):  # One of them is closed.
+            kept = os.dup(1)
+            after.callback(os.close, kept)
+            os.dup2(2, 1)
+            after.callback(os.dup2, kept, 1)
+            # What waits in a buffer goes where it was meant to go when it was printed.
+            after.callback(_flush, sys.__stdout__)
+        yield
+
+
+def _flush(stream: TextIO | None) -> None:
+    if stream is not None:
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+
+
+def end_of_stdout() -> None:
+    """Let whatever is printed from here on, while the process ends, go to stderr."""
+    _flush(sys.stdout)
+    with contextlib.suppress(OSError):
+        os.dup2(2, 1)
+
+
+def _drop_unwritable() -> None:
+    """Let what stdout does not take go nowhere: Python would try again, and fail, at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
         _close_stdout()
 
 

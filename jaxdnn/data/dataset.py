@@ -6,7 +6,6 @@ are found by the hashes of what is stored.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from jaxdnn.data.source import Source
 from jaxdnn.data.sources import combine, open_source
 from jaxdnn.data.splits import binarise_labels, train_validation_test
 from jaxdnn.errors import InputError
+from jaxdnn.memory import allowed_bytes, check_memory
 from jaxdnn.options import DataOptions
 
 DEFAULT_IMAGE_SIZE = 64
@@ -30,10 +30,6 @@ DEFAULT_IMAGE_SIZE = 64
 LARGEST_OWN_SIZE = 227
 """Largest side in pixels that is kept when all images are squares of one size."""
 
-MEMORY_SHARE = 0.25
-"""Share of the physical memory that decoded images may take before they are streamed."""
-
-_ASSUMED_MEMORY_BYTES = 8 * 2**30
 _PREFETCHED = 512  # Two batches of evaluation.
 _CLASSES_SHOWN, _SIZES_SHOWN, _SKIPPED_SHOWN, _LEAKS_SHOWN = 12, 5, 5, 3
 
@@ -149,7 +145,12 @@ def load(options: DataOptions, *, seed: int, progress: bool = False) -> Dataset:
     labels, class_names = binarise_labels(source.labels, source.class_names, chosen)
     parts = train_validation_test(source, **drawn)
     size, channels = _choose_shape(source, options.image_size, options.channels)
-    _check_memory(size, channels)
+    check_memory(
+        f"{_PREFETCHED} images of {size} x {size} x {channels}, decoded ahead,",
+        (_PREFETCHED, size, size, channels),
+        "choose a smaller --image-size, or --channels 1",
+        itemsize=1,
+    )
     reader = Reader(source, size, channels)
     with image_bar(len(source.labels), disable=not progress) as bar:
         if options.streaming or len(source.labels) * size * size * channels > _limit(options):
@@ -228,25 +229,8 @@ def _own_size(sides: set[int]) -> int | None:
 
 def _limit(options: DataOptions) -> float:
     if options.max_memory_gib is None:
-        return MEMORY_SHARE * _memory_bytes()
+        return allowed_bytes()
     return options.max_memory_gib * 2**30
-
-
-def _memory_bytes() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # Not every system says.
-        return _ASSUMED_MEMORY_BYTES
-
-
-def _check_memory(image_size: int, channels: int) -> None:
-    limit, needed = MEMORY_SHARE * _memory_bytes(), _PREFETCHED * image_size**2 * channels
-    if needed > limit:
-        raise InputError(
-            f"{_PREFETCHED} images of {image_size} x {image_size} x {channels}, decoded ahead, "
-            f"take {needed / 2**30:.2f} GiB of memory; expected at most {limit / 2**30:.2f} GiB; "
-            "choose a smaller --image-size, or --channels 1"
-        )
 
 
 def _check_unreadable(unreadable: Sequence[Skipped], source: Source, max_fraction: float) -> None:
