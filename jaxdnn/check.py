@@ -13,20 +13,19 @@ import contextlib
 import dataclasses
 import importlib
 import sys
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tyro
 
 from jaxdnn import command_line
 from jaxdnn.diagnosis import Diagnosis, diagnose, error_json, parse_optimizer
 from jaxdnn.errors import InputError
 from jaxdnn.memory import check_memory
+from jaxdnn.stored import read_arrays
 
 EXIT_CODES = {"trains": 0, "at risk": 1, "will not train": 2}
 NOT_EXAMINED = 3
@@ -251,16 +250,15 @@ def _random(options: Arguments) -> tuple[Any, Any]:
 
 
 def _read(path: Path) -> tuple[Any, Any]:
+    remedy = "give an .npz file with arrays `inputs` and `targets`"
     try:
-        with np.load(path) as arrays:
-            return jnp.asarray(arrays["inputs"]), jnp.asarray(arrays["targets"])
-    except OSError as error:
-        raise InputError(f"--data {path} cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError) as error:
-        said = error.args[0] if isinstance(error, KeyError) else "no .npz archive"
-        raise InputError(
-            f"--data {path}: {said}; give an .npz file with arrays `inputs` and `targets`"
-        ) from None
+        arrays = read_arrays(path, ("inputs", "targets"), remedy=remedy)
+    except InputError as error:
+        raise InputError(f"--data {error}") from None
+    for name in ("inputs", "targets"):
+        if arrays[name].dtype.kind not in "biufc":
+            raise InputError(f"--data {path}: {name} are {arrays[name].dtype}; give numbers")
+    return jnp.asarray(arrays["inputs"]), jnp.asarray(arrays["targets"])
 
 
 def script() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from jaxdnn.report.style import BLUE, GREY, ORANGE, VERMILION, new_figure, save, tidy
-from jaxdnn.run_folder import RunFolder, read_evaluations, read_layer_stats
+from jaxdnn.run_folder import (
+    RunFolder,
+    read_dataset,
+    read_evaluations,
+    read_layer_stats,
+    read_predictions,
+    read_summary,
+)
 
 MISTAKES_PER_ROW = 6
 # Names of what a watched run logs of a layer: gradients/layers/0/delta_rms.
@@ -33,7 +39,7 @@ def draw_training(folder: RunFolder) -> list[Path]:
 def _draw_curves(folder: RunFolder, path: Path) -> None:
     """Draw loss, accuracy and learning rate over the epochs, with the best epoch marked."""
     lines = read_evaluations(folder.metrics)
-    best_step = json.loads(folder.summary.read_text())["best_step"]
+    best_step = read_summary(folder)["best_step"]
     best_epoch = next((line["epoch"] for line in lines if line["step"] == best_step), None)
     figure = new_figure(13, 4.2)
     loss, score, rate = figure.subplots(1, 3)
@@ -65,7 +71,7 @@ def _plot(axes: Axes, lines: list[dict], name: str, colour: str, label: str) -> 
 
 def _draw_confusion(folder: RunFolder, path: Path) -> None:
     """Draw the confusion matrix of the test images: shares of each row, with the counts."""
-    summary = json.loads(folder.summary.read_text())
+    summary = read_summary(folder)
     counts, names = np.array(summary["confusion"]), summary["class_names"]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = max(4.5, 1.4 + 0.75 * len(names))
@@ -96,10 +102,9 @@ def _write_cells(axes: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
 
 def _draw_mistakes(folder: RunFolder, path: Path) -> None:
     """Draw the test images that the network got wrong with the greatest confidence."""
-    names = json.loads(folder.dataset.read_text())["class_names"]
-    with np.load(folder.predictions, allow_pickle=False) as kept:
-        images, worst = kept["mistake_images"], kept["mistakes"]
-        labels, scores = kept["labels"][worst], kept["probabilities"][worst]
+    names, kept = read_dataset(folder)["class_names"], read_predictions(folder)
+    images, worst = kept["mistake_images"], kept["mistakes"]
+    labels, scores = kept["labels"][worst], kept["probabilities"][worst]
     num_rows = max(1, -(-len(images) // MISTAKES_PER_ROW))
     figure = new_figure(2.0 * MISTAKES_PER_ROW, 2.5 * num_rows + 0.4)
     title = "The most confident mistakes on the test images" if len(images) else "No mistakes"
