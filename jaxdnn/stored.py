@@ -154,11 +154,12 @@ def read_arrays(path: Path, names: Sequence[str], *, remedy: str) -> dict[str, n
       InputError: it cannot be read, or lacks one.
     """
     try:
-        kept = np.load(path, allow_pickle=False)
-        if isinstance(kept, np.ndarray):
-            raise ValueError("a single array, not an .npz")
-        with kept:
-            arrays = dict(kept)
+        with path.open("rb") as file:
+            kept = np.load(file, allow_pickle=False)
+            if isinstance(kept, np.ndarray):
+                raise ValueError("a single array, not an .npz")
+            with kept:
+                arrays = dict(kept)
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(f"{path} cannot be read ({reason}); {remedy}") from error
