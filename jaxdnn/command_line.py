@@ -30,6 +30,13 @@ _DISK_ERRORS = {
     errno.EACCES: "mend its permissions, or choose another folder",
     errno.EPERM: "mend its permissions, or choose another folder",
     errno.EIO: "check the disk",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOTDIR: "choose a folder",
+    errno.EISDIR: "choose another name",
+    errno.ELOOP: "mend the link, or choose another folder",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close other programs",
+    errno.ENOMEM: "close other programs, or choose a smaller size",
 }
 _PLACE = "DESCRIPTION"
 _RULE = re.compile(r"-*")
@@ -124,6 +131,14 @@ def run(main: Callable[[], int]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED_EXIT_CODE
+    except (MemoryError, RuntimeError) as error:  # What JAX raises is a RuntimeError.
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(
+            "error: there is not enough memory; choose a smaller network, batch or image size",
+            file=sys.stderr,
+        )
+        code = 2
     sys.exit(code)
 
 

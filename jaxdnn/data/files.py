@@ -30,6 +30,7 @@ MAX_FILE_BYTES = 256 * 2**20
 """Larger files and archive members are not read: no photograph is, a zip bomb may be."""
 
 _AT_A_TIME = 32  # Answers from afar are waited for, not worked for.
+_DEEPEST = 200  # Folders in folders: Python calls itself for each.
 
 _SPLIT_SPELLINGS = {
     "train": ("train", "training"),
@@ -177,6 +178,9 @@ def _walk(
     if (status.st_dev, status.st_ino) in visited:
         return
     visited.add((status.st_dev, status.st_ino))
+    if prefix.count("/") > _DEEPEST:
+        closed.append((prefix, f"a folder more than {_DEEPEST} folders deep: move it up"))
+        return
     for entry in entries:
         name = prefix + entry.name
         if not entry.name.startswith(".") and _is_folder(entry):

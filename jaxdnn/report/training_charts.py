@@ -20,6 +20,7 @@ from jaxdnn.run_folder import (
 )
 
 MISTAKES_PER_ROW = 6
+_LONGEST_NAME = 24
 # Names of what a watched run logs of a layer: gradients/layers/0/delta_rms.
 _PREFIX, _SUFFIX = "gradients/", "/delta_rms"
 
@@ -81,8 +82,10 @@ def _draw_confusion(folder: RunFolder, path: Path) -> None:
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     if len(names) <= 20:
         _write_cells(axes, counts, shares)
-    axes.set_xticks(range(len(names)), names, rotation=45 if len(names) > 4 else 0)
-    axes.set_yticks(range(len(names)), names)
+    shown = list(map(_short, names))
+    rotation = 45 if len(names) > 4 else 0
+    axes.set_xticks(range(len(names)), shown, rotation=rotation, parse_math=False)
+    axes.set_yticks(range(len(names)), shown, parse_math=False)
     axes.set_xlabel("predicted", fontsize=12)
     axes.set_ylabel("true", fontsize=12)
     balanced = summary["test/balanced_accuracy"]
@@ -114,9 +117,15 @@ def _draw_mistakes(folder: RunFolder, path: Path) -> None:
         if index < len(images):
             says = scores[index].argmax()
             _show_image(axes, images[index])
-            caption = f"{names[says]}: {scores[index, says]:.1%}\nis {names[labels[index]]}"
-            axes.set_title(caption, fontsize=10)
+            said, is_truly = _short(names[says]), _short(names[labels[index]])
+            caption = f"{said}: {scores[index, says]:.1%}\nis {is_truly}"
+            axes.set_title(caption, fontsize=10, parse_math=False)
     save(figure, path)
+
+
+def _short(name: str) -> str:
+    """Return a class's name as a chart has room for it."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
 def draw_gradients(folder: RunFolder, path: Path) -> None:
@@ -136,7 +145,7 @@ def draw_gradients(folder: RunFolder, path: Path) -> None:
     mesh = axes.pcolormesh(steps, _edges(range(len(layers))), logs, cmap="cividis")
     figure.colorbar(mesh, ax=axes, label="log10 of delta's RMS")
     every = -(-len(layers) // 30)
-    axes.set_yticks(range(0, len(layers), every), layers[::every])
+    axes.set_yticks(range(0, len(layers), every), layers[::every], parse_math=False)
     axes.set_xlabel("step", fontsize=12)
     axes.set_ylabel("layer, from the input up", fontsize=12)
     axes.set_title("Gradients: delta = dL/dz of every layer", fontsize=13, loc="left")
