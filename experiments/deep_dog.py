@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,9 +116,9 @@ def _run(recipe: str, arguments: Arguments) -> int:
     path, folder = _open_folder(recipe, arguments)
     if arguments.show_augmentations:
         return _show_augmentations(arguments, folder)
-    if folder.summary.exists():
+    if all(file.exists() for file in (folder.summary, folder.dataset, folder.predictions)):
         print(f"{path} is finished: nothing is left to resume")
-        return _report(json.loads(folder.summary.read_text()), folder, path)
+        return _report(run_folder.read_summary(folder), folder, path)
     with contextlib.ExitStack() as held:
         processes.run_on_first(lambda: held.enter_context(run_folder.locked(folder)))
         return _train(arguments, folder, path)
@@ -189,8 +188,8 @@ def _show_augmentations(arguments: Arguments, folder: RunFolder) -> int:
 
 
 def _print_summary(summary: dict[str, Any], path: Path) -> None:
-    def shown(name: str) -> str:
-        return "  n/a" if summary[name] is None else f"{summary[name]:.3f}"
+    def shown(name: str, digits: int = 3) -> str:
+        return "n/a" if summary[name] is None else f"{summary[name]:,.{digits}f}"
 
     print(f"{'':18}{'train':>8}{'val':>8}{'test':>8}")
     for name in ("accuracy", "balanced_accuracy", "auc", "loss"):
@@ -203,7 +202,7 @@ def _print_summary(summary: dict[str, Any], path: Path) -> None:
         )
     print(
         f"{summary['steps']:,} steps, {summary['num_parameters']:,} parameters, "
-        f"{summary['images_per_second']:,.0f} images/s, {summary['wall_seconds']:.0f} s; "
+        f"{shown('images_per_second', 0)} images/s, {shown('wall_seconds', 0)} s; "
         f"everything is in {path}"
     )
 

@@ -3,8 +3,8 @@
     python -m jaxdnn.check my_module:make_model --input 64,32,32,3 --target int:10
 
 `make_model` is called without arguments and returns what `jaxdnn.diagnose` takes. Exit code: 0 it
-trains, 1 at risk, 2 it will not train, 3 it could not be examined. What that code prints goes to
-stderr: on stdout stands the diagnosis alone.
+trains, 1 at risk, 2 it will not train, each only with the verdict on stdout; 3 everything else, 130
+for Ctrl-C. What that code prints goes to stderr: on stdout stands the diagnosis alone.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ import contextlib
 import dataclasses
 import importlib
 import sys
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tyro
 
 from jaxdnn import command_line
-from jaxdnn.diagnosis import Diagnosis, diagnose, error_json
+from jaxdnn.diagnosis import Diagnosis, diagnose, error_json, parse_optimizer
 from jaxdnn.errors import InputError
+from jaxdnn.memory import check_memory
 from jaxdnn.names import printable
+from jaxdnn.stored import read_arrays
 
 EXIT_CODES = {"trains": 0, "at risk": 1, "will not train": 2}
 NOT_EXAMINED = 3
+_LARGEST = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Arguments:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code."""
+    """Run the command; return its exit code, that of a verdict only where it has been printed."""
     options = None
     try:
         options = command_line.parse(
@@ -73,23 +74,43 @@ def main(args: Sequence[str] | None = None) -> int:
             prog="python -m jaxdnn.check",
             description=__doc__,
         )
-        with contextlib.redirect_stdout(sys.stderr):
+    except InputError as error:
+        return _refuse(str(error), options)
+    try:
+        _check_options(options)
+        with command_line.stdout_kept():
             diagnosis = _diagnose(options)
         if options.out is not None:
             _write(diagnosis, options.out)
-    except Exception as error:  # the user's own code may raise anything
-        message = _message(error)
-        if options is not None and options.json:
-            command_line.say(error_json(message))
-        print(f"error: {printable(message)}", file=sys.stderr)
-        return NOT_EXAMINED
-    command_line.say(_shown(diagnosis, options))
+        shown = _shown(diagnosis, options)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's own code may raise anything, SystemExit too
+        return _refuse(_message(error), options)
+    try:
+        command_line.say(shown)
+    except OSError as error:
+        return _refuse(f"the verdict cannot be printed: stdout fails ({error.strerror})", None)
     return EXIT_CODES[diagnosis.verdict]
 
 
-def _message(error: Exception) -> str:
+def _refuse(message: str, options: Arguments | None) -> int:
+    """Say why nothing was examined."""
+    if options is not None and options.json:
+        with contextlib.suppress(OSError):
+            command_line.say(error_json(message))
+    print(f"error: {printable(message)}", file=sys.stderr)
+    return NOT_EXAMINED
+
+
+def _message(error: BaseException) -> str:
     if isinstance(error, InputError):
         return str(error)
+    if isinstance(error, SystemExit):
+        return (
+            f"the code to examine ended the process (sys.exit({error.code!r})) before there was a "
+            "verdict; let the module only define the model"
+        )
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
@@ -101,25 +122,47 @@ def _shown(diagnosis: Diagnosis, options: Arguments) -> str:
 
 def _write(diagnosis: Diagnosis, folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "diagnosis.json").write_text(diagnosis.to_json(), encoding="utf-8")
         (folder / "diagnosis.md").write_text(diagnosis.to_markdown(), encoding="utf-8")
         (folder / "report.html").write_text(diagnosis.to_html(), encoding="utf-8")
     except OSError as error:
-        raise InputError(f"--out {folder} cannot be written ({error.strerror})") from error
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> InputError:
+    return InputError(f"--out {folder} cannot be written ({error.strerror}); choose another")
+
+
+def _check_options(options: Arguments) -> None:
+    """Check all that can be before any of the user's code runs, which may take long.
+
+    Raises:
+      InputError: an option cannot work.
+    """
+    parse_optimizer(options.optimizer)
+    if not 0 <= options.seed <= _LARGEST:
+        raise InputError(f"--seed is {options.seed}; give one from 0 to {_LARGEST}")
+    for flag, name in (("the model", options.model), ("--loss", options.loss)):
+        if name is not None and not all(name.partition(":")[::2]):
+            raise InputError(f"{flag} is {name!r}; give module:function")
+    if bool(options.input) == (options.data is not None):
+        came = "both --input and --data" if options.input else "neither --input nor --data"
+        raise InputError(f"{came} came; give --input 64,32,32,3 or --data FILE")
+    if options.input:
+        _parse_random(options)
+    if options.out is not None:
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(options.out, error) from error
 
 
 def _diagnose(options: Arguments) -> Diagnosis:
+    inputs, targets = _random(options) if options.data is None else _read(options.data)
     model = _load(options.model, "a function without arguments that returns the model")()
     loss = None
     if options.loss is not None:
         loss = _load(options.loss, "a function of (outputs, targets)")
-    if options.data is not None:
-        inputs, targets = _read(options.data)
-    elif not options.input:
-        raise InputError("neither --input nor --data came; give --input 64,32,32,3 or --data FILE")
-    else:
-        inputs, targets = _random(options)
     return diagnose(
         model,
         inputs,
@@ -149,48 +192,85 @@ def _load(name: str, wanted: str) -> Any:
     return made
 
 
-def _random(options: Arguments) -> tuple[Any, Any]:
-    """Draw inputs and targets: standard normal numbers, or uniform whole ones."""
+class _Random(NamedTuple):
+    """What random data to draw: shapes, and the largest numbers plus one; 0 for normal ones."""
+
+    shape: tuple[int, ...]
+    num_words: int
+    num_classes: int
+    num_outputs: int
+
+
+def _parse_random(options: Arguments) -> _Random:
+    """Read --input, --input-type and --target.
+
+    Raises:
+      InputError: they make no sense, or the data would not fit in memory.
+    """
     kind, _, size = options.target.partition(":")
     input_kind, _, words = options.input_type.partition(":")
     try:
-        sizes, number = [int(part) for part in options.input.split(",")], int(size)
+        shape, number = tuple(int(part) for part in options.input.split(",")), int(size)
         num_words = int(words) if input_kind == "int" else 1
     except ValueError:
-        sizes, number, num_words = [], 0, 0
+        shape, number, num_words = (), 0, 0
     kinds_are_known = kind in ("int", "float") and input_kind in ("int", "float")
-    if not sizes or min([*sizes, number, num_words]) < 1 or not kinds_are_known:
+    if not shape or min([*shape, number, num_words]) < 1 or not kinds_are_known:
         raise InputError(
             f"--input {options.input} --input-type {options.input_type} --target {options.target}"
             " came; give positive whole numbers such as --input 64,32,32,3 --target int:10 (or"
             " float:1), or --input 64,128 --input-type int:1000"
         )
+    for flag, most in (("--target", number), ("--input-type", num_words)):
+        if most > _LARGEST:
+            raise InputError(f"{flag} int:{most} came; give at most {_LARGEST}")
+    check_memory(f"inputs of --input {options.input}", shape, "choose a smaller batch or shape")
+    if kind == "float":
+        what = f"targets of --target {options.target}"
+        check_memory(what, (shape[0], number), "choose fewer outputs")
+    return _Random(
+        shape,
+        num_words if input_kind == "int" else 0,
+        number if kind == "int" else 0,
+        number,
+    )
+
+
+def _random(options: Arguments) -> tuple[Any, Any]:
+    """Draw inputs and targets: standard normal numbers, or uniform whole ones."""
+    random = _parse_random(options)
     input_key, target_key = jax.random.split(jax.random.key(options.seed))
-    if input_kind == "int":
-        inputs = jax.random.randint(input_key, sizes, 0, num_words)
+    if random.num_words:
+        inputs = jax.random.randint(input_key, random.shape, 0, random.num_words)
     else:
-        inputs = jax.random.normal(input_key, sizes)
-    if kind == "int":
-        return inputs, jax.random.randint(target_key, (sizes[0],), 0, number)
-    return inputs, jax.random.normal(target_key, (sizes[0], number))
+        inputs = jax.random.normal(input_key, random.shape)
+    num = random.shape[0]
+    if random.num_classes:
+        return inputs, jax.random.randint(target_key, (num,), 0, random.num_classes)
+    return inputs, jax.random.normal(target_key, (num, random.num_outputs))
 
 
 def _read(path: Path) -> tuple[Any, Any]:
+    remedy = "give an .npz file with arrays `inputs` and `targets`"
     try:
-        with np.load(path) as arrays:
-            return jnp.asarray(arrays["inputs"]), jnp.asarray(arrays["targets"])
-    except OSError as error:
-        raise InputError(f"--data {path} cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError) as error:
-        said = error.args[0] if isinstance(error, KeyError) else "no .npz archive"
-        raise InputError(
-            f"--data {path}: {said}; give an .npz file with arrays `inputs` and `targets`"
-        ) from None
+        arrays = read_arrays(path, ("inputs", "targets"), remedy=remedy)
+    except InputError as error:
+        raise InputError(f"--data {error}") from None
+    for name in ("inputs", "targets"):
+        if arrays[name].dtype.kind not in "biufc":
+            raise InputError(f"--data {path}: {name} are {arrays[name].dtype}; give numbers")
+    return jnp.asarray(arrays["inputs"]), jnp.asarray(arrays["targets"])
 
 
 def script() -> None:
     """Run as `jaxdnn-check`."""
-    command_line.run(main)
+
+    def answer_last() -> int:
+        code = main()
+        command_line.end_of_stdout()  # The user's own code may print when the process ends.
+        return code
+
+    command_line.run(answer_last)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO, TypeVar
 
 import tyro
@@ -31,6 +31,13 @@ _DISK_ERRORS = {
     errno.EACCES: "mend its permissions, or choose another folder",
     errno.EPERM: "mend its permissions, or choose another folder",
     errno.EIO: "check the disk",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOTDIR: "choose a folder",
+    errno.EISDIR: "choose another name",
+    errno.ELOOP: "mend the link, or choose another folder",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close other programs",
+    errno.ENOMEM: "close other programs, or choose a smaller size",
 }
 _PLACE = "DESCRIPTION"
 _RULE = re.compile(r"-*")
@@ -99,8 +106,15 @@ def run(main: Callable[[], int]) -> None:
     The flags of the compiler are set first, so nothing may be computed before.
     """
     set_flags()
+    _open_closed()
+    for stream in (sys.stdout, sys.stderr):
+        # A character that the terminal does not have, or a file's name that is no text, is shown
+        # by its number: what has been computed is not lost for it.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = main()
+        sys.stdout.flush()
     except InputError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         code = 2
@@ -114,11 +128,32 @@ def run(main: Callable[[], int]) -> None:
         where = f"{name} cannot be used" if name else "the disk failed"
         remedy = _DISK_ERRORS[error.errno]
         print(f"error: {where} ({error.strerror}); {remedy}, then go on", file=sys.stderr)
+        _drop_unwritable()
         code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED_EXIT_CODE
+    except (MemoryError, RuntimeError) as error:  # What JAX raises is a RuntimeError.
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(
+            "error: there is not enough memory; choose a smaller network, batch or image size",
+            file=sys.stderr,
+        )
+        code = 2
     sys.exit(code)
+
+
+def _open_closed() -> None:
+    """Open what the shell has closed (`>&-`): the next file would take its place, and its noise."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest number that is free: those before it are open by now.
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115
 
 
 def say(text: str) -> None:
@@ -131,6 +166,44 @@ def _print(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
+        _close_stdout()
+    except OSError:
+        _drop_unwritable()
+        raise
+
+
+@contextlib.contextmanager
+def stdout_kept() -> Iterator[None]:
+    """Send to stderr whatever other code prints meanwhile, from below Python as well."""
+    with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as after:
+        with contextlib.suppress(OSError):  # One of them is closed.
+            kept = os.dup(1)
+            after.callback(os.close, kept)
+            os.dup2(2, 1)
+            after.callback(os.dup2, kept, 1)
+            # What waits in a buffer goes where it was meant to go when it was printed.
+            after.callback(_flush, sys.__stdout__)
+        yield
+
+
+def _flush(stream: TextIO | None) -> None:
+    if stream is not None:
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+
+
+def end_of_stdout() -> None:
+    """Let whatever is printed from here on, while the process ends, go to stderr."""
+    _flush(sys.stdout)
+    with contextlib.suppress(OSError):
+        os.dup2(2, 1)
+
+
+def _drop_unwritable() -> None:
+    """Let what stdout does not take go nowhere: Python would try again, and fail, at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
         _close_stdout()
 
 

@@ -20,6 +20,7 @@ from jaxdnn.options import (
     check,
 )
 from jaxdnn.run_folder import atomic_write
+from jaxdnn.stored import misfit, read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +65,11 @@ def load_config(path: Path) -> Config:
     Raises:
       InputError: the file is missing, not JSON, or holds fields of another version.
     """
-    try:
-        stored = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a readable config ({error}); name a run folder") from error
+    stored = read_json(path, dict[str, Any], remedy=_REMEDY)
     return _from_json(Config, stored, path)
+
+
+_REMEDY = "put back a copy of it, or train again"
 
 
 def _from_json(kind: type, stored: Any, path: Path) -> Any:
@@ -84,14 +85,14 @@ def _from_json(kind: type, stored: Any, path: Path) -> Any:
     for name, value in stored.items():
         if dataclasses.is_dataclass(hints[name]):
             values[name] = _from_json(hints[name], value, path)
-        else:
-            values[name] = tuple(value) if isinstance(value, list) else value
+            continue
+        if wrong := misfit(value, hints[name], name):
+            raise InputError(f"{path} is damaged ({wrong}); {_REMEDY}")
+        values[name] = tuple(value) if isinstance(value, list) else value
     try:
         return kind(**values)
-    except TypeError as error:
-        raise InputError(
-            f"{path} holds a value of the wrong type ({error}); train again"
-        ) from error
+    except InputError as error:
+        raise InputError(f"{path} is damaged ({error}); {_REMEDY}") from error
 
 
 def differences(ours: Config, theirs: Config) -> list[str]:

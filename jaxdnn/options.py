@@ -27,6 +27,10 @@ __all__ = [
 ]
 
 
+MOST = 2**31 - 1
+"""Largest whole number that a setting may be: what counts in compiled programs holds no more."""
+
+
 def check(condition: bool, message: str) -> None:
     """Raise InputError with this message unless the condition holds."""
     if not condition:
@@ -40,6 +44,8 @@ def _flag(name: str) -> str:
 def _check_range(options: object, name: str, low: float, high: float = math.inf) -> None:
     """Check low <= value <= high for one field, None allowed."""
     value = getattr(options, name)
+    if isinstance(value, int) and value > MOST:
+        high = min(high, MOST)
     bound = f"from {low} to {high}" if high < math.inf else f"of {low} or more"
     fits = value is None or (math.isfinite(value) and low <= value <= high)
     check(fits, f"{_flag(name)} is {value}; give a number {bound}")
@@ -185,7 +191,7 @@ class ModelOptions:
             self.model == "mlp" or len(self.widths) > 0,
             "--widths is empty; --model convnet needs the channels of at least one stage",
         )
-        _check_range(self, "blocks", 0)
+        _check_range(self, "blocks", 0, 1000)
         _check_range(self, "stem", 1)
         check(math.isfinite(self.bias_init), f"--bias-init is {self.bias_init}; give a number")
         _check_share(self, "dropout")
@@ -313,7 +319,7 @@ class AugmentOptions:
         for name in ("brightness", "contrast", "saturation", "horizontal_flip", "vertical_flip"):
             _check_range(self, name, 0, 1)
         _check_range(self, "random_scale", 0, 0.9)
-        _check_range(self, "random_crop", 0)
+        _check_range(self, "random_crop", 0, 10_000)
         _check_range(self, "rotation", 0, 180)
         _check_range(self, "noise", 0)
 

@@ -25,7 +25,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
+import numpy as np
+from typing_extensions import TypedDict
+
 from jaxdnn.errors import InputError
+from jaxdnn.stored import misfit, parse_json, read_arrays, read_json
 
 
 class _File:
@@ -193,10 +197,80 @@ def write_csv(
     line_end: Literal["\n", "\r\n"] = "\r\n",
 ) -> None:
     """Write a table in one piece."""
-    with atomic_write(path) as draft, draft.open("w", newline="") as file:
+    with atomic_write(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator=line_end)
         writer.writerow(header)
         writer.writerows(rows)
+
+
+class DatasetAbout(TypedDict):
+    """What dataset.json holds.
+
+    Attributes:
+      origin: where the images came from.
+      class_names: by label.
+      height: in pixels.
+      width: in pixels.
+      channels: 1 or 3.
+      mean: of the training images, by channel, in [0, 1].
+      std: of the same.
+      counts: split -> class -> number of images.
+      skipped: name and reason of each image that was left out.
+    """
+
+    origin: str
+    class_names: list[str]
+    height: int
+    width: int
+    channels: Literal[1, 3]
+    mean: list[float]
+    std: list[float]
+    counts: dict[str, dict[str, int]]
+    skipped: list[list[str]]
+
+
+_SPLITS = ("train", "val", "test")
+_SCORES = ("accuracy", "balanced_accuracy", "auc", "loss")
+SUMMARY = {
+    **{f"{split}/{score}": float | None for split in _SPLITS for score in _SCORES},
+    "majority_fraction": float | None,
+    "confusion": list[list[int]],
+    "class_names": list[str],
+    "best_step": int | None,
+    "steps": int,
+    "num_parameters": int,
+    "images_per_second": float | None,
+    "wall_seconds": float | None,
+}
+"""What summary.json holds at least."""
+
+
+def read_dataset(folder: RunFolder) -> DatasetAbout:
+    """Read dataset.json.
+
+    Raises:
+      InputError: it is missing or damaged.
+    """
+    remedy = f"remove it, and --resume {folder.path} writes it again from the same images"
+    about = read_json(folder.dataset, DatasetAbout, remedy=remedy)
+    lengths = {len(about["mean"]), len(about["std"])}
+    if lengths != {about["channels"]} or min(about["std"]) <= 0 or len(about["class_names"]) < 2:
+        raise InputError(
+            f"{folder.dataset} is damaged (mean {about['mean']}, std {about['std']}, "
+            f"{len(about['class_names'])} classes; expected for each of {about['channels']} "
+            f"channels a mean and a std above 0, and two classes or more); {remedy}"
+        )
+    return about
+
+
+def read_summary(folder: RunFolder) -> dict[str, Any]:
+    """Read summary.json.
+
+    Raises:
+      InputError: it is missing or damaged.
+    """
+    remedy = f"remove it, and --resume {folder.path} measures and writes it again"
+    return read_json(folder.summary, SUMMARY, remedy=remedy)
 
 
 def append_metrics(path: Path, metrics: dict[str, float]) -> None:
@@ -205,25 +279,76 @@ def append_metrics(path: Path, metrics: dict[str, float]) -> None:
         file.write(json.dumps(without_nan(metrics), allow_nan=False) + "\n")
 
 
+def read_predictions(folder: RunFolder) -> dict[str, np.ndarray]:
+    """Read predictions.npz.
+
+    Raises:
+      InputError: it is missing, or not what the run wrote.
+    """
+    remedy = f"remove it, and --resume {folder.path} writes it again"
+    names = ("names", "labels", "probabilities", "mistakes", "mistake_images")
+    return read_arrays(folder.predictions, names, remedy=remedy)
+
+
+class _Line(TypedDict):
+    step: int
+    epoch: float
+
+
+_EVALUATED = ("train/loss", "train/accuracy", "val/loss", "learning_rate")
+_EVALUATED += ("val/accuracy", "val/balanced_accuracy")
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read all complete lines of a metrics file; a missing file has none."""
+    """Read all complete lines of a metrics file; a missing file has none.
+
+    Raises:
+      InputError: it cannot be read, or a line is damaged.
+    """
     if not path.exists():
         return []
-    complete = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    lines = []
     try:
-        return [json.loads(line) for line in complete]
+        for line in path.read_bytes().splitlines():
+            if line.endswith(b"}"):
+                lines.append(parse_json(line, _Line))
     except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); remove it to go on without it") from error
+        raise InputError(
+            f"{path} is damaged (after {len(lines)} good lines: {error}); remove the next line to "
+            "go on without it"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); mend it") from error
+    return lines
 
 
 def read_evaluations(path: Path) -> list[dict[str, Any]]:
     """Read the lines of a metrics file that evaluations wrote."""
-    return [line for line in read_metrics(path) if "train/loss" in line]
+    lines = [line for line in read_metrics(path) if "train/loss" in line]
+    return _alike(path, lines, _EVALUATED)
 
 
 def read_layer_stats(path: Path) -> list[dict[str, Any]]:
     """Read the lines of a metrics file that hold statistics of layers."""
-    return [line for line in read_metrics(path) if "train/loss" not in line]
+    lines = [line for line in read_metrics(path) if "train/loss" not in line]
+    return _alike(path, lines, lines[0] if lines else ())
+
+
+def _alike(path: Path, lines: list[dict[str, Any]], names: Iterable[str]) -> list[dict[str, Any]]:
+    """Return the lines, of which each must hold numbers, or null, under these names.
+
+    Raises:
+      InputError: one does not.
+    """
+    for line in lines:
+        for name in names:
+            if misfit(line.get(name, "nothing"), float | None):
+                raise InputError(
+                    f"{path} is damaged (step {line['step']}: {name} is "
+                    f"{line.get(name, 'missing')}, expected a number); remove the line to go on "
+                    "without it"
+                )
+    return lines
 
 
 def keep_metrics_until(path: Path, step: int) -> None:

@@ -18,6 +18,7 @@ from .diagnosis import made
 
 PAGE = Path(__file__).parents[1] / "docs" / "for_assistants.md"
 MODULE = """
+import os, sys
 import jax, jax.numpy as jnp
 
 print("imported")
@@ -34,6 +35,17 @@ def make(scale):
 
 def good(): return make(0.5)
 def broken(): raise RuntimeError("no data")
+def leaves(): sys.exit(0)
+def leaves_with_words(): sys.exit("bye")
+class Odd(BaseException): pass
+def raises_oddly(): raise Odd
+def whole():
+    table = jnp.ones((5, 8))
+    return lambda params, x: table[x].sum(1) @ params, jnp.ones((8, 3))
+def loud():
+    os.write(1, b"from below Python")
+    sys.__stdout__.write("buffered")
+    return good()
 def own(outputs, targets): return jnp.mean((outputs - targets) ** 2)
 number = 3
 """
@@ -97,6 +109,9 @@ def test_every_verdict_has_its_exit_code(verdict, code, monkeypatch):
         ["some_networks:good", "--input", "16,x"],
         ["some_networks:good", "--input", "16,8", "--input-type", "int"],
         ["some_networks:good", "--input", "16,8", "--input-type", "words:8"],
+        ["some_networks:leaves", *OPTIONS],
+        ["some_networks:leaves_with_words", *OPTIONS],
+        ["some_networks:raises_oddly", *OPTIONS],
         ["some_networks:number", *OPTIONS],
         ["some_networks:good", *OPTIONS, "--loss", "some_networks:number"],
         ["some_networks:good", *OPTIONS, "--loss", "some_networks:nothing"],
@@ -111,6 +126,45 @@ def test_what_is_wrong_is_told_on_stderr_and_in_json(wrong, capsys):
     assert shown.out == ""
     assert check.main([*wrong, "--json"]) == 3
     assert json.loads(capsys.readouterr().out)["error"] in shown.err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [*OPTIONS, "--optimizer", "sgd:much"],
+        [*OPTIONS, "--seed", "-1"],
+        [*OPTIONS, "--loss", "no_function"],
+        [*OPTIONS, "--out", "some_networks.py/folder"],
+        [*OPTIONS, "--data", "data.npz"],
+        ["--input", "16,8", "--target", "int:3000000000"],
+        ["--input", "16,8,100000000000000"],
+    ],
+)
+def test_options_are_checked_before_the_users_code_runs(wrong, capsys):
+    assert check.main(["some_networks:good", *wrong]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+
+
+def test_a_model_of_whole_numbers_says_what_to_give(capsys):
+    assert check.main(["some_networks:whole", *OPTIONS]) == 3
+    assert "--input-type int:WORDS" in capsys.readouterr().err
+
+
+def test_no_verdict_where_it_cannot_be_printed(handed, monkeypatch, capsys):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert check.main(["some_networks:good", *OPTIONS]) == 3
+        monkeypatch.undo()
+    assert "the verdict cannot be printed" in capsys.readouterr().err
+
+
+def test_nothing_but_the_diagnosis_reaches_the_descriptor(handed, capfd):
+    assert check.main(["some_networks:loud", *OPTIONS, "--json"]) == 2
+    shown = capfd.readouterr()
+    assert json.loads(shown.out)["verdict"]
+    assert "from below Python" in shown.err
 
 
 def test_an_unknown_option_is_an_error(capsys):

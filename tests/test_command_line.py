@@ -2,8 +2,10 @@
 
 import dataclasses
 import errno
+import io
 import os
 import signal
+import sys
 
 import pytest
 
@@ -131,3 +133,28 @@ def test_what_others_have_named_is_said_on_one_line_that_steers_nothing(capsys):
     shown = r"\x1b[31m\u202egnp\x07"
     assert said.out == f"first {shown}\nsecond {shown}\n"
     assert said.err == f"error: no {shown}\\nhere\n"
+
+
+def test_what_stdout_cannot_encode_is_shown_by_number_and_nothing_is_lost(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+
+    def main() -> int:
+        print("naïve \udcff.png")
+        print("the end")
+        return 0
+
+    with pytest.raises(SystemExit) as stop:
+        command_line.run(main)
+    assert stop.value.code == 0
+    assert written.getvalue() == b"na\\xefve \\udcff.png\nthe end\n"
+
+
+def test_a_full_disk_under_stdout_is_one_line(monkeypatch, capsys):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as stop:
+            command_line.run(lambda: print("a table") or 0)
+        full.flush()  # What was not written is not tried again when the process ends.
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")

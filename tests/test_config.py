@@ -6,6 +6,7 @@ import inspect
 import itertools
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -63,12 +64,24 @@ def test_differences_name_every_setting_that_differs():
     assert differences(CHANGED, other) == ["batch_size: full, 16", "seed: 7, 8"]
 
 
+def changed(name: str, value: Any) -> str:
+    """The settings as stored, with one of them changed."""
+    stored = dataclasses.asdict(Config())
+    (stage,) = (part for part in stored.values() if isinstance(part, dict) and name in part)
+    stage[name] = value
+    return json.dumps(stored)
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("", "not a readable config"),
-        ("{", "not a readable config"),
-        ("[1]", "no object"),
+        ("", "is damaged"),
+        ("{", "is damaged"),
+        ("[1]", r"is damaged \(the whole is \[1\], expected dict"),
+        (changed("epochs", 6.5), r"damaged \(epochs is 6\.5, expected int\); put back"),
+        (changed("widths", "512"), r"damaged \(widths is '512', expected tuple\[int"),
+        (changed("batch_size", True), "batch_size is True, expected int"),
+        (changed("learning_rate", None), "learning_rate is None, expected float"),
         ("{}", "another version"),
         (json.dumps({**dataclasses.asdict(Config()), "speed": 1}), r"another version \(speed\)"),
         (json.dumps({**dataclasses.asdict(Config()), "data": None}), "another version"),

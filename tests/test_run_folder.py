@@ -57,7 +57,7 @@ def test_a_draft_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
 @pytest.mark.parametrize("cut", [1, 7, 20])
 def test_a_line_cut_short_is_written_again(tmp_path, cut):
     path = tmp_path / "metrics.jsonl"
-    lines = [{"step": step, "train/loss": 1 / step} for step in (3, 6, 9)]
+    lines = [{"step": step, "epoch": step / 3, "train/loss": 1 / step} for step in (3, 6, 9)]
     for line in lines:
         append_metrics(path, line)
     whole = path.read_bytes()
@@ -81,3 +81,20 @@ def test_probing_a_folder_leaves_the_files_of_others(tmp_path):
     mine.write_text("mine")
     run_folder.create(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [mine.name]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (b'{"step": 3.5, "epoch": 1}', "step is 3.5, expected int"),
+        (b"[1, {}]}", "after 1 good lines"),
+        (b'{"step": "\xff", "epoch": 1}', "utf-8"),
+    ],
+)
+def test_a_damaged_line_of_metrics_is_named(tmp_path, line, expected):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "epoch": 1}\n' + line + b"\n")
+    with pytest.raises(InputError) as caught:
+        read_metrics(path)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)

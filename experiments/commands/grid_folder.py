@@ -13,6 +13,7 @@ from jaxdnn.errors import InputError, Interrupted
 from jaxdnn.processes import is_first
 from jaxdnn.progress import progress_bar
 from jaxdnn.run_folder import write_json
+from jaxdnn.stored import read_json
 
 # What a folder can hold -> the file that keeps its settings.
 SETTINGS = {"sweep": "grid.json", "race": "race.json"}
@@ -38,7 +39,8 @@ def open_grid_folder(out: Path, kind: str, settings: dict[str, Any]) -> Path:
       InputError: it holds another of its kind, or cannot be written.
     """
     path, chunks = out / SETTINGS[kind], chunks_of(out)
-    if path.exists() and json.loads(path.read_text()) != settings:
+    remedy = "remove it if the settings are the same as then, or choose another folder"
+    if path.exists() and read_json(path, dict[str, Any], remedy=remedy) != settings:
         raise InputError(f"--out {out} holds another {kind}; choose another folder")
     try:
         chunks.mkdir(parents=True, exist_ok=True)

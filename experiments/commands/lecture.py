@@ -23,6 +23,7 @@ import numpy as np
 from jaxdnn import command_line, run_folder
 from jaxdnn.activations import Activation
 from jaxdnn.errors import InputError
+from jaxdnn.memory import check_memory
 from jaxdnn.propagation import find_activation
 from jaxdnn.propagation import lecture as chain
 from jaxdnn.report import draw_lecture
@@ -36,6 +37,9 @@ NETWORK_DEPTH = 10
 # What is longer is printed without its middle.
 MOST_ROWS = 10
 MOST_COLUMNS = 7
+
+# Numbers of a neuron at a step: weight and bias, their gradients, signals, as tables and in JAX.
+_COLUMNS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +72,12 @@ class Options:
             if not math.isfinite(getattr(self, name)):
                 raise InputError(f"--{name} is {getattr(self, name)}; give a finite number")
         check_positive({"learning_rate": self.learning_rate})
+        check_memory(
+            f"the table of --depth {self.depth} --steps {self.steps}",
+            (self.depth, self.steps or 1, _COLUMNS),
+            "choose a smaller one",
+            itemsize=8,
+        )
 
 
 def main(argv: Sequence[str]) -> int:

@@ -7,11 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxdnn.errors import InputError
+from jaxdnn.memory import check_memory
+from jaxdnn.options import MOST
 
 
 def check_least(values: Mapping[str, int | None], least: int) -> None:
-    """Raise InputError where a value is below `least`; None is allowed."""
+    """Raise InputError where a value is below `least`, or beyond any count; None is allowed."""
     for name, value in values.items():
+        if value is not None and value > MOST:
+            raise InputError(f"{_flag(name)} is {value}; give {least} to {MOST}")
         if value is not None and value < least:
             raise InputError(f"{_flag(name)} is {value}; give {least} or more")
 
@@ -35,6 +39,28 @@ def check_named(values: Mapping[str, Sequence[Any]]) -> None:
     for name, value in values.items():
         if not value:
             raise InputError(f"{_flag(name)} is empty; name at least one")
+
+
+def check_networks(*, depth: int, width: int, batch_size: int, seeds: int, kinds: int) -> None:
+    """Check that one network, and the results of all, will not take too much memory.
+
+    Args:
+      depth: layers with weights.
+      width: units of each.
+      batch_size: inputs that are passed through.
+      seeds: networks of each kind.
+      kinds: combinations of what is listed.
+
+    Raises:
+      InputError: they would.
+    """
+    named = f"--depth {depth} --width {width}"
+    remedy = "choose a smaller one"
+    check_memory(f"the weights of {named}", (depth, width, width), remedy)
+    check_memory(
+        f"the signals of {named} --batch-size {batch_size}", (depth, batch_size, width), remedy
+    )
+    check_memory(f"the results of --seeds {seeds} at {named}", (seeds, kinds, depth, 8), remedy)
 
 
 def _flag(name: str) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxdnn import activations, command_line
 from jaxdnn.errors import InputError
+from jaxdnn.memory import check_memory
 from jaxdnn.propagation import (
     PhaseDiagram,
     Phi,
@@ -35,6 +36,9 @@ from .option_checks import check_least, check_positive
 PROG = "grad_flow.py phase"
 # Name on the picture -> scheme whose sigma_w² it stands for.
 MARKED = {"Xavier": "glorot_normal", "LeCun": "lecun_normal", "He": "he_normal"}
+
+# Points at which the integrals of a point of the diagram are taken.
+_NODES = 400
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +62,12 @@ class Options:
         names = ("max_sigma_w2", "max_sigma_b2")
         check_positive({name: getattr(self, name) for name in names})
         check_least({"points": self.points}, 2)
+        check_memory(
+            f"the integrals of --points {self.points}",
+            (self.points, self.points, _NODES),
+            "choose fewer",
+            itemsize=8,
+        )
 
 
 def main(argv: Sequence[str]) -> int:

@@ -48,7 +48,7 @@ from jaxdnn.run_folder import write_json
 from jaxdnn.xla import use_cores_as_devices
 
 from .grid_folder import chunks_of, deciding, open_grid_folder, refuse, run_until_stopped
-from .option_checks import check_least, check_named
+from .option_checks import check_least, check_named, check_networks
 
 PROG = "grad_flow.py sweep"
 MARKS = {
@@ -122,6 +122,13 @@ class Options:
         check_named({name: getattr(self, name) for name in names})
         for depth in self.depth:
             Architecture(depth, self.width)
+            check_networks(
+                depth=depth,
+                width=self.width,
+                batch_size=self.batch_size,
+                seeds=self.seeds,
+                kinds=len(self.initializers) * len(self.activations) * len(self.norm),
+            )
 
 
 def main(argv: Sequence[str]) -> int:

@@ -48,6 +48,7 @@ _WAIT_SECONDS = (0.05, 0.2, 1.0)
 _REFUSED = (400, 401, 403, 404, 410)
 AGAIN = "see to the machine, and try again"
 """What to do about an error that passes."""
+_DEEPEST = 200  # Folders in folders: Python calls itself for each.
 
 _AT_A_TIME = 32  # Answers from afar are waited for, not worked for.
 
@@ -276,6 +277,9 @@ def _walk(
     if (status.st_dev, status.st_ino) in visited:
         return
     visited.add((status.st_dev, status.st_ino))
+    if prefix.count("/") > _DEEPEST:
+        closed.append((prefix, f"a folder more than {_DEEPEST} folders deep: move it up"))
+        return
     for entry in entries:
         name = prefix + entry.name
         if not entry.name.startswith(".") and _is_folder(entry):

@@ -58,9 +58,9 @@ def make_network(model: Any) -> Network:
     Raises:
       InputError: the model is of another kind, or has no parameters.
     """
-    network = _convert(model)
+    network = _numbers_alone(_convert(model))
     leaves = jax.tree.leaves(network.params)
-    if not any(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves):
+    if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
         raise InputError(
             "the model has no floating-point parameters; give one that is initialised, or for a"
             " function (function, params)"
@@ -83,6 +83,39 @@ def _convert(model: Any) -> Network:
         f"a model of type {type(model).__name__} came; give a flax.nnx module, (linen module,"
         " variables) or (function of (params, inputs), params)"
     )
+
+
+def _numbers_alone(network: Network) -> Network:
+    """Close over what stands among the parameters and cannot be trained: counts, names, keys."""
+    leaves, structure = jax.tree.flatten(network.params)
+    trains = [_is_number(leaf) for leaf in leaves]
+    if all(trains) and all(hasattr(leaf, "dtype") for leaf in leaves):
+        return network
+
+    def whole(apply: Forward) -> Forward:
+        def applied(params: Any, inputs: Any, key: Array | None) -> Any:
+            numbers = iter(jax.tree.leaves(params))
+            filled = [
+                next(numbers) if is_number else leaf
+                for leaf, is_number in zip(leaves, trains, strict=True)
+            ]
+            return apply(structure.unflatten(filled), inputs, key)
+
+        return applied
+
+    numbers = [
+        jnp.asarray(leaf) if is_number else None
+        for leaf, is_number in zip(leaves, trains, strict=True)
+    ]
+    in_training = network.in_training and whole(network.in_training)
+    return Network(structure.unflatten(numbers), whole(network.apply), in_training)
+
+
+def _is_number(leaf: Any) -> bool:
+    kind = getattr(leaf, "dtype", None)
+    if kind is None:
+        return isinstance(leaf, float | complex)
+    return jnp.issubdtype(kind, jnp.inexact)
 
 
 def _training_flags(call: Callable[..., Any]) -> dict[str, bool]:
@@ -148,7 +181,8 @@ def _from_linen(module: linen.Module, variables: Any) -> Network:
         logits, _ = module.apply(
             {"params": params, **rest},
             inputs,
-            rngs={"dropout": key, "default": key},
+            # Linen takes that of `params` for every stream that it is not given.
+            rngs={"dropout": key, "default": key, "params": key},
             mutable=list(rest) or ["batch_stats"],
             **flags,
         )
@@ -183,7 +217,8 @@ def check_inputs(inputs: Any, targets: Any) -> None:
     leaves = jax.tree.leaves(inputs)
     if not leaves or any(not hasattr(leaf, "shape") or leaf.ndim == 0 for leaf in leaves):
         raise InputError("the inputs have no batch axis; give an array (batch, ...)")
-    sizes = {leaf.shape[0] for leaf in [*leaves, *jax.tree.leaves(targets)] if leaf.ndim}
+    every = [*leaves, *jax.tree.leaves(targets)]
+    sizes = {leaf.shape[0] for leaf in every if getattr(leaf, "ndim", 0)}
     if len(sizes) != 1:
         raise InputError(
             f"inputs and targets have {' and '.join(map(str, sorted(sizes)))} examples; give as"
@@ -201,11 +236,13 @@ def logits_shape(network: Network, inputs: Any, key: Array) -> jax.ShapeDtypeStr
     """
     try:
         logits = jax.eval_shape(network.apply, network.params, inputs, key)
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+    except Exception as error:  # The user's own code may raise anything.
         shapes = ", ".join(f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(inputs))
+        remedy = "give inputs of the shape and type that it is made for"
+        if _takes_integers(network, inputs, key):
+            remedy = "it takes whole numbers: give integers (in a shell --input-type int:WORDS)"
         raise InputError(
-            f"the model does not take inputs {shapes}: {_one_line(error)}; give inputs of"
-            " the shape and type that it is made for"
+            f"the model does not take inputs {shapes}: {_one_line(error)}; {remedy}"
         ) from error
     if not isinstance(logits, jax.ShapeDtypeStruct):
         raise InputError(
@@ -218,6 +255,16 @@ def logits_shape(network: Network, inputs: Any, key: Array) -> jax.ShapeDtypeStr
             " floating-point logits (batch, ...)"
         )
     return logits
+
+
+def _takes_integers(network: Network, inputs: Any, key: Array) -> bool:
+    """Whether a model that refused these inputs takes whole numbers of the same shapes."""
+    whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.int32), inputs)
+    try:
+        jax.eval_shape(network.apply, network.params, whole, key)
+    except Exception:
+        return False
+    return True
 
 
 def make_loss(loss: Loss | None, targets: Any, logits: jax.ShapeDtypeStruct) -> Loss:
@@ -236,7 +283,7 @@ def make_loss(loss: Loss | None, targets: Any, logits: jax.ShapeDtypeStruct) -> 
     own = loss or _default_loss(targets, logits)
     try:
         result = jax.eval_shape(own, logits, targets)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # As above.
         raise InputError(
             f"the loss does not take logits {list(logits.shape)} and these targets:"
             f" {_one_line(error)}"

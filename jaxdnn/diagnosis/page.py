@@ -219,7 +219,7 @@ def _name_layers(axes: Any, layers: Sequence[Content]) -> None:
     step = math.ceil(len(layers) / 25)
     places = range(0, len(layers), step)
     names = [_end(layers[place]["path"]) for place in places]
-    axes.set_xticks(list(places), names, rotation=60, ha="right", fontsize=9)
+    axes.set_xticks(list(places), names, rotation=60, ha="right", fontsize=9, parse_math=False)
 
 
 def _end(path: str) -> str:

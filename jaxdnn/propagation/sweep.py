@@ -24,9 +24,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from jaxdnn.activations import Activation
-from jaxdnn.errors import Interrupted
+from jaxdnn.errors import InputError, Interrupted
 from jaxdnn.initializers import Initializer
-from jaxdnn.processes import any_process, broadcast_from_first, fetch, put, run_on_first
+from jaxdnn.processes import any_process, broadcast_from_first, fetch, is_first, put, run_on_first
 from jaxdnn.propagation.gradient_flow import (
     Architecture,
     Batch,
@@ -37,6 +37,7 @@ from jaxdnn.propagation.gradient_flow import (
 from jaxdnn.propagation.moments import Kernels, Moments, kernel_rms
 from jaxdnn.propagation.table import STATISTICS, Combination, Layers, Table
 from jaxdnn.run_folder import atomic_write
+from jaxdnn.stored import read_arrays
 
 # Multiplications and additions in a call: about a second's worth on a laptop.
 OPERATIONS_PER_CALL = 4e10
@@ -310,7 +311,7 @@ def cached_chunk(
     compute: Callable[[], Mapping[str, ArrayLike]],
     interrupted: Callable[[], bool],
 ) -> dict[str, np.ndarray]:
-    """Return the arrays of an .npz; compute and write them first where it is missing.
+    """Return the arrays of an .npz; compute and write them first where it is missing or damaged.
 
     Every process calls it, and all get the same.
 
@@ -322,7 +323,7 @@ def cached_chunk(
     Raises:
       Interrupted: the chunk is missing, but no more is to be begun.
     """
-    (is_there,) = broadcast_from_first([path.exists()])
+    (is_there,) = broadcast_from_first([is_first() and _is_whole(path)])
     if not is_there:
         if any_process(interrupted())[0]:
             raise Interrupted
@@ -333,5 +334,18 @@ def cached_chunk(
                 np.savez(file, allow_pickle=False, **arrays)
 
         run_on_first(write)
-    with np.load(path, allow_pickle=False) as kept:
-        return dict(kept)
+    return read_arrays(path, (), remedy=_CHUNK_REMEDY)
+
+
+_CHUNK_REMEDY = "remove it, and the same command computes it again"
+
+
+def _is_whole(path: Path) -> bool:
+    """Tell whether a chunk is there and can be read; each of its arrays has a checksum."""
+    if not path.exists():
+        return False
+    try:
+        read_arrays(path, (), remedy=_CHUNK_REMEDY)
+    except InputError:
+        return False
+    return True

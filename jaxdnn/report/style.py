@@ -5,6 +5,7 @@ Colours: Okabe and Ito, "Color Universal Design", 2008.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -34,8 +35,11 @@ def tidy(axes: Axes, *, title: str = "", x: str = "", y: str = "") -> None:
 
 def save(figure: Figure, path: Path, *, svg: bool = False) -> None:
     """Write the figure as a PNG, and as an SVG of the same name if asked."""
-    figure.savefig(path, dpi=120, facecolor="white")
-    if svg:
-        # The layout stands; to find it again takes longer than to draw.
-        figure.set_layout_engine("none")
-        figure.savefig(path.with_suffix(".svg"), facecolor="white")
+    with warnings.catch_warnings():
+        # Names may be of any script; a letter that the font lacks is drawn as a box.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(path, dpi=120, facecolor="white")
+        if svg:
+            # The layout stands; to find it again takes longer than to draw.
+            figure.set_layout_engine("none")
+            figure.savefig(path.with_suffix(".svg"), facecolor="white")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +10,17 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from jaxdnn.report.style import BLUE, GREY, ORANGE, VERMILION, new_figure, save, tidy
-from jaxdnn.run_folder import RunFolder, read_evaluations, read_layer_stats
+from jaxdnn.run_folder import (
+    RunFolder,
+    read_dataset,
+    read_evaluations,
+    read_layer_stats,
+    read_predictions,
+    read_summary,
+)
 
 MISTAKES_PER_ROW = 6
+_LONGEST_NAME = 24
 # Names of what a watched run logs of a layer: gradients/layers/0/delta_rms.
 _PREFIX, _SUFFIX = "gradients/", "/delta_rms"
 _MOST_INCHES = 40.0  # Of a side: a picture may have no more than 65,536 pixels.
@@ -34,7 +41,7 @@ def draw_training(folder: RunFolder) -> list[Path]:
 def _draw_curves(folder: RunFolder, path: Path) -> None:
     """Draw loss, accuracy and learning rate over the epochs, with the best epoch marked."""
     lines = read_evaluations(folder.metrics)
-    best_step = json.loads(folder.summary.read_text())["best_step"]
+    best_step = read_summary(folder)["best_step"]
     best_epoch = next((line["epoch"] for line in lines if line["step"] == best_step), None)
     figure = new_figure(13, 4.2)
     loss, score, rate = figure.subplots(1, 3)
@@ -66,7 +73,7 @@ def _plot(axes: Axes, lines: list[dict], name: str, colour: str, label: str) -> 
 
 def _draw_confusion(folder: RunFolder, path: Path) -> None:
     """Draw the confusion matrix of the test images: shares of each row, with the counts."""
-    summary = json.loads(folder.summary.read_text())
+    summary = read_summary(folder)
     counts, names = np.array(summary["confusion"]), summary["class_names"]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(max(4.5, 1.4 + 0.75 * len(names)), _MOST_INCHES)
@@ -76,8 +83,10 @@ def _draw_confusion(folder: RunFolder, path: Path) -> None:
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     if len(names) <= 20:
         _write_cells(axes, counts, shares)
-    axes.set_xticks(range(len(names)), names, rotation=45 if len(names) > 4 else 0)
-    axes.set_yticks(range(len(names)), names)
+    shown = list(map(_short, names))
+    rotation = 45 if len(names) > 4 else 0
+    axes.set_xticks(range(len(names)), shown, rotation=rotation, parse_math=False)
+    axes.set_yticks(range(len(names)), shown, parse_math=False)
     axes.set_xlabel("predicted", fontsize=12)
     axes.set_ylabel("true", fontsize=12)
     balanced = summary["test/balanced_accuracy"]
@@ -97,10 +106,9 @@ def _write_cells(axes: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
 
 def _draw_mistakes(folder: RunFolder, path: Path) -> None:
     """Draw the test images that the network got wrong with the greatest confidence."""
-    names = json.loads(folder.dataset.read_text())["class_names"]
-    with np.load(folder.predictions, allow_pickle=False) as kept:
-        images, worst = kept["mistake_images"], kept["mistakes"]
-        labels, scores = kept["labels"][worst], kept["probabilities"][worst]
+    names, kept = read_dataset(folder)["class_names"], read_predictions(folder)
+    images, worst = kept["mistake_images"], kept["mistakes"]
+    labels, scores = kept["labels"][worst], kept["probabilities"][worst]
     num_rows = max(1, -(-len(images) // MISTAKES_PER_ROW))
     figure = new_figure(2.0 * MISTAKES_PER_ROW, 2.5 * num_rows + 0.4)
     title = "The most confident mistakes on the test images" if len(images) else "No mistakes"
@@ -110,9 +118,15 @@ def _draw_mistakes(folder: RunFolder, path: Path) -> None:
         if index < len(images):
             says = scores[index].argmax()
             _show_image(axes, images[index])
-            caption = f"{names[says]}: {scores[index, says]:.1%}\nis {names[labels[index]]}"
-            axes.set_title(caption, fontsize=10)
+            said, is_truly = _short(names[says]), _short(names[labels[index]])
+            caption = f"{said}: {scores[index, says]:.1%}\nis {is_truly}"
+            axes.set_title(caption, fontsize=10, parse_math=False)
     save(figure, path)
+
+
+def _short(name: str) -> str:
+    """Return a class's name as a chart has room for it."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
 def draw_gradients(folder: RunFolder, path: Path) -> None:
@@ -132,7 +146,7 @@ def draw_gradients(folder: RunFolder, path: Path) -> None:
     mesh = axes.pcolormesh(steps, _edges(range(len(layers))), logs, cmap="cividis")
     figure.colorbar(mesh, ax=axes, label="log10 of delta's RMS")
     every = -(-len(layers) // 30)
-    axes.set_yticks(range(0, len(layers), every), layers[::every])
+    axes.set_yticks(range(0, len(layers), every), layers[::every], parse_math=False)
     axes.set_xlabel("step", fontsize=12)
     axes.set_ylabel("layer, from the input up", fontsize=12)
     axes.set_title("Gradients: delta = dL/dz of every layer", fontsize=13, loc="left")

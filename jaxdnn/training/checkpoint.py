@@ -30,6 +30,7 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxdnn.errors import InputError
 from jaxdnn.processes import any_process
+from jaxdnn.stored import SEAL, seal
 
 KINDS = ("latest", "best")
 FINGERPRINT = "fingerprint"
@@ -80,17 +81,23 @@ class Checkpoints:
 
     Args:
       folder: holds `latest` and `best`.
-      about: kept with every checkpoint, as JSON: what the run is.
+      about: returns what is kept with every checkpoint, as JSON: what the run is by then.
       tidy: remove what a killed run left half-written; only where no other can be writing.
     """
 
-    def __init__(self, folder: Path, *, about: Mapping[str, Any] | None = None, tidy: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        about: Callable[[], Mapping[str, Any]] = dict,
+        tidy: bool = False,
+    ):
         # Orbax reports every save as a warning, and what `wait` explains as an error; asyncio tells
         # of each of its readers that failed when the first had.
         self._levels = {name: logging.getLogger(name).level for name in ("absl", "asyncio")}
         for name in self._levels:
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        self._about = dict(about or {})
+        self._about = about
         self._checkpointers = {kind: _open(folder / kind, tidy) for kind in KINDS}
         self._pending: list[Any] = []
         self._excepthook, threading.excepthook = threading.excepthook, self._on_exception
@@ -125,7 +132,7 @@ class Checkpoints:
         copy = tree_copy(flatten(tree))
         with self._explained(kind, step):
             saving = self._checkpointers[kind].save_async(
-                step, copy | {FINGERPRINT: fingerprint(copy)}, custom_metadata=self._about
+                step, copy | {FINGERPRINT: fingerprint(copy)}, custom_metadata=seal(self._about())
             )
             self._pending.append((kind, step, saving))
 
@@ -186,6 +193,7 @@ class Checkpoints:
         kept = loaded.pop(FINGERPRINT, None)
         if kept is None or not np.array_equal(np.asarray(kept), np.asarray(fingerprint(loaded))):
             raise Damaged("its content is not what was saved")
+        self.about(kind, step)
         return loaded
 
     def _load(self, kind: str, step: int, like: Flat | None) -> tuple[Any, str]:
@@ -203,9 +211,25 @@ class Checkpoints:
             return None, _first_line(error)
 
     def about(self, kind: str, step: int) -> dict[str, Any]:
-        """Return what was said about the run when this checkpoint was saved."""
-        about: Any = self._checkpointers[kind].metadata(step).custom_metadata
-        return about or {}
+        """Return what was said about the run when this checkpoint was saved.
+
+        Raises:
+          Damaged: it cannot be read, or is not what was said.
+        """
+        try:
+            about: Any = self._checkpointers[kind].metadata(step).custom_metadata or {}
+        except Exception as error:  # As many types as in `_load`.
+            raise Damaged(_first_line(error)) from error
+        if about.get(SEAL) not in (None, seal(about)[SEAL]):
+            raise Damaged("what it says of the run is not what was saved")
+        return about
+
+    def about_newest(self, kind: str) -> dict[str, Any]:
+        """Return what the newest undamaged checkpoint says of the run; nothing if there is none."""
+        for step in self.steps(kind):
+            with contextlib.suppress(Damaged):
+                return self.about(kind, step)
+        return {}
 
     def forget_after(self, kind: str, step: int) -> None:
         """Remove the checkpoints after this step."""

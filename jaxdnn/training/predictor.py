@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 
 import jax
@@ -16,9 +15,10 @@ from jaxdnn.config import load_config
 from jaxdnn.data import ImagesInMemory, PixelStats
 from jaxdnn.errors import InputError
 from jaxdnn.losses import probabilities
-from jaxdnn.run_folder import RunFolder
+from jaxdnn.run_folder import RunFolder, read_dataset
 from jaxdnn.training.checkpoint import Checkpoints
 from jaxdnn.training.evaluate import make_predict
+from jaxdnn.training.provenance import check_unchanged
 from jaxdnn.training.setup import make_model
 from jaxdnn.training.step import Variables
 
@@ -46,11 +46,7 @@ def load_predictor(folder: RunFolder) -> Predictor:
     Raises:
       InputError: the folder holds no evaluated run, or it is damaged.
     """
-    config = load_config(folder.config)
-    try:
-        about = json.loads(folder.dataset.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder.dataset} cannot be read ({error}); train again") from error
+    config, about = load_config(folder.config), read_dataset(folder)
     shape = (about["height"], about["width"], about["channels"])
     pixel_stats = PixelStats(tuple(about["mean"]), tuple(about["std"]))
     model = make_model(config.model, shape, len(about["class_names"]))
@@ -58,12 +54,19 @@ def load_predictor(folder: RunFolder) -> Predictor:
     if not (folder.checkpoints / "best").is_dir():
         raise InputError(f"{folder.path} holds no trained network yet; let the run finish an epoch")
     with Checkpoints(folder.checkpoints) as checkpoints:
+        check_unchanged(checkpoints.about_newest("best"), config, about, folder)
         best = checkpoints.restore("best", like)
     logits = make_predict(model, pixel_stats)
 
     def predict(images: np.ndarray) -> np.ndarray:
-        return np.asarray(
+        scores = np.asarray(
             probabilities(jnp.asarray(logits(best, ImagesInMemory(jnp.asarray(images)))))
         )
+        if not np.isfinite(scores).all():
+            raise InputError(
+                f"{folder.path} gives answers that are not finite: its training diverged; train "
+                "again with a lower --learning-rate, or add --clip-norm 1"
+            )
+        return scores
 
     return Predictor(tuple(about["class_names"]), shape[0], shape[2], predict)

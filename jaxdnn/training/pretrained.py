@@ -23,6 +23,7 @@ from safetensors.numpy import load_file
 
 from jaxdnn.errors import InputError
 from jaxdnn.run_folder import open_existing
+from jaxdnn.stored import read_arrays
 from jaxdnn.training.checkpoint import flatten, read_best
 
 Weights = Mapping[str, np.ndarray]
@@ -73,9 +74,12 @@ def read_weights(path: Path) -> Weights:
         )
     try:
         return _plain_names(readers[path.suffix](path))
+    except InputError as error:
+        raise InputError(f"--pretrained: {error}") from error
     except (SafetensorError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())
         raise InputError(
-            f"--pretrained {path} cannot be read ({error}); is it complete?"
+            f"--pretrained {path} cannot be read ({reason}); is it complete?"
         ) from error
 
 
@@ -124,8 +128,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(
             f"it unpacks to {size / 2**30:.0f} GiB, at most {MAX_BYTES >> 30} are read"
         )
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    return read_arrays(path, (), remedy="is it complete?")
 
 
 def _same_shape(place: jax.Array, array: np.ndarray) -> bool:

@@ -8,8 +8,8 @@ lost.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -30,7 +30,15 @@ from jaxdnn.models import Params
 from jaxdnn.names import printable_lines
 from jaxdnn.options import DeviceOptions
 from jaxdnn.processes import fetch, is_first, run_on_first
-from jaxdnn.run_folder import RunFolder, atomic_write, write_json
+from jaxdnn.run_folder import (
+    DatasetAbout,
+    RunFolder,
+    atomic_write,
+    read_dataset,
+    without_nan,
+    write_json,
+)
+from jaxdnn.stored import seal
 from jaxdnn.training.checkpoint import Checkpoints, Damaged, Mismatch, flatten
 from jaxdnn.training.early_stopping import EarlyStopping
 from jaxdnn.training.evaluate import (
@@ -41,6 +49,7 @@ from jaxdnn.training.evaluate import (
 )
 from jaxdnn.training.fit import Progress, fit
 from jaxdnn.training.pretrained import match, read_weights
+from jaxdnn.training.provenance import check_unchanged, keeps_metrics, provenance
 from jaxdnn.training.recorder import Recorder
 from jaxdnn.training.setup import Setup, init_state, make_setup, make_trainer
 from jaxdnn.training.step import TrainState
@@ -81,9 +90,11 @@ def train(
     if progress:
         print(printable_lines(dataset.summary()), file=sys.stderr)
     setup = make_setup(config, dataset, devices)
-    run_on_first(lambda: _keep_settings(folder, setup))
-    with Checkpoints(folder.checkpoints, about=_about(setup), tidy=True) as checkpoints:
-        start = _start(setup, checkpoints)
+    description = _describe(setup)
+    about = functools.partial(_about, setup, description, folder)
+    with Checkpoints(folder.checkpoints, about=about, tidy=True) as checkpoints:
+        run_on_first(lambda: _keep_settings(folder, setup, description, checkpoints))
+        start = _start(setup, checkpoints, folder)
         with Recorder(
             folder if is_first() else None,
             num_steps=setup.num_steps,
@@ -108,6 +119,7 @@ def train(
         "num_devices": setup.layout.num_devices,
         "num_processes": jax.process_count(),
     }
+    summary = seal(without_nan(summary))
     run_on_first(lambda: write_json(folder.summary, summary))
     return summary
 
@@ -119,36 +131,40 @@ def _streaming(config: Config) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, streaming=True))
 
 
-def _about(setup: Setup) -> dict[str, Any]:
+def _about(setup: Setup, description: DatasetAbout, folder: RunFolder) -> dict[str, Any]:
     """Return what is kept with every checkpoint."""
     packages = ("jax", "jaxlib", "flax", "optax")
     return {
-        "config": dataclasses.asdict(setup.config),
+        **provenance(setup.config, description, folder.metrics),
         "versions": {"jaxdnn": __version__, **{name: version(name) for name in packages}},
         "num_devices": setup.layout.num_devices,
     }
 
 
-def _keep_settings(folder: RunFolder, setup: Setup) -> None:
-    """Write config.json and dataset.json; where a run has these already, check the data.
+def _keep_settings(
+    folder: RunFolder, setup: Setup, description: DatasetAbout, checkpoints: Checkpoints
+) -> None:
+    """Write config.json and dataset.json; where a run has these already, check them and the data.
 
     Raises:
-      InputError: the data is not what it was.
+      InputError: they are not what they were.
     """
-    description = _describe(setup)
+    about = checkpoints.about_newest("latest")
     if folder.dataset.exists():
-        before = json.loads(folder.dataset.read_text())
-        differs = [name for name in description if before.get(name) != description[name]]
+        before = read_dataset(folder)
+        check_unchanged(about, setup.config, before, folder)
+        differs = [name for name, value in before.items() if description.get(name) != value]
         if differs:
             raise InputError(
                 f"the data is not what {folder.path} was started with "
                 f"({', '.join(differs)} differ); put the same images back, or train again"
             )
+    check_unchanged(about, setup.config, description, folder)
     write_json(folder.dataset, description)
     save_config(setup.config, folder.config)
 
 
-def _describe(setup: Setup) -> dict[str, Any]:
+def _describe(setup: Setup) -> DatasetAbout:
     """Return what dataset.json holds: all that prediction needs, and what the data was."""
     dataset = setup.dataset
     parts = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
@@ -165,7 +181,7 @@ def _describe(setup: Setup) -> dict[str, Any]:
         "class_names": list(dataset.class_names),
         "height": height,
         "width": width,
-        "channels": channels,
+        "channels": 1 if channels == 1 else 3,
         "mean": list(setup.pixel_stats.mean),
         "std": list(setup.pixel_stats.std),
         "counts": counts,
@@ -173,7 +189,7 @@ def _describe(setup: Setup) -> dict[str, Any]:
     }
 
 
-def _start(setup: Setup, checkpoints: Checkpoints) -> Progress:
+def _start(setup: Setup, checkpoints: Checkpoints, folder: RunFolder) -> Progress:
     """Return the beginning, or where the latest checkpoint left off."""
     options = setup.config.train
     stopping = EarlyStopping(
@@ -186,7 +202,13 @@ def _start(setup: Setup, checkpoints: Checkpoints) -> Progress:
     if found is None:
         return dataclasses.replace(fresh, state=_pretrained(setup, fresh.state))
     step, now = int(found.state.step), setup.layout.num_devices
-    before = checkpoints.about("latest", step).get("num_devices")
+    about = checkpoints.about("latest", step)
+    if is_first() and not keeps_metrics(about, folder.metrics):
+        _tell(
+            f"{folder.metrics} was changed or lost since step {step} was saved; the charts will "
+            "show what is left"
+        )
+    before = about.get("num_devices")
     if before != now:  # The sums are the same, in another order.
         _tell(
             f"step {step} was reached on {before} devices, now there are {now}: the same run, up "

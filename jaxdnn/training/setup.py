@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -26,8 +27,9 @@ from jaxdnn.data import (
 )
 from jaxdnn.errors import InputError
 from jaxdnn.layers import BlockOptions
+from jaxdnn.memory import check_memory
 from jaxdnn.models import BatchStats, Model, make_convnet, make_mlp
-from jaxdnn.options import DeviceOptions, ModelOptions
+from jaxdnn.options import MOST, DeviceOptions, ModelOptions, check
 from jaxdnn.training.evaluate import (
     classification_metrics,
     make_estimate_batch_stats,
@@ -82,6 +84,8 @@ def make_model(
             f"--head sigmoid separates two classes, the data has {num_classes}; "
             "name the positive ones with --positive, or use --head softmax"
         )
+    num_outputs = 1 if options.head == "sigmoid" else num_classes
+    _check_size(options, input_shape, num_outputs)
     block_options = BlockOptions(
         activation=options.make_activation(),
         kernel_init=options.make_initializer(),
@@ -90,7 +94,6 @@ def make_model(
         norm_momentum=options.norm_momentum if norm_momentum is None else norm_momentum,
         dropout=options.dropout,
     )
-    num_outputs = 1 if options.head == "sigmoid" else num_classes
     if options.model == "convnet":
         return make_convnet(
             input_shape,
@@ -101,6 +104,23 @@ def make_model(
             options=block_options,
         )
     return make_mlp(input_shape, num_outputs, widths=options.widths, options=block_options)
+
+
+def _check_size(options: ModelOptions, input_shape: tuple[int, ...], num_outputs: int) -> None:
+    """Check that the kernels will not take too much memory.
+
+    Raises:
+      InputError: they would.
+    """
+    if options.model == "convnet":
+        sizes = [input_shape[-1], *options.widths]
+        num = sum(9 * a * b for a, b in itertools.pairwise(sizes))
+        num += sum(2 * options.blocks * 9 * width**2 for width in options.widths)
+    else:
+        sizes = [math.prod(input_shape), *options.widths, num_outputs]
+        num = sum(a * b for a, b in itertools.pairwise(sizes))
+    widths = " ".join(map(str, options.widths[:4])) + (" ..." if len(options.widths) > 4 else "")
+    check_memory(f"the kernels of --widths {widths}", (num,), "choose smaller --widths")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +173,11 @@ def make_setup(config: Config, dataset: Dataset, devices: DeviceOptions | None =
     batch_size = microbatch * num_microbatches
     steps_per_epoch = num_train // batch_size
     num_steps = steps_per_epoch * config.train.epochs
+    check(
+        num_steps <= MOST,
+        f"--epochs {config.train.epochs} of {steps_per_epoch:,} steps are {num_steps:,} steps; "
+        f"expected at most {MOST:,}; choose fewer --epochs",
+    )
     schedule = optim.make_schedule(
         config.optimizer, steps_per_epoch=steps_per_epoch, num_steps=num_steps
     )

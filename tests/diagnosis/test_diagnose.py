@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
 from jaxdnn import assert_trainable, diagnose
+from jaxdnn.diagnosis.model import leaf_names, make_network
 from jaxdnn.errors import InputError
 
 from . import zoo
@@ -159,3 +160,37 @@ def test_the_curve_of_rates_says_which_are_stable():
     assert curve.stable is not None
     assert 1e-6 * curve.stable < 1 < 1e-6 * curve.factors[curve.factors.index(curve.stable) + 1]
     assert curve.best == curve.factors[curve.losses.index(min(curve.losses))]
+
+
+class Noisy(linen.Module):
+    """Draws from a stream of a name of its own."""
+
+    @linen.compact
+    def __call__(self, x):
+        noise = jax.random.normal(self.make_rng("noise"), x.shape)
+        return linen.Dense(3)(x + 0.1 * noise)
+
+
+def test_a_stream_of_any_name_is_given_a_key():
+    module, x = Noisy(), jnp.ones((4, 8))
+    variables = module.init({"params": jax.random.key(0), "noise": jax.random.key(1)}, x)
+    apply = make_network((module, variables)).apply
+    first, second, again = (apply(variables["params"], x, jax.random.key(n)) for n in (0, 1, 0))
+    chex.assert_trees_all_equal(first, again)
+    assert not jnp.allclose(first, second)
+
+
+def test_what_stands_among_the_parameters_and_is_no_array_changes_nothing():
+    kernel, x = jax.random.normal(jax.random.key(0), (8, 3)), jnp.ones((4, 8))
+
+    def apply(params, inputs):
+        assert params["name"] == "float32"
+        return params["scale"] * (inputs @ params["kernel"])[:, :: params["stride"]]
+
+    odd = {"kernel": kernel, "scale": 0.5, "stride": 2, "name": "float32", "key": jax.random.key(1)}
+    network = make_network((apply, odd))
+    assert leaf_names(network.params) == ["kernel", "scale"]
+    logits = jax.jit(network.apply)(network.params, x, None)
+    chex.assert_trees_all_close(logits, apply(odd, x))
+    grads = jax.grad(lambda params: network.apply(params, x, None).sum())(network.params)
+    chex.assert_trees_all_close(grads["scale"], (x @ kernel)[:, ::2].sum(), rtol=1e-5)

@@ -1,6 +1,7 @@
 """The training command as its users use it."""
 
 import json
+import shutil
 
 import chex
 import numpy as np
@@ -116,6 +117,48 @@ def test_resume_refuses_other_images(finished, photos, call, tmp_path):
     code, _, said = call(deep_dog, "--resume", out, "--no-progress")
     assert code == 2
     assert "class_names" in said
+
+
+@pytest.fixture
+def unfinished(finished, tmp_path):
+    """A run whose results are still to be measured."""
+    copy = RunFolder(shutil.copytree(finished.path, tmp_path / "copy"))
+    copy.summary.unlink()
+    return copy
+
+
+def test_resume_names_what_was_edited_since(unfinished, call):
+    config = json.loads(unfinished.config.read_text())
+    config["optimizer"]["learning_rate"] *= 2
+    unfinished.config.write_text(json.dumps(config))
+    code, _, said = call(deep_dog, "--resume", unfinished.path, "--no-progress")
+    assert code == 2
+    assert "learning_rate: 0.2, saved with 0.1" in said
+    assert said.count("\n") == 1
+
+
+def test_what_a_run_can_write_again_it_does_and_what_is_lost_is_told(unfinished, finished, call):
+    lost = (unfinished.dataset, unfinished.predictions, unfinished.metrics)
+    for path in lost:
+        path.unlink()
+    code, _, said = call(deep_dog, "--resume", unfinished.path, "--no-progress", "--devices", 1)
+    assert code == 0
+    assert "metrics.jsonl was changed or lost since step" in said
+    assert said.count("\n") == 1
+    assert unfinished.dataset.read_bytes() == finished.dataset.read_bytes()
+    measured, before = summary_of(unfinished.path), summary_of(finished.path)
+    same = ("params_sha256", "confusion", "test/loss", "best_step")
+    assert {name: measured[name] for name in same} == {name: before[name] for name in same}
+    assert call(deep_dog, "--resume", unfinished.path)[0] == 0
+
+
+def test_a_cut_summary_says_how_to_get_it_back(finished, call, tmp_path):
+    copy = RunFolder(shutil.copytree(finished.path, tmp_path / "copy"))
+    copy.summary.write_bytes(copy.summary.read_bytes()[:-20])
+    code, _, said = call(deep_dog, "--resume", copy.path)
+    assert code == 2
+    assert "summary.json is damaged" in said
+    assert f"remove it, and --resume {copy.path}" in said
 
 
 def test_divergence_names_the_step_and_keeps_a_good_checkpoint(photos, call, tmp_path):

@@ -61,3 +61,33 @@ def test_images_that_are_not_read_are_named_by_kind(run_dir, call, tmp_path):
     assert all(line.startswith("skipped ") for line in lines)
     for kind in ("*.heic: 3", "*.jp2: 1", "*.jpg_large: 1", "files without an ending: 3"):
         assert sum(kind in line for line in lines) == 1
+
+
+def edited(path, key, change):
+    """Change one value of a JSON file; `config.json` has stages."""
+    content = json.loads(path.read_text())
+    place = next(part for part in (content, *content.values()) if key in part)
+    place[key] = change(place[key])
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "change"),
+    [
+        ("config.json", "activation", lambda _: "tanh"),
+        ("dataset.json", "class_names", lambda names: names[::-1]),
+        ("dataset.json", "mean", lambda mean: [mean[0] / 2]),
+        ("dataset.json", "std", lambda _: [0]),
+        ("dataset.json", "height", lambda _: "8"),
+    ],
+)
+def test_files_that_were_edited_since_are_not_believed(
+    run_dir, photos, call, tmp_path, file, key, change
+):
+    copy = shutil.copytree(run_dir, tmp_path / "run")
+    edited(copy / file, key, change)
+    code, said, errors = call(predict, copy, photos / "cat" / "000.png")
+    assert (code, said) == (2, "")
+    assert f"{file} is " in errors
+    assert key in errors
+    assert errors.count("\n") == 1

@@ -11,6 +11,7 @@ import pytest
 
 from jaxdnn.errors import InputError
 from jaxdnn.models import make_mlp
+from jaxdnn.stored import seal
 from jaxdnn.training import Checkpoints, TrainState, make_init
 from jaxdnn.training.early_stopping import EarlyStopping
 from jaxdnn.training.fit import Progress
@@ -140,10 +141,10 @@ def test_another_network_is_an_error_and_nothing_is_removed(folder):
 
 def test_what_a_run_is_stands_beside_every_checkpoint(tmp_path):
     about = {"config": {"seed": 3}, "versions": {"jax": jax.__version__}}
-    with Checkpoints(tmp_path, about=about) as checkpoints:
+    with Checkpoints(tmp_path, about=lambda: about) as checkpoints:
         save(checkpoints, progress_at(1), "latest")
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.about("latest", 1) == about
+        assert checkpoints.about("latest", 1) == seal(about)
 
 
 @pytest.mark.parametrize("fsdp", [pytest.param(False, marks=pytest.mark.slow), True])
