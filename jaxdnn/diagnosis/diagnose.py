@@ -50,6 +50,7 @@ def diagnose(
     loss: Callable[[Any, Any], Array] | None = None,
     optimizer: str | optax.GradientTransformation = "sgd:0.1",
     seed: int = 0,
+    outputs: Callable[[Any], Any] | None = None,
     horizon: int = HORIZON,
     held_out: tuple[Any, Any] | None = None,
     try_changes: bool = True,
@@ -73,14 +74,18 @@ def diagnose(
         'trains'
 
     Args:
-      model: a Flax NNX module, (Linen module, variables), or (function `(params, inputs) ->
-        logits`, params).
-      inputs: a batch of at least two examples, the batch axis first.
+      model: a Flax NNX module or what `nnx.split` makes of it; a Linen module, alone or as (module,
+        variables); an Equinox module, alone or as (module, state); a Haiku transform, alone or with
+        its parameters and state; or (function `(params, inputs) -> logits`, params). Flags of
+        training and keys are given where the signature names them.
+      inputs: a batch of at least two examples, the batch axis first; several inputs as a tuple or a
+        dictionary are handed over one by one where the signature names as many.
       targets: class indices, or floats of the shape of the logits; with `loss` anything.
-      loss: `(logits, targets) -> scalar or (batch,)`; by default cross-entropy for integers, mean
-        squared error for floats.
+      loss: `(logits, targets) -> scalar`, or numbers of which the mean is taken; by default
+        cross-entropy for integers, mean squared error for floats.
       optimizer: such as `sgd:0.1` or `adam:0.001`, or an optax transformation.
       seed: decides the masks of dropout and all other random draws of the model; 0 or more.
+      outputs: takes the logits out of what the model returns, where that is more.
       horizon: steps that the training may take.
       held_out: (inputs, targets) of another batch; what is learnt from the first must hold there,
         before and after a change.
@@ -91,7 +96,7 @@ def diagnose(
       InputError: the model, the inputs or the loss cannot be examined; it says what to give.
     """
     transformation = parse_optimizer(optimizer)
-    exam = examine(model, inputs, targets, loss=loss, seed=seed)
+    exam = examine(model, inputs, targets, loss=loss, outputs=outputs, seed=seed)
     if held_out is not None:
         check_inputs(*held_out)
     trials = Trials(exam, transformation, horizon=horizon, held_out=held_out)

@@ -241,12 +241,13 @@ def examine(
     targets: Any,
     *,
     loss: Loss | None = None,
+    outputs: Callable[[Any], Any] | None = None,
     seed: int = 0,
 ) -> Exam:
     """Pass a batch forward and back; arguments and errors as in `jaxdnn.diagnose`."""
-    network = make_network(model)
     check_inputs(inputs, targets)
     key = jax.random.key(seed)
+    network = make_network(model, inputs, key, outputs=outputs)
     mean_loss = make_loss(loss, targets, logits_shape(network, inputs, key))
     names = leaf_names(network.params)
     program = trace(network.apply, network.params, inputs, key)

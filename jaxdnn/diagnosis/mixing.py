@@ -24,7 +24,15 @@ from jaxdnn.diagnosis.findings import STRUCTURAL, Finding
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.program import Dependence, Edit, Program, Step, compile_quickly, run
 
-_REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "argmax", "reduce_and"}
+_REDUCTIONS = {
+    "psum",
+    "reduce_sum",
+    "reduce_max",
+    "reduce_min",
+    "reduce_prod",
+    "argmax",
+    "reduce_and",
+}
 _ROOTS = {"sqrt", "rsqrt", "pow"}
 _LINEAR = {"dot_general", "conv_general_dilated"}
 # Operations between a batch norm's root and its means.

@@ -7,58 +7,43 @@ pass.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen, nnx
 from jax import Array
 
+from jaxdnn.diagnosis.adapters import Forward, Network, convert
 from jaxdnn.errors import InputError
 
-# (logits, targets) -> scalar or (batch,)
+# (logits, targets) -> scalar, or numbers of which the mean is taken
 Loss = Callable[[Any, Any], Array]
-# (params, inputs, key) -> logits
-Forward = Callable[[Any, Any, Array | None], Any]
-# How public code spells "this is a training step", and what to say then.
-_FLAGS = {
-    "train": True,
-    "training": True,
-    "is_training": True,
-    "deterministic": False,
-    "use_running_average": False,
-}
 
 
-class Network(NamedTuple):
-    """A network in the mode in which it came.
-
-    Attributes:
-      params: a tree of floating-point arrays, named as in the user's model.
-      apply: `(params, inputs, key) -> logits`; `key` None leaves random streams as they are.
-      in_training: the same in training mode, where it came in evaluation mode; otherwise None.
-    """
-
-    params: Any
-    apply: Forward
-    in_training: Forward | None = None
-
-
-def make_network(model: Any) -> Network:
+def make_network(
+    model: Any,
+    inputs: Any = None,
+    key: Array | None = None,
+    *,
+    outputs: Callable[..., Any] | None = None,
+) -> Network:
     """Take in a model.
 
     Args:
-      model: a Flax NNX module, a pair (Flax Linen module, its variables), or a pair
-        (function `(params, inputs) -> logits`, params); the function may take a third argument, a
-        key.
+      model: as `jaxdnn.diagnose` takes it.
+      inputs: a batch; what comes without parameters is initialised with it.
+      key: for that; by default that of seed 0.
+      outputs: takes the logits out of what the model returns.
 
     Raises:
       InputError: the model is of another kind, or has no parameters.
     """
-    network = _numbers_alone(_convert(model))
+    key = jax.random.key(0) if key is None else key
+    network = _numbers_alone(convert(model, inputs, key))
+    if outputs is not None:
+        network = _picked(network, outputs)
     leaves = jax.tree.leaves(network.params)
     if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
         raise InputError(
@@ -68,20 +53,14 @@ def make_network(model: Any) -> Network:
     return network
 
 
-def _convert(model: Any) -> Network:
-    if isinstance(model, nnx.Module):
-        return _from_nnx(model)
-    if isinstance(model, tuple | list) and len(model) == 2:
-        first, second = model
-        if isinstance(first, linen.Module):
-            return _from_linen(first, second)
-        if callable(first):
-            return _from_function(first, second)
-    if isinstance(model, linen.Module):
-        raise InputError("a Linen module came alone; give (module, module.init(key, inputs))")
-    raise InputError(
-        f"a model of type {type(model).__name__} came; give a flax.nnx module, (linen module,"
-        " variables) or (function of (params, inputs), params)"
+def _picked(network: Network, outputs: Callable[..., Any]) -> Network:
+    """Take of what a network gives what is to be judged."""
+
+    def picked(apply: Forward) -> Forward:
+        return lambda params, inputs, key: outputs(apply(params, inputs, key))
+
+    return Network(
+        network.params, picked(network.apply), network.in_training and picked(network.in_training)
     )
 
 
@@ -116,90 +95,6 @@ def _is_number(leaf: Any) -> bool:
     if kind is None:
         return isinstance(leaf, float | complex)
     return jnp.issubdtype(kind, jnp.inexact)
-
-
-def _training_flags(call: Callable[..., Any]) -> dict[str, bool]:
-    """Those arguments of `call` that tell it to train."""
-    return {name: _FLAGS[name] for name in inspect.signature(call).parameters if name in _FLAGS}
-
-
-def _from_nnx(model: nnx.Module) -> Network:
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    flags = _training_flags(model.__call__)
-
-    def forward(trains: bool) -> Forward:
-        def apply(plain: Any, inputs: Any, key: Array | None) -> Any:
-            module = nnx.merge(graphdef, _like(params, plain), _fresh(rest, key), copy=True)
-            if trains:
-                module.train()
-            return module(inputs, **flags)
-
-        return apply
-
-    other = forward(True) if _evaluates(model) else None
-    return Network(nnx.to_pure_dict(params), forward(False), other)
-
-
-def _evaluates(model: nnx.Module) -> bool:
-    """Tell whether a norm or a dropout inside is in evaluation mode."""
-    modes = ("deterministic", "use_running_average")
-    return any(
-        getattr(module, mode, None) is True for _, module in nnx.iter_graph(model) for mode in modes
-    )
-
-
-def _like(state: nnx.State, params: Any) -> nnx.State:
-    """Put plain arrays into a state of the model's own structure."""
-    leaves = dict(nnx.to_flat_state(nnx.State(params)))
-    flat = [(path, var.replace(leaves[path])) for path, var in nnx.to_flat_state(state)]
-    return nnx.from_flat_state(flat)
-
-
-def _fresh(rest: nnx.State, key: Array | None) -> nnx.State:
-    """Make every random stream start from `key`."""
-    if key is None:
-        return rest
-    salt = jax.random.bits(key)
-
-    def renew(leaf: Any) -> Any:
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return jax.random.fold_in(leaf, salt) if is_key else leaf
-
-    return jax.tree.map(renew, rest)
-
-
-def _from_linen(module: linen.Module, variables: Any) -> Network:
-    if not isinstance(variables, dict) or "params" not in variables:
-        raise InputError(
-            "the Linen module's variables have no 'params'; give (module, module.init(key, inputs))"
-        )
-    rest = {name: tree for name, tree in variables.items() if name != "params"}
-    flags: dict[str, Any] = dict(_training_flags(module.__call__))
-
-    def apply(params: Any, inputs: Any, key: Array | None) -> Any:
-        key = jax.random.key(0) if key is None else key
-        logits, _ = module.apply(
-            {"params": params, **rest},
-            inputs,
-            # Linen takes that of `params` for every stream that it is not given.
-            rngs={"dropout": key, "default": key, "params": key},
-            mutable=list(rest) or ["batch_stats"],
-            **flags,
-        )
-        return logits
-
-    return Network(variables["params"], apply)
-
-
-def _from_function(function: Callable[..., Any], params: Any) -> Network:
-    takes_key = len(inspect.signature(function).parameters) > 2
-
-    def apply(params: Any, inputs: Any, key: Array | None) -> Any:
-        if not takes_key:
-            return function(params, inputs)
-        return function(params, inputs, jax.random.key(0) if key is None else key)
-
-    return Network(params, apply)
 
 
 def leaf_names(params: Any) -> list[str]:
@@ -246,8 +141,8 @@ def logits_shape(network: Network, inputs: Any, key: Array) -> jax.ShapeDtypeStr
         ) from error
     if not isinstance(logits, jax.ShapeDtypeStruct):
         raise InputError(
-            f"the model returns a {type(logits).__name__}; give one that returns one array of"
-            " logits, such as (lambda p, x: model.apply(p, x)[0], params)"
+            f"the model returns a {type(logits).__name__}; say which part are the logits:"
+            f" outputs=lambda out: out[{_first_part(logits)!r}]"
         )
     if not jnp.issubdtype(logits.dtype, jnp.floating) or logits.ndim == 0:
         raise InputError(
@@ -267,18 +162,29 @@ def _takes_integers(network: Network, inputs: Any, key: Array) -> bool:
     return True
 
 
+def _first_part(outputs: Any) -> Any:
+    """The key or index of the first floating-point array; 0 where there is none."""
+    parts = outputs.items() if isinstance(outputs, Mapping) else enumerate(outputs or ())
+    found = (
+        name
+        for name, part in parts
+        if isinstance(part, jax.ShapeDtypeStruct) and jnp.issubdtype(part.dtype, jnp.floating)
+    )
+    return next(found, 0)
+
+
 def make_loss(loss: Loss | None, targets: Any, logits: jax.ShapeDtypeStruct) -> Loss:
     """Return `(logits, targets) -> scalar`, a float32 mean over the batch.
 
     Args:
-      loss: `(logits, targets) -> scalar or (batch,)`; None for cross-entropy of integer targets and
-        the squared error of floats.
+      loss: `(logits, targets) -> scalar`, or numbers of which the mean is taken; None for
+        cross-entropy of integer targets and the squared error of floats.
       targets: what the loss takes besides the logits, the batch axis first.
       logits: shape and type of what the model gives.
 
     Raises:
-      InputError: targets and logits do not go together, or the loss gives neither a scalar nor one
-        number for each example.
+      InputError: targets and logits do not go together, or the loss gives
+        anything but floats.
     """
     own = loss or _default_loss(targets, logits)
     try:
@@ -288,10 +194,13 @@ def make_loss(loss: Loss | None, targets: Any, logits: jax.ShapeDtypeStruct) -> 
             f"the loss does not take logits {list(logits.shape)} and these targets:"
             f" {_one_line(error)}"
         ) from error
-    shape = result.shape if isinstance(result, jax.ShapeDtypeStruct) else None
-    if shape not in ((), logits.shape[:1]):
-        came = type(result).__name__ if shape is None else f"an array {list(shape)}"
-        raise InputError(f"the loss gives {came}; give one that returns a scalar mean")
+    if not isinstance(result, jax.ShapeDtypeStruct):
+        raise InputError(
+            f"the loss gives a {type(result).__name__}; give one that returns a scalar, such as"
+            " loss=lambda outputs, targets: my_loss(outputs, targets)[0]"
+        )
+    if not jnp.issubdtype(result.dtype, jnp.floating):
+        raise InputError(f"the loss gives {result.dtype}; give one that returns a float")
     return lambda z, t: jnp.mean(own(z, t).astype(jnp.float32))
 
 
