@@ -282,7 +282,7 @@ def _ask(probe: LossProbe, outputs: np.ndarray) -> dict[str, Any]:
     middle = np.full(shape, 0.5)
     points = [
         outputs, inside, random.standard_normal(shape), signs * inside,
-        np.full(shape, -0.5), np.full(shape, 1.5), np.roll(inside, 1, axis=-1), middle,
+        -inside, 1 + inside, np.roll(inside, 1, axis=-1), middle,
     ]  # fmt: skip
     values, slopes = probe.at(np.stack(points))
     own, at, normal, signed, below, above, rolled, steady = slopes

@@ -15,6 +15,7 @@ from jax import Array
 from jaxdnn.diagnosis import printout
 from jaxdnn.diagnosis.causes import Cause, find_causes, find_rounding, ranked
 from jaxdnn.diagnosis.findings import BLOCKING, STRUCTURAL
+from jaxdnn.diagnosis.loss_door import is_loss_function
 from jaxdnn.diagnosis.measure import Exam, examine
 from jaxdnn.diagnosis.model import check_inputs
 from jaxdnn.diagnosis.profile import layer_profiles, redrawn_deltas
@@ -36,6 +37,7 @@ from jaxdnn.diagnosis.trial import (
     take_first_step,
     verdict_of,
 )
+from jaxdnn.errors import InputError
 
 # A network that learns all within the trial comes to 0.94: nothing is tried from here on.
 _WELL = 0.9
@@ -73,14 +75,20 @@ def diagnose(
         >>> diagnose((network, params), images, labels, optimizer="adam:0.01").verdict
         'trains'
 
+    Two doors: `diagnose(model, inputs, targets)`, and for whatever has a loss function of its
+    own `diagnose(loss_fn, params, batch)` with `loss_fn(params, batch[, key])` that gives a scalar,
+    or (scalar, anything).
+
     Args:
-      model: a Flax NNX module or what `nnx.split` makes of it; a Linen module, alone or as (module,
-        variables); an Equinox module, alone or as (module, state); a Haiku transform, alone or with
-        its parameters and state; or (function `(params, inputs) -> logits`, params). Flags of
-        training and keys are given where the signature names them.
-      inputs: a batch of at least two examples, the batch axis first; several inputs as a tuple or a
+      model: a loss function; or a Flax NNX module or what `nnx.split` makes of it; a Linen module,
+        alone or as (module, variables); an Equinox module, alone or as (module, state); a Haiku
+        transform, alone or with its parameters and state; or (function `(params, inputs) ->
+        logits`, params). Flags of training and keys are given where the signature names them.
+      inputs: the parameters for a loss function; otherwise a batch of at least two examples, the
+        batch axis first; several inputs as a tuple or a
         dictionary are handed over one by one where the signature names as many.
-      targets: class indices, or floats of the shape of the logits; with `loss` anything.
+      targets: the batch for a loss function, any tree of arrays; otherwise class indices, or floats
+        of the shape of the logits; with `loss` anything.
       loss: `(logits, targets) -> scalar`, or numbers of which the mean is taken; by default
         cross-entropy for integers, mean squared error for floats.
       optimizer: such as `sgd:0.1` or `adam:0.001`, or an optax transformation.
@@ -98,6 +106,10 @@ def diagnose(
     transformation = parse_optimizer(optimizer)
     exam = examine(model, inputs, targets, loss=loss, outputs=outputs, seed=seed)
     if held_out is not None:
+        if is_loss_function(model):
+            raise InputError(
+                "held_out= came with a loss function; it is for (apply, params), inputs and targets"
+            )
         check_inputs(*held_out)
     trials = Trials(exam, transformation, horizon=horizon, held_out=held_out)
     with ThreadPoolExecutor(1) as background:
@@ -125,7 +137,7 @@ def diagnose(
         prescriptions=tuple(_prescription(trials, each, score) for each in tried[:_MOST_SHOWN]),
         loss=exam.measured.loss,
         optimizer=optimizer if isinstance(optimizer, str) else "the given optimizer",
-        loss_name=printout.loss_name(loss, targets),
+        loss_name=printout.loss_name(model if is_loss_function(model) else loss, targets),
         notes=tuple(_notes(exam, base)),
         rates=None if rates is None else rate_curve_of(*rates, exam.measured.loss),
     )

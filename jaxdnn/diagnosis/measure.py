@@ -20,6 +20,7 @@ from jax import Array
 
 from jaxdnn.diagnosis.answers import Answers, LossProbe, LossTraits, best_answers, loss_traits
 from jaxdnn.diagnosis.graph import Graph, Segment, make_graph
+from jaxdnn.diagnosis.loss_door import is_loss_function, open_loss
 from jaxdnn.diagnosis.model import (
     Loss,
     Network,
@@ -185,6 +186,7 @@ class Exam:
       outputs: what the network gives, (batch, ...).
       answers: how low the loss can come.
       traits: what the loss takes.
+      examples: whether rows are examples that have nothing to do with each other.
     """
 
     network: Network
@@ -202,6 +204,7 @@ class Exam:
     outputs: np.ndarray
     answers: Answers
     traits: LossTraits
+    examples: bool = True
 
     @property
     def params(self) -> Any:
@@ -245,8 +248,16 @@ def examine(
     seed: int = 0,
 ) -> Exam:
     """Pass a batch forward and back; arguments and errors as in `jaxdnn.diagnose`."""
-    check_inputs(inputs, targets)
     key = jax.random.key(seed)
+    examples = not is_loss_function(model)
+    if not examples:
+        if loss is not None or outputs is not None:
+            raise InputError(
+                "loss= or outputs= came with a loss function; give (loss_fn, params, batch) alone"
+            )
+        network, inputs, targets, loss = open_loss(model, inputs, targets, key)
+        model = network.apply, network.params
+    check_inputs(inputs, targets)
     network = make_network(model, inputs, key, outputs=outputs)
     mean_loss = make_loss(loss, targets, logits_shape(network, inputs, key))
     names = leaf_names(network.params)
@@ -286,6 +297,7 @@ def examine(
         np.asarray(arrays.logits),
         answers,
         traits,
+        examples,
     )
 
 

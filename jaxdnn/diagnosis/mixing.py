@@ -270,6 +270,8 @@ def _inside(mask: np.ndarray, axis: int, row: int, batch: int, in_blocks: bool) 
 
 def mixed_examples(exam: Exam) -> Iterator[Finding]:
     """Find examples that meet other than in a norm, and steps of a sequence that see later ones."""
+    if not exam.examples:
+        return
     if not exam.measured.finite:
         return
     probe = _Probe(exam)

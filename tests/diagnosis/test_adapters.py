@@ -223,10 +223,11 @@ def test_norms_and_cells_of_other_libraries_are_no_finding(name):
 
 
 def test_layers_have_the_names_of_the_users_own_model():
-    paths = {
-        name: [layer.path for layer in examine(*MODELS[name](), LABELS).graph.layers]
-        for name in ("equinox dropout", "haiku", "nnx split")
-    }
+    def paths_of(name):
+        model, inputs = MODELS[name]()
+        return [layer.path for layer in examine(model, inputs, LABELS).graph.layers]
+
+    paths = {name: paths_of(name) for name in ("equinox dropout", "haiku", "nnx split")}
     assert paths == {
         "equinox dropout": ["conv", "head"],
         "haiku": ["mlp/~/linear_0", "mlp/~/linear_1"],
