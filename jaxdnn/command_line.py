@@ -105,6 +105,7 @@ def run(main: Callable[[], int]) -> None:
     The flags of the compiler are set first, so nothing may be computed before.
     """
     set_flags()
+    os.environ["MPLBACKEND"] = "agg"  # Charts go to files alone, whatever the shell has set.
     _open_closed()
     for stream in (sys.stdout, sys.stderr):
         # A character that the terminal does not have, or a file's name that is no text, is shown
