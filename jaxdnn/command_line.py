@@ -132,15 +132,23 @@ def run(main: Callable[[], int]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED_EXIT_CODE
-    except (MemoryError, RuntimeError) as error:  # What JAX raises is a RuntimeError.
-        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not (message := _of_the_machine(error)):
             raise
-        print(
-            "error: there is not enough memory; choose a smaller network, batch or image size",
-            file=sys.stderr,
-        )
+        print(f"error: {message}", file=sys.stderr)
         code = 2
     sys.exit(code)
+
+
+def _of_the_machine(error: MemoryError | RuntimeError) -> str:
+    """Say what the machine lacks, where an error is about that; JAX's are known by their words."""
+    said = str(error)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in said:
+        return "there is not enough memory; choose a smaller network, batch or image size"
+    if said.startswith(("Unable to initialize backend", "Unknown backend")):
+        reason = " ".join(said.split())[:200]
+        return f"JAX finds no such device ({reason}); leave JAX_PLATFORMS out, or set it to cpu"
+    return ""
 
 
 def _open_closed() -> None:

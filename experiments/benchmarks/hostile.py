@@ -334,7 +334,7 @@ def _more_devices(folder: Path) -> str:
 def _long() -> list[str]:
     """Return the arguments of a run that takes a while."""
     args = list(TRAIN[1:])
-    args[args.index("--epochs") + 1] = "2000"
+    args[args.index("--epochs") + 1] = "150"
     return [*args, "--out", RUN]
 
 

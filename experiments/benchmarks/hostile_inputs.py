@@ -15,6 +15,7 @@ import os
 import random
 import shutil
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -480,7 +481,8 @@ def archive_of(*names: str | zipfile.ZipInfo) -> Callable[[random.Random], bytes
 
     def make(draw: random.Random) -> bytes:
         written = io.BytesIO(packed(draw))
-        with zipfile.ZipFile(written, "a") as archive:
+        with warnings.catch_warnings(), zipfile.ZipFile(written, "a") as archive:
+            warnings.simplefilter("ignore")  # Of a name that is there twice.
             for name in names:
                 archive.writestr(name, png(draw))
         return written.getvalue()
@@ -515,7 +517,7 @@ def archives(draw: random.Random) -> Iterator[Case]:
         "empty file": (lambda d: b"", "refused"),
         "text": (lambda d: b"no archive", "refused"),
         "no members": (lambda d: b"PK\x05\x06" + bytes(18), "refused"),
-        "cut": (lambda d: whole[:-100], "refused"),
+        "cut": (lambda d: whole[:-100], "either"),
         "out of its folder": (archive_of("../../out.png", "/etc/out.png"), "either"),
         "of Windows": (archive_of("a\\back.png", "C:\\x.png"), "either"),
         "one name twice": (archive_of("a/0.png", "a/0.png"), "either"),
@@ -912,6 +914,7 @@ def environments() -> Iterator[Case]:
             with_run(photos),
             environment={},
             shell=shell,
+            codes=(0, 2) if "gone" in name else (0,),
         )
     for platform in ("nonsense", "tpu"):
         variables = {"JAX_PLATFORMS": platform}
