@@ -186,10 +186,24 @@ def options() -> Iterator[Case]:
         *("race --width 1000000000", "race --seeds 1000000000000", "race --learning-rate nan"),
         *("lecture --steps 1000000000000", "lecture --depth 1000000000000", "lecture --weight nan"),
         *("lecture --samples missing.csv", "lecture --activation os:system"),
-        *("theory relu --sigma-w2 nan", "theory relu --sigma-w2 -1", "theory nothing --sigma-w2 1"),
-        *("theory relu --sigma-w2 2 --depth 1000000000000", "theory relu --sigma-w2 1e400"),
-        *("phase tanh --points 1000000", "phase tanh --max-sigma-w2 nan", "phase os:getcwd"),
-        *("depth relu normal --width 1000000000000000000000000", "depth relu he_normal --gain nan"),
+        *(
+            "theory --activation relu --sigma-w2 nan",
+            "theory --activation relu --sigma-w2 -1",
+            "theory --activation nothing --sigma-w2 1",
+        ),
+        *(
+            "theory --activation relu --sigma-w2 2 --depth 1000000000000",
+            "theory --activation relu --sigma-w2 1e400",
+        ),
+        *(
+            "phase --activation tanh --points 1000000",
+            "phase --activation tanh --max-sigma-w2 nan",
+            "phase --activation os:getcwd",
+        ),
+        *(
+            "depth --activation relu --initializer normal --width 1000000000000000000000000",
+            "depth --activation relu --initializer he_normal --gain nan",
+        ),
         *("nothing", "sweep --nothing 1", "phase"),
     ):
         out = () if command.split()[0] in ("theory", "depth", "nothing") else ("--out", "out")
@@ -505,13 +519,17 @@ def _link() -> zipfile.ZipInfo:
     return link
 
 
+def _zeros(draw: random.Random) -> bytes:
+    written = io.BytesIO(packed(draw))
+    with zipfile.ZipFile(written, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/zeros.png", bytes(200_000_000))
+    return written.getvalue()
+
+
 def archives(draw: random.Random) -> Iterator[Case]:
     """Yield archives that lie, lead out of their folder, or are damaged."""
     look = ("data", "look", "photos.zip", "--json", "--out", "sheets", QUIET)
     whole = packed(draw)
-    zeros = io.BytesIO(packed(draw))
-    with zipfile.ZipFile(zeros, "a", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a/zeros.png", bytes(200_000_000))
     locked = whole.replace(b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01")
     made: dict[str, tuple[Callable[[random.Random], bytes], Wanted]] = {
         "empty file": (lambda d: b"", "refused"),
@@ -524,7 +542,7 @@ def archives(draw: random.Random) -> Iterator[Case]:
         "a link": (archive_of(_link()), "either"),
         "escapes in names": (archive_of("\x1b[31mred/0.png", "\u202eb/1.png"), "either"),
         "dots": (archive_of("./a/9.png", "a//8.png", "a/../b/7.png"), "either"),
-        "200 MB of zeros": (lambda d: zeros.getvalue(), "either"),
+        "200 MB of zeros": (_zeros, "either"),
         "locked": (lambda d: locked, "either"),
         "junk in front": (lambda d: d.randbytes(999) + whole, "either"),
         "junk behind": (lambda d: whole + d.randbytes(999), "either"),

@@ -1,6 +1,7 @@
 """Folders and buckets: the same labelled images, and one clear line where there are none."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -242,3 +243,18 @@ def test_what_is_gone_or_cannot_be_opened_is_one_line(bucket):
         with pytest.raises(InputError, match=message) as caught:
             open_source(address)
         assert "\n" not in str(caught.value)
+
+
+def test_folders_too_deep_to_walk_are_named(tmp_path):
+    write(tmp_path / "cat/1.png", b"")
+    place = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=place)
+        below = os.open("d", os.O_RDONLY, dir_fd=place)
+        os.close(place)
+        place = below
+    os.close(place)
+    files = folder_files(tmp_path)
+    assert files.names == ("cat/1.png",)
+    assert any("folders deep: move it up" in reason for _, reason in files.ignored)
+    subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)  # Python cannot.
