@@ -93,7 +93,7 @@ def _one_line(box: str, prog: str) -> str:
     body = [_BORDERS.sub("", line).strip() for line in box.strip().splitlines()[1:]]
     blocks = "\n".join("" if _RULE.fullmatch(line) else line for line in body).strip("\n")
     message, _, rest = blocks.partition("\n\n")
-    message = re.sub(r"^Error parsing config\S*: ", "", " ".join(message.split())).rstrip(".")
+    message = re.sub(r"^Error parsing \S+: ", "", " ".join(message.split())).rstrip(".")
     hint = re.search(r"Perhaps you meant:\n(\S+)", rest)
     meant = f" (did you mean {hint.group(1)}?)" if hint else ""
     return f"{message}{meant}; {prog} --help lists the options"

@@ -156,6 +156,32 @@ HUGE = ("99999999999999", "1" + "0" * 21, "2147483648")
 QUIET = "--no-progress"
 
 
+GRIDS = (
+    *("sweep --width 100000000", "sweep --depth 100000000", "sweep --batch-size 10000000000"),
+    *("sweep --seeds 1000000000000000", "sweep --seed 10000000000", "sweep --depth 1"),
+    *("sweep --width 99999999999999 --depth 3", "sweep --activations", "sweep --norm batch x"),
+    *("race --steps 1000000000000000", "race --epochs 1000000000000000", "race --steps 0"),
+    *("race --width 1000000000", "race --seeds 1000000000000", "race --learning-rate nan"),
+    *("lecture --steps 1000000000000", "lecture --depth 1000000000000", "lecture --weight nan"),
+    *("lecture --samples missing.csv", "lecture --activation os:system", "lecture --steps 0"),
+    "theory --activation relu --sigma-w2 nan",
+    "theory --activation relu --sigma-w2 -1",
+    "theory --activation relu --sigma-w2 1e400",
+    "theory --activation relu --sigma-w2 2 --depth 1000000000000",
+    "phase --activation tanh --max-sigma-w2 1e308",
+    "depth --activation relu --initializer he_normal --gain 1e308",
+    "sweep --seed 2147483647 --seeds 2",
+    "race --seed 2147483647 --seeds 2",
+    "theory --activation nothing --sigma-w2 1",
+    "phase --activation tanh --points 1000000",
+    "phase --activation tanh --max-sigma-w2 nan",
+    "phase --activation os:getcwd",
+    "depth --activation relu --initializer normal --width 1000000000000000000000000",
+    "depth --activation relu --initializer he_normal --gain nan",
+    *("nothing", "sweep --nothing 1", "phase", "theory", "depth"),
+)
+
+
 def options() -> Iterator[Case]:
     """Yield options that ask for what cannot be."""
     dog = ("deep_dog", "lecture", "--data", "photos", "--out", "out", QUIET)
@@ -173,41 +199,11 @@ def options() -> Iterator[Case]:
     ):
         for value in ("nan", "1e400", "-1", ""):
             yield Case("options", f"{flag} {value!r}", (*dog, flag, value), "refused", photos)
-    flow = ("grad_flow",)
-    for command in (
-        *("sweep --width 100000000", "sweep --depth 100000000", "sweep --batch-size 10000000000"),
-        *("sweep --seeds 1000000000000000", "sweep --seed 10000000000", "sweep --depth 1"),
-        *(
-            "sweep --width 99999999999999 --depth 3",
-            "sweep --activations",
-            "sweep --norm none batch x",
-        ),
-        *("race --steps 1000000000000000", "race --epochs 1000000000000000", "race --steps 0"),
-        *("race --width 1000000000", "race --seeds 1000000000000", "race --learning-rate nan"),
-        *("lecture --steps 1000000000000", "lecture --depth 1000000000000", "lecture --weight nan"),
-        *("lecture --samples missing.csv", "lecture --activation os:system"),
-        *(
-            "theory --activation relu --sigma-w2 nan",
-            "theory --activation relu --sigma-w2 -1",
-            "theory --activation nothing --sigma-w2 1",
-        ),
-        *(
-            "theory --activation relu --sigma-w2 2 --depth 1000000000000",
-            "theory --activation relu --sigma-w2 1e400",
-        ),
-        *(
-            "phase --activation tanh --points 1000000",
-            "phase --activation tanh --max-sigma-w2 nan",
-            "phase --activation os:getcwd",
-        ),
-        *(
-            "depth --activation relu --initializer normal --width 1000000000000000000000000",
-            "depth --activation relu --initializer he_normal --gain nan",
-        ),
-        *("nothing", "sweep --nothing 1", "phase"),
-    ):
+    for command in GRIDS:
         out = () if command.split()[0] in ("theory", "depth", "nothing") else ("--out", "out")
-        yield Case("options", f"grad_flow {command}", (*flow, *command.split(), *out), "refused")
+        yield Case(
+            "options", f"grad_flow {command}", ("grad_flow", *command.split(), *out), "refused"
+        )
     for command in (
         *(
             "prepare photos --out out --image-size 30000",
