@@ -260,7 +260,7 @@ real, calls = time.time, 0
 def jumping():
     global calls
     calls += 1
-    return real() + (0, {seconds})[calls // 5 % 2]
+    return real() + (0, {seconds})[calls > 40]
 time.time = jumping
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -271,7 +271,7 @@ def moments(arguments: Arguments) -> dict[str, tuple[Outcome, str]]:
     """Return what came of each."""
     found = {}
     for name, act in {
-        "the clock jumps ten years ahead and back": lambda f: _clock_jumps(f, 3e8),
+        "the clock jumps ten years ahead": lambda f: _clock_jumps(f, 3e8),
         "the clock jumps ten years back": lambda f: _clock_jumps(f, -3e8),
         "resumed on four devices": _more_devices,
         "Ctrl-C in a terminal, then resumed": _interrupt_in_terminal,
@@ -285,7 +285,11 @@ def moments(arguments: Arguments) -> dict[str, tuple[Outcome, str]]:
         _remove(folder)
         folder.mkdir(parents=True)
         hostile_inputs.photos(folder, random.Random(0))
-        wrong = act(folder)
+        try:
+            wrong = act(folder)
+        except subprocess.TimeoutExpired:
+            found[name] = ("hang", "killed after the longest time allowed")
+            continue
         found[name] = ("silently wrong" if wrong else "right", wrong)
     return found
 
@@ -307,7 +311,11 @@ def _finish(folder: Path, *args: str) -> str:
 def _clock_jumps(folder: Path, seconds: float) -> str:
     command = [sys.executable, "-c", JUMPS.format(seconds=seconds), *PROGRAMS["deep_dog"]]
     done = subprocess.run(
-        [*command, *TRAIN[1:], "--out", RUN], cwd=folder, capture_output=True, text=True
+        [*command, *TRAIN[1:], "--out", RUN],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     if done.returncode:
         return f"exit code {done.returncode}: {done.stderr.strip()[-300:]}"
