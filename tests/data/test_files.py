@@ -245,8 +245,9 @@ def test_what_is_gone_or_cannot_be_opened_is_one_line(bucket):
         assert "\n" not in str(caught.value)
 
 
-def test_folders_too_deep_to_walk_are_named(tmp_path):
-    write(tmp_path / "cat/1.png", b"")
+@pytest.fixture
+def deep(tmp_path):
+    """A folder with 1,500 folders in each other; Python's own tools cannot remove them."""
     place = os.open(tmp_path, os.O_RDONLY)
     for _ in range(1500):
         os.mkdir("d", dir_fd=place)
@@ -254,7 +255,12 @@ def test_folders_too_deep_to_walk_are_named(tmp_path):
         os.close(place)
         place = below
     os.close(place)
-    files = folder_files(tmp_path)
+    yield tmp_path
+    subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)
+
+
+def test_folders_too_deep_to_walk_are_named(deep):
+    write(deep / "cat/1.png", b"")
+    files = folder_files(deep)
     assert files.names == ("cat/1.png",)
     assert any("folders deep: move it up" in reason for _, reason in files.ignored)
-    subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)  # Python cannot.
