@@ -82,7 +82,7 @@ def main() -> int:
         if not arguments.json:
             print(f"{result['label']:16} {result['probability']:7.1%}  {result['path']}")
     if arguments.json:
-        print(json.dumps(results, indent=1, ensure_ascii=False))
+        print(json.dumps(results, indent=1))
     return 2 if not results else int(num_skipped > 0)
 
 

@@ -111,7 +111,7 @@ def _message(error: BaseException) -> str:
             f"the code to examine ended the process (sys.exit({error.code!r})) before there was a "
             "verdict; let the module only define the model"
         )
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300] or 'it says no more'}"
 
 
 def _shown(diagnosis: Diagnosis, options: Arguments) -> str:

@@ -94,7 +94,7 @@ def _one_line(box: str, prog: str) -> str:
     body = [_BORDERS.sub("", line).strip() for line in box.strip().splitlines()[1:]]
     blocks = "\n".join("" if _RULE.fullmatch(line) else line for line in body).strip("\n")
     message, _, rest = blocks.partition("\n\n")
-    message = re.sub(r"^Error parsing config\S*: ", "", " ".join(message.split())).rstrip(".")
+    message = re.sub(r"^Error parsing \S+: ", "", " ".join(message.split())).rstrip(".")
     hint = re.search(r"Perhaps you meant:\n(\S+)", rest)
     meant = f" (did you mean {hint.group(1)}?)" if hint else ""
     return f"{message}{meant}; {prog} --help lists the options"
@@ -106,6 +106,7 @@ def run(main: Callable[[], int]) -> None:
     The flags of the compiler are set first, so nothing may be computed before.
     """
     set_flags()
+    os.environ["MPLBACKEND"] = "agg"  # Charts go to files alone, whatever the shell has set.
     _open_closed()
     for stream in (sys.stdout, sys.stderr):
         # A character that the terminal does not have, or a file's name that is no text, is shown
@@ -133,15 +134,23 @@ def run(main: Callable[[], int]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED_EXIT_CODE
-    except (MemoryError, RuntimeError) as error:  # What JAX raises is a RuntimeError.
-        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not (message := _of_the_machine(error)):
             raise
-        print(
-            "error: there is not enough memory; choose a smaller network, batch or image size",
-            file=sys.stderr,
-        )
+        print(f"error: {message}", file=sys.stderr)
         code = 2
     sys.exit(code)
+
+
+def _of_the_machine(error: MemoryError | RuntimeError) -> str:
+    """Say what the machine lacks, where an error is about that; JAX's are known by their words."""
+    said = str(error)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in said:
+        return "there is not enough memory; choose a smaller network, batch or image size"
+    if said.startswith(("Unable to initialize backend", "Unknown backend")):
+        reason = " ".join(said.split())[:200]
+        return f"JAX finds no such device ({reason}); leave JAX_PLATFORMS out, or set it to cpu"
+    return ""
 
 
 def _open_closed() -> None:

@@ -100,6 +100,7 @@ def uniform(scale: float = DEFAULT_SCALE, gain: float = 1.0) -> Initializer:
 
 
 Mode = Literal["fan_in", "fan_avg"]
+_GREATEST = 1e15  # Its square is a variance, in float32.
 Distribution = Literal["truncated_normal", "uniform"]
 
 
@@ -226,6 +227,9 @@ def make_initializer(
     for key, value in parameters.items():
         if key not in parameters_of(name):
             raise InputError(f"initializer {name} has no {key}; leave it out")
-        if not 0 < value < math.inf:
-            raise InputError(f"initializer {name}: {key} is {value}; give a positive number")
+        if not 0 < value <= _GREATEST:
+            raise InputError(
+                f"initializer {name}: {key} is {value}; give a positive number, at most "
+                f"{_GREATEST:g}"
+            )
     return INITIALIZERS[canonical](**parameters)

@@ -50,4 +50,4 @@ def check_memory(what: str, shape: Sequence[int], remedy: str, *, itemsize: int 
 
 def _gib(num_bytes: float) -> str:
     gib = min(num_bytes, 10**300) / 2**30
-    return f"{gib:,.2f} GiB" if gib < 1e6 else f"{gib:.1e} GiB"
+    return f"{gib:.2f} GiB" if gib < 1e6 else f"{gib:.1e} GiB"

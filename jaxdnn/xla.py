@@ -43,6 +43,19 @@ def set_flags() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {_CONVOLUTIONS}".strip()
 
 
+def num_threads() -> int:
+    """Return how many threads compute on a CPU: sums are split among them, and so rounded.
+
+    PJRT_NPROC or NPROC sets the number; otherwise it is that of the cores that the process may use.
+    """
+    given = os.environ.get("PJRT_NPROC") or os.environ.get("NPROC", "")
+    if given.isdigit() and int(given):
+        return int(given)
+    with contextlib.suppress(AttributeError):  # Not every system says.
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def keep_programs(folder: str) -> None:
     """Keep compiled programs on disk, so that the next start need not compile them again.
 

@@ -76,6 +76,14 @@ def raising(error: BaseException):
     [
         (lambda: 0, 0, ""),
         (lambda: 7, 7, ""),
+        (raising(MemoryError()), 2, "error: there is not enough memory"),
+        (
+            raising(RuntimeError("RESOURCE_EXHAUSTED: Out of")),
+            2,
+            "error: there is not enough memory",
+        ),
+        (raising(RuntimeError("Unable to initialize backend 'x'")), 2, "error: JAX finds no such"),
+        (raising(OSError(errno.ENAMETOOLONG, "long", "n")), 2, "choose a shorter name"),
         (raising(InputError("3 is no name; give one")), 2, "error: 3 is no name; give one"),
         (raising(OSError(errno.ENOSPC, "No space left", "x")), 2, "make room on the disk"),
         (raising(OSError(errno.EIO, "Input/output error")), 2, "the disk failed"),

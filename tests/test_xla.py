@@ -81,3 +81,13 @@ def test_a_version_that_may_not_know_the_flag_is_spared(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     xla.set_flags()
     assert "XLA_FLAGS" not in os.environ
+
+
+def test_the_number_of_threads_is_that_of_xla(monkeypatch):
+    for name in ("PJRT_NPROC", "NPROC"):
+        monkeypatch.delenv(name, raising=False)
+    assert 1 <= xla.num_threads() <= (os.cpu_count() or 1)
+    monkeypatch.setenv("NPROC", "5")
+    assert xla.num_threads() == 5
+    monkeypatch.setenv("PJRT_NPROC", "3")
+    assert xla.num_threads() == 3

@@ -20,11 +20,12 @@ def check_least(values: Mapping[str, int | None], least: int) -> None:
             raise InputError(f"{_flag(name)} is {value}; give {least} or more")
 
 
-def check_positive(values: Mapping[str, float]) -> None:
-    """Raise InputError where a value is not a finite number above 0."""
+def check_positive(values: Mapping[str, float], most: float = math.inf) -> None:
+    """Raise InputError where a value is not a finite number above 0, and at most `most`."""
     for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise InputError(f"{_flag(name)} is {value}; give a number above 0")
+        if not 0 < value <= most or value == math.inf:
+            bound = f", at most {most:g}" if most < math.inf else ""
+            raise InputError(f"{_flag(name)} is {value}; give a number above 0{bound}")
 
 
 def check_not_negative(values: Mapping[str, float | None]) -> None:
@@ -39,6 +40,13 @@ def check_named(values: Mapping[str, Sequence[Any]]) -> None:
     for name, value in values.items():
         if not value:
             raise InputError(f"{_flag(name)} is empty; name at least one")
+
+
+def check_seeds(seed: int, seeds: int) -> None:
+    """Raise InputError where the last of so many seeds from the first on is beyond any count."""
+    check_least({"seed": seed}, 0)
+    if seed + seeds - 1 > MOST:
+        raise InputError(f"--seed {seed} --seeds {seeds} go beyond {MOST}; choose smaller ones")
 
 
 def check_networks(*, depth: int, width: int, batch_size: int, seeds: int, kinds: int) -> None:

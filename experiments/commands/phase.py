@@ -39,6 +39,7 @@ MARKED = {"Xavier": "glorot_normal", "LeCun": "lecun_normal", "He": "he_normal"}
 
 # Points at which the integrals of a point of the diagram are taken.
 _NODES = 400
+_GREATEST = 1e30  # What float32 holds, with room for what is computed.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Options:
 
     def __post_init__(self) -> None:
         names = ("max_sigma_w2", "max_sigma_b2")
-        check_positive({name: getattr(self, name) for name in names})
+        check_positive({name: getattr(self, name) for name in names}, most=_GREATEST)
         check_least({"points": self.points}, 2)
         check_memory(
             f"the integrals of --points {self.points}",

@@ -32,7 +32,7 @@ from jaxdnn.run_folder import write_json
 from jaxdnn.training import Setup, make_setup
 
 from .grid_folder import deciding, open_grid_folder, refuse, run_until_stopped
-from .option_checks import check_least, check_named, check_networks
+from .option_checks import check_least, check_named, check_networks, check_seeds
 
 PROG = "grad_flow.py race"
 DEFAULT_EPOCHS = 10
@@ -86,6 +86,7 @@ class Options:
             raise InputError("--epochs and --steps both say how long; give one of them")
         check_named({"initializers": self.initializers, "activations": self.activations})
         Architecture(self.depth, self.width)
+        check_seeds(self.seed, self.seeds)
         check_networks(
             depth=self.depth,
             width=self.width,

@@ -48,7 +48,7 @@ from jaxdnn.run_folder import write_json
 from jaxdnn.xla import use_cores_as_devices
 
 from .grid_folder import chunks_of, deciding, open_grid_folder, refuse, run_until_stopped
-from .option_checks import check_least, check_named, check_networks
+from .option_checks import check_least, check_named, check_networks, check_seeds
 
 PROG = "grad_flow.py sweep"
 MARKS = {
@@ -122,6 +122,7 @@ class Options:
         check_named({name: getattr(self, name) for name in names})
         for depth in self.depth:
             Architecture(depth, self.width)
+            check_seeds(self.seed, self.seeds)
             check_networks(
                 depth=depth,
                 width=self.width,

@@ -36,8 +36,10 @@ def tidy(axes: Axes, *, title: str = "", x: str = "", y: str = "") -> None:
 def save(figure: Figure, path: Path, *, svg: bool = False) -> None:
     """Write the figure as a PNG, and as an SVG of the same name if asked."""
     with warnings.catch_warnings():
-        # Names may be of any script; a letter that the font lacks is drawn as a box.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        # Names may be of any script and width; a letter that the font lacks is drawn as a box.
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing from font|constrained_layout not applied"
+        )
         figure.savefig(path, dpi=120, facecolor="white")
         if svg:
             # The layout stands; to find it again takes longer than to draw.

@@ -20,7 +20,7 @@ from jaxdnn.run_folder import (
 )
 
 MISTAKES_PER_ROW = 6
-_LONGEST_NAME = 24
+_LONGEST_NAME = 16
 # Names of what a watched run logs of a layer: gradients/layers/0/delta_rms.
 _PREFIX, _SUFFIX = "gradients/", "/delta_rms"
 _MOST_INCHES = 40.0  # Of a side: a picture may have no more than 65,536 pixels.
@@ -84,7 +84,7 @@ def _draw_confusion(folder: RunFolder, path: Path) -> None:
     if len(names) <= 20:
         _write_cells(axes, counts, shares)
     shown = list(map(_short, names))
-    rotation = 45 if len(names) > 4 else 0
+    rotation = 45 if len(names) > 4 or max(map(len, shown)) > 8 else 0
     axes.set_xticks(range(len(names)), shown, rotation=rotation, parse_math=False)
     axes.set_yticks(range(len(names)), shown, parse_math=False)
     axes.set_xlabel("predicted", fontsize=12)

@@ -53,6 +53,7 @@ from jaxdnn.training.provenance import check_unchanged, keeps_metrics, provenanc
 from jaxdnn.training.recorder import Recorder
 from jaxdnn.training.setup import Setup, init_state, make_setup, make_trainer
 from jaxdnn.training.step import TrainState
+from jaxdnn.xla import num_threads
 
 NUM_MISTAKES = 24
 
@@ -117,6 +118,7 @@ def train(
         "waited_seconds": trainer.waited_seconds(),
         "wall_seconds": time.monotonic() - started,
         "num_devices": setup.layout.num_devices,
+        "threads": num_threads(),
         "num_processes": jax.process_count(),
     }
     summary = seal(without_nan(summary))
@@ -138,6 +140,7 @@ def _about(setup: Setup, description: DatasetAbout, folder: RunFolder) -> dict[s
         **provenance(setup.config, description, folder.metrics),
         "versions": {"jaxdnn": __version__, **{name: version(name) for name in packages}},
         "num_devices": setup.layout.num_devices,
+        "threads": num_threads(),
     }
 
 
@@ -208,11 +211,16 @@ def _start(setup: Setup, checkpoints: Checkpoints, folder: RunFolder) -> Progres
             f"{folder.metrics} was changed or lost since step {step} was saved; the charts will "
             "show what is left"
         )
-    before = about.get("num_devices")
+    before, threads = about.get("num_devices"), about.get("threads", num_threads())
     if before != now:  # The sums are the same, in another order.
         _tell(
             f"step {step} was reached on {before} devices, now there are {now}: the same run, up "
             "to rounding"
+        )
+    elif threads != num_threads() and jax.default_backend() == "cpu":
+        _tell(
+            f"step {step} was reached with {threads} threads, now there are {num_threads()}: the "
+            f"same run, up to rounding; PJRT_NPROC={threads} gives the same bits"
         )
     return found
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -309,3 +310,24 @@ def test_what_is_gone_or_cannot_be_opened_is_one_line(bucket):
         with pytest.raises(InputError, match=message) as caught:
             open_source(address)
         assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def deep(tmp_path):
+    """A folder with 1,500 folders in each other; Python's own tools cannot remove them."""
+    place = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=place)
+        below = os.open("d", os.O_RDONLY, dir_fd=place)
+        os.close(place)
+        place = below
+    os.close(place)
+    yield tmp_path
+    subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)
+
+
+def test_folders_too_deep_to_walk_are_named(deep):
+    write(deep / "cat/1.png", b"")
+    files = folder_files(deep)
+    assert files.names == ("cat/1.png",)
+    assert any("folders deep: move it up" in reason for _, reason in files.ignored)

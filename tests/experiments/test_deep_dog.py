@@ -152,6 +152,18 @@ def test_what_a_run_can_write_again_it_does_and_what_is_lost_is_told(unfinished,
     assert call(deep_dog, "--resume", unfinished.path)[0] == 0
 
 
+def test_charts_take_class_names_of_any_kind(finished, call, tmp_path):
+    copy = RunFolder(shutil.copytree(finished.path, tmp_path / "copy"))
+    for path in (copy.dataset, copy.summary):
+        content = json.loads(path.read_text())
+        content["class_names"] = ["$a$^{", "\u72d7" * 200]
+        content.pop("sha256", None)
+        path.write_text(json.dumps(content))
+    copy.chart("mistakes").unlink()
+    assert call(deep_dog, "--resume", copy.path)[0] == 0
+    assert copy.chart("mistakes").is_file()
+
+
 def test_a_cut_summary_says_how_to_get_it_back(finished, call, tmp_path):
     copy = RunFolder(shutil.copytree(finished.path, tmp_path / "copy"))
     copy.summary.write_bytes(copy.summary.read_bytes()[:-20])
