@@ -31,6 +31,7 @@ from jaxdnn.stored import read_arrays
 EXIT_CODES = {"trains": 0, "at risk": 1, "will not train": 2}
 NOT_EXAMINED = 3
 _LARGEST = 2**31 - 1
+_WANTED = "a function without arguments that returns the model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Arguments:
     """What to examine, and with what."""
 
     model: Annotated[str, tyro.conf.Positional]
-    """module:function that returns the model; from this folder or the Python path."""
+    """module:function that returns the model, or (loss function, params, batch) without --input and
+    --data; from this folder or the Python path."""
     input: str = ""
     """Shape of random inputs, the batch first, such as 64,32,32,3."""
     input_type: str = "float"
@@ -145,9 +147,8 @@ def _check_options(options: Arguments) -> None:
     for flag, name in (("the model", options.model), ("--loss", options.loss)):
         if name is not None and not all(name.partition(":")[::2]):
             raise InputError(f"{flag} is {name!r}; give module:function")
-    if bool(options.input) == (options.data is not None):
-        came = "both --input and --data" if options.input else "neither --input nor --data"
-        raise InputError(f"{came} came; give --input 64,32,32,3 or --data FILE")
+    if options.input and options.data is not None:
+        raise InputError("both --input and --data came; give --input 64,32,32,3 or --data FILE")
     if options.input:
         _parse_random(options)
     if options.out is not None:
@@ -158,8 +159,17 @@ def _check_options(options: Arguments) -> None:
 
 
 def _diagnose(options: Arguments) -> Diagnosis:
-    inputs, targets = _random(options) if options.data is None else _read(options.data)
-    model = _load(options.model, "a function without arguments that returns the model")()
+    if options.input or options.data is not None:
+        batch = _random(options) if options.data is None else _read(options.data)
+        made = _load(options.model, _WANTED)(), *batch
+    else:
+        made = _load(options.model, _WANTED)()
+        if not isinstance(made, tuple) or len(made) != 3:
+            raise InputError(
+                "neither --input nor --data came; give --input 64,32,32,3 or --data FILE, or let"
+                f" {options.model} return (loss function, params, batch)"
+            )
+    model, inputs, targets = made
     loss = None
     if options.loss is not None:
         loss = _load(options.loss, "a function of (outputs, targets)")

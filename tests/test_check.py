@@ -46,6 +46,10 @@ def loud():
     os.write(1, b"from below Python")
     sys.__stdout__.write("buffered")
     return good()
+def whole_training():
+    def loss_fn(params, batch): return jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 2)
+    x = jax.random.normal(jax.random.key(0), (32, 4))
+    return loss_fn, {"w": jnp.zeros((4, 1))}, {"x": x, "y": x[:, :1]}
 def own(outputs, targets): return jnp.mean((outputs - targets) ** 2)
 number = 3
 """
@@ -192,6 +196,12 @@ def test_a_loss_of_ones_own(handed):
     assert handed["loss"] is None
     check.main(["some_networks:good", *OPTIONS, "--loss", "some_networks:own"])
     assert getattr(handed["loss"], "__name__", "") == "own"
+
+
+def test_a_loss_function_comes_with_its_parameters_and_its_batch(capsys):
+    assert check.main(["some_networks:whole_training", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["verdict"], said["loss"]) == ("trains", "loss_fn")
 
 
 def test_random_inputs_are_of_the_type_asked_for(handed):
