@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,8 @@ class Arguments:
     """What will train it, such as sgd:0.1 or adam:0.001."""
     seed: int = 0
     """Of random data and dropout."""
+    budget: float = math.inf
+    """Seconds after which no more changes are tried."""
     json: bool = False
     """Print one JSON object of at most 2,000 characters."""
     all: bool = False
@@ -144,6 +147,8 @@ def _check_options(options: Arguments) -> None:
     parse_optimizer(options.optimizer)
     if not 0 <= options.seed <= _LARGEST:
         raise InputError(f"--seed is {options.seed}; give one from 0 to {_LARGEST}")
+    if not options.budget > 0:
+        raise InputError(f"--budget is {options.budget}; give a positive number of seconds")
     for flag, name in (("the model", options.model), ("--loss", options.loss)):
         if name is not None and not all(name.partition(":")[::2]):
             raise InputError(f"{flag} is {name!r}; give module:function")
@@ -180,6 +185,7 @@ def _diagnose(options: Arguments) -> Diagnosis:
         loss=loss,
         optimizer=options.optimizer,
         seed=options.seed,
+        budget=options.budget,
         progress=options.progress,
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -55,6 +57,7 @@ def diagnose(
     outputs: Callable[[Any], Any] | None = None,
     horizon: int = HORIZON,
     held_out: tuple[Any, Any] | None = None,
+    budget: float = math.inf,
     try_changes: bool = True,
     progress: bool = False,
 ) -> Diagnosis:
@@ -97,12 +100,17 @@ def diagnose(
       horizon: steps that the training may take.
       held_out: (inputs, targets) of another batch; what is learnt from the first must hold there,
         before and after a change.
+      budget: seconds after which nothing more is tried; the answer is the best that was found. The
+        examination itself and the first ten steps are always made.
       try_changes: look for prescriptions, and confirm the first cause, unless all goes well.
       progress: show a bar on stderr while fixes are tried.
 
     Raises:
       InputError: the model, the inputs or the loss cannot be examined; it says what to give.
     """
+    if not budget > 0:
+        raise InputError(f"budget is {budget}; give a positive number of seconds")
+    deadline = time.monotonic() + budget
     transformation = parse_optimizer(optimizer)
     exam = examine(model, inputs, targets, loss=loss, outputs=outputs, seed=seed)
     if held_out is not None:
@@ -111,7 +119,7 @@ def diagnose(
                 "held_out= came with a loss function; it is for (apply, params), inputs and targets"
             )
         check_inputs(*held_out)
-    trials = Trials(exam, transformation, horizon=horizon, held_out=held_out)
+    trials = Trials(exam, transformation, horizon=horizon, held_out=held_out, deadline=deadline)
     with ThreadPoolExecutor(1) as background:
         trial = background.submit(trials.try_fix, AS_IT_IS)
         causes = find_causes(exam)
@@ -124,7 +132,8 @@ def diagnose(
     if try_changes:
         if score < TRAINS or (score < _WELL and causes):
             found = find_fixes(trials, causes, base._replace(score=score), progress=progress)
-            causes, tried, rates = confirm(exam, found.causes), found.tried, found.rates
+            causes, tried, rates = found.causes, found.tried, found.rates
+            causes = causes if trials.is_late else confirm(exam, causes)
         else:
             causes = tuple(cause for cause in causes if cause.kind.regardless)
     deltas = redrawn_deltas(exam)
@@ -138,7 +147,7 @@ def diagnose(
         loss=exam.measured.loss,
         optimizer=optimizer if isinstance(optimizer, str) else "the given optimizer",
         loss_name=printout.loss_name(model if is_loss_function(model) else loss, targets),
-        notes=tuple(_notes(exam, base)),
+        notes=(*_notes(exam, base), *_late(trials, budget)),
         rates=None if rates is None else rate_curve_of(*rates, exam.measured.loss),
     )
 
@@ -153,6 +162,11 @@ def _judged(score: float, causes: Sequence[Cause]) -> float:
     if max(strengths, default=0.0) < STRUCTURAL:
         return score
     return 0.0 if max(strengths) >= BLOCKING else min(score, BY_HEART)
+
+
+def _late(trials: Trials, budget: float) -> Iterator[str]:
+    if trials.is_late:
+        yield f"the budget of {budget:g} s ended the search: more may help than was tried"
 
 
 # Outputs that differ by less, in units of their spread, are the same in both modes.

@@ -115,6 +115,8 @@ class Search:
         """Try fixes, until one scores enough; leave out those that do not fit."""
         done: list[Tried] = []
         for fix in fixes:
+            if self.trials.is_late:
+                break
             if fix.edits and len(self.exam.graph.program.steps) > MOST_STEPS:
                 continue
             if fix.words not in self._seen:
@@ -150,7 +152,7 @@ def find_fixes(
     try:
         answered = _answer(run, causes)
         answered = _combine(run, answered)
-        if base.score < TRAINS and not run.by_heart:
+        if base.score < TRAINS and not run.by_heart and not trials.is_late:
             answered += _look_wider(run, answered)
     finally:
         run.close()
@@ -352,6 +354,8 @@ def _rate_fixes(run: Search, start: Fix) -> Iterator[Fix]:
 
 def _rates(run: Search, start: Fix) -> list[float]:
     """Factors on the learning rate that are worth a trial, the likeliest first."""
+    if run.trials.is_late:
+        return []
     factors, losses = run.trials.rate_curve(start)
     if start is AS_IT_IS:
         run.rates = factors, losses

@@ -11,6 +11,7 @@ import dataclasses
 import enum
 import functools
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -273,6 +274,7 @@ class Trials:
         *,
         horizon: int = HORIZON,
         held_out: tuple[Any, Any] | None = None,
+        deadline: float = math.inf,
     ) -> None:
         """Close over a network with its batch.
 
@@ -281,7 +283,9 @@ class Trials:
           optimizer: the optax transformation that will train it.
           horizon: steps that the training may take.
           held_out: (inputs, targets) of another batch, for which what is learnt must hold.
+          deadline: by the monotonic clock; trials end then, with what they have shown.
         """
+        self.deadline = deadline
         self.exam = exam
         self.held_out = held_out
         self.optimizer = optimizer
@@ -292,6 +296,11 @@ class Trials:
         self._light = affordable >= HORIZON and not scans
         self._programs: dict[Any, Callable[..., tuple[Trial, Any]]] = {}
         self._answers: dict[Any, Answers] = {}
+
+    @property
+    def is_late(self) -> bool:
+        """Whether no more trial may begin."""
+        return time.monotonic() > self.deadline
 
     def setup(self, fix: Fix) -> Setup:
         """Apply a fix to the network.
@@ -328,7 +337,7 @@ class Trials:
         run_trial = self._program(fix, setup, answers)
         trial, params = run_trial(
             setup.params, setup.inputs, setup.targets, setup.key, fix.scales,
-            impatient=fix is not AS_IT_IS,
+            impatient=fix is not AS_IT_IS, deadline=self.deadline,
         )  # fmt: skip
         score = score_trial(trial, answers, horizon=self.horizon)
         held_out = self._learnt_elsewhere(fix, setup, params, answers)

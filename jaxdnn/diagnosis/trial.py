@@ -42,6 +42,7 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -165,9 +166,10 @@ def make_trial(
     horizon: int = HORIZON,
     light: bool = False,
 ) -> Callable[..., tuple[Trial, Any]]:
-    """Return `(params, inputs, targets, key, scales, most_steps) -> (Trial, params)`.
+    """Return `(params, inputs, targets, key, scales, most_steps, ...) -> (Trial, params)`.
 
-    The arrays of the trial are on the host; the parameters are those at its end.
+    `impatient` ends a trial that has gained nothing, and `deadline` one at a time of the clock. The
+    arrays of the trial are on the host; the parameters are those at its end.
 
     Each step is a call: XLA's CPU takes 20 times as long for the gradient of a convolution inside
     a loop of its own.
@@ -206,6 +208,7 @@ def make_trial(
         scales: Scales | None = None,
         most_steps: int = num_steps,
         impatient: bool = False,
+        deadline: float = math.inf,
     ) -> tuple[Trial, Any]:
         carry, rows = (params, init(params)), []
         for index in range(most_steps + 1):
@@ -214,6 +217,8 @@ def make_trial(
             if index % _CHECKED == 0 and not np.isfinite(losses[0]):
                 # Whatever comes, the score is 0.
                 rows += [losses] * (most_steps - index)
+                break
+            if index % _CHECKED == 0 and index and time.monotonic() > deadline:
                 break
             if index % _CHECKED == 0 and index >= NUM_STEPS:
                 rows = jax.device_get(rows)

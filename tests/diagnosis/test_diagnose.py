@@ -100,7 +100,7 @@ def test_a_prescription_carries_none_where_it_changes_nothing():
 
 
 def not_scalar(logits, targets):
-    return logits * targets[:, None]
+    return logits, targets
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,8 @@ def not_scalar(logits, targets):
         (lambda: (lambda p, x: x + p, jnp.ones(4)), zoo.VECTORS, zoo.TARGETS, {}, "no layer"),
         (lambda: zoo.MLP(nnx.Rngs(0)), zoo.VECTORS, zoo.TARGETS[:5], {}, "examples"),
         (lambda: zoo.MLP(nnx.Rngs(0)), zoo.VECTORS, zoo.TARGETS, {"optimizer": "x"}, "optimizer"),
-        (lambda: zoo.LinenMLP(), zoo.VECTORS, zoo.TARGETS, {}, "module.init"),
+        (lambda: (zoo.LinenMLP(), {}), zoo.VECTORS, zoo.TARGETS, {}, "module.init"),
+        (lambda: zoo.LinenMLP(), zoo.VECTORS, zoo.TARGETS, {"budget": 0}, "budget"),
         (lambda: 3, zoo.VECTORS, zoo.TARGETS, {}, "flax.nnx"),
     ],
 )
@@ -194,3 +195,11 @@ def test_what_stands_among_the_parameters_and_is_no_array_changes_nothing():
     chex.assert_trees_all_close(logits, apply(odd, x))
     grads = jax.grad(lambda params: network.apply(params, x, None).sum())(network.params)
     chex.assert_trees_all_close(grads["scale"], (x @ kernel)[:, ::2].sum(), rtol=1e-5)
+
+
+def test_a_budget_that_is_spent_ends_the_search_with_what_is_known():
+    diagnosis = diagnose(zoo.deep(0.1), *BATCH, budget=1e-9)
+    assert diagnosis.verdict == "will not train"
+    assert diagnosis.causes[0].cause == "gain too small everywhere"
+    assert diagnosis.prescriptions == ()
+    assert "budget of 1e-09 s" in diagnosis.notes[-1]
