@@ -6,6 +6,7 @@ An edit stands in place of one value; fixes that hold the same edits share a com
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
@@ -266,11 +267,14 @@ def added_activations(exam: Exam, index: int) -> Iterator[Fix]:
 
 
 def bare_layers(exam: Exam) -> list[int]:
-    """Return the layers from which a linear way leads straight to the next."""
+    """Return the layers from which a linear way, and no other, leads straight to the next."""
+    uses = Counter(number for step in exam.graph.program.steps for number in set(step.inputs))
     return [
         edge.below
         for edge in exam.graph.edges[:-1]
         if edge.below is not None
         and set(edge.kinds) <= _LINEAR_WAYS
         and exam.graph.layers[edge.below].kind != "embedding"
+        # What a shortcut takes besides is the start of a residual stream.
+        and uses[exam.graph.layers[edge.below].z] < 2
     ]

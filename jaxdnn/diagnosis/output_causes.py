@@ -215,7 +215,7 @@ def wrong_labels(exam: Exam) -> Iterator[Finding]:
     asked = exam.traits.softmax or not exam.measured.finite
     if not targets.is_float and has > 1 and asked and targets.values.size:
         bad = (targets.values < 0) | (targets.values >= has)
-        if bad.any():
+        if bad.any() and not (targets.high < has and _masked(exam)):
             text = (
                 f"{int(bad.sum())} of {bad.size} labels lie outside 0 to {has - 1}: they go from"
                 f" {targets.low:g} to {targets.high:g} for {has} outputs"
@@ -224,6 +224,17 @@ def wrong_labels(exam: Exam) -> Iterator[Finding]:
     if targets.values.size and targets.low == targets.high:
         text = f"every target of this batch is {targets.low:g}: there is nothing to tell apart"
         yield Finding(None, text, BLOCKING)
+
+
+def _masked(exam: Exam) -> bool:
+    """Tell whether the loss leaves out what is labelled below 0, as a mask does."""
+    labels = np.asarray(exam.targets)
+    counted = labels >= 0
+    if labels.shape != exam.outputs.shape[: labels.ndim] or len(np.unique(labels[counted])) < 2:
+        return False
+    slope = compile_quickly(jax.grad(exam.loss))(jnp.asarray(exam.outputs), exam.targets)
+    asked = np.abs(np.asarray(slope, np.float64)).reshape(*labels.shape, -1).max(-1)
+    return bool((asked[~counted] == 0).all() and (asked[counted] > 0).any())
 
 
 def out_of_reach(exam: Exam) -> Iterator[Finding]:

@@ -132,6 +132,29 @@ def test_a_loss_that_is_worst_for_the_right_answers_has_the_wrong_sign():
     assert "its sign is wrong" in found(output_causes.wrong_sign, exam).evidence
 
 
+@pytest.mark.parametrize(
+    ("labels", "mask", "is_wrong"),
+    [
+        ([-1, 0, 1, 2], True, False),
+        ([-1, 0, 1, 2], False, True),
+        # What is left of two classes is one.
+        ([-1, 1, -1, 1], True, True),
+        ([-1, 1, 2, 3], True, True),
+    ],
+)
+def test_labels_below_zero_are_wrong_unless_the_loss_leaves_them_out(labels, mask, is_wrong):
+    def loss(outputs, targets):
+        each = -jax.nn.log_softmax(outputs) * jax.nn.one_hot(targets % 3, 3)
+        return (each.sum(-1) * (targets >= 0 if mask else 1)).mean()
+
+    exam = examine(
+        (lambda p, x: x @ p, zoo.normal(0, 4, 3)), zoo.normal(1, NUM, 4),
+        jnp.array(labels * (NUM // 4)), loss=loss,
+    )  # fmt: skip
+    found = [each for each in output_causes.wrong_labels(exam) if "lie outside" in each.evidence]
+    assert bool(found) == is_wrong
+
+
 def test_labels_that_no_output_stands_for_are_counted():
     exam = asked(CLASSES + 1, width=3, traits=["softmax"])
     finding = found(output_causes.wrong_labels, exam)
