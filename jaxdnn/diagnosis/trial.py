@@ -84,7 +84,7 @@ _LEARNT = 0.95
 # Scores with which a short trial is decided.
 _CLEAR, _HOPELESS = 0.6, 0.02
 # Steps in which a change must have gained something.
-_PATIENCE = 400
+_PATIENCE = 300
 # A share that grows by so much over the last half of the horizon is still growing.
 _GROWS = 0.02
 _START_WEIGHT = 0.25
