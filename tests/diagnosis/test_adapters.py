@@ -173,13 +173,24 @@ MODELS: dict[str, Any] = {
 }
 
 
+# One of each library, and of each way to call it; the others in the wide run.
+FAST = {
+    "equinox", "haiku state", "stax dropout", "linen alone", "linen axis", "nnx rngs", "nnx split",
+    "third is no key", "two inputs",
+}  # fmt: skip
+
+
+def wide(names):
+    return [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in names]
+
+
 @functools.cache
 def taken(name):
     model, inputs = MODELS[name]()
     return make_network(model, inputs, KEY), inputs
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", wide(MODELS))
 def test_every_model_is_a_pure_function_of_all_its_parameters(name):
     network, inputs = taken(name)
     slopes = jax.grad(lambda params: jnp.sum(network.apply(params, inputs, KEY) ** 2))
@@ -193,7 +204,9 @@ def test_every_model_is_a_pure_function_of_all_its_parameters(name):
     chex.assert_trees_all_equal(first, again)
 
 
-@pytest.mark.parametrize("name", ["equinox dropout", "haiku state", "stax dropout", "nnx rngs"])
+@pytest.mark.parametrize(
+    "name", wide(["equinox dropout", "haiku state", "stax dropout", "nnx rngs"])
+)
 def test_the_key_decides_the_masks(name):
     network, inputs = taken(name)
     one, other = (network.apply(network.params, inputs, jax.random.key(n)) for n in (0, 1))
@@ -215,7 +228,7 @@ def test_outputs_are_those_of_the_librarys_own_call(name, expected):
     chex.assert_trees_all_close(own, expected(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["equinox state", "equinox scan", "haiku state"])
+@pytest.mark.parametrize("name", wide(["equinox state", "equinox scan", "haiku state"]))
 def test_norms_and_cells_of_other_libraries_are_no_finding(name):
     (model, inputs) = MODELS[name]()
     diagnosis = diagnose(model, inputs, LABELS, optimizer="adam:0.01")

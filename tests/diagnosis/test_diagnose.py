@@ -56,7 +56,7 @@ def test_what_does_not_hold_for_a_batch_held_out_is_learnt_by_heart():
     names = jnp.arange(80) % 3
 
     def judged(inputs, targets, held_out=None):
-        options = {"optimizer": "adam:0.01", "try_changes": False}
+        options = {"optimizer": "adam:0.01", "try_changes": False, "horizon": 200}
         return diagnose(zoo.deep(depth=2), inputs, targets, held_out=held_out, **options)
 
     assert judged(rows[:80], names).verdict == "trains"

@@ -128,7 +128,13 @@ def door_of(name):
     return open_loss(function, params, batch, KEY)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+FAST = {"classifier", "jit with more", "autoencoder", "policy"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in LOSSES],
+)
 def test_network_and_loss_together_are_the_function_and_so_are_their_gradients(name):
     function, params, batch = LOSSES[name]
     extra = (KEY,) if name == "autoencoder" else ()
@@ -176,10 +182,12 @@ def test_a_batch_of_another_size_goes_through():
     chex.assert_trees_all_close(door.loss(outputs, LABELS[:7]), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "verdict"), [("classifier", "trains"), ("contrastive", "trains")])
-def test_a_sound_loss_function_is_said_to_train(name, verdict):
+@pytest.mark.parametrize(
+    "name", ["classifier", pytest.param("contrastive", marks=pytest.mark.slow)]
+)
+def test_a_sound_loss_function_is_said_to_train(name):
     diagnosis = diagnose(*LOSSES[name], optimizer="adam:0.01")
-    assert (diagnosis.verdict, diagnosis.causes) == (verdict, ())
+    assert (diagnosis.verdict, diagnosis.causes) == ("trains", ())
 
 
 def test_a_broken_one_is_told_what_is_wrong_and_the_cure_is_tried():
