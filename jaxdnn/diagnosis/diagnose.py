@@ -88,8 +88,8 @@ def diagnose(
         transform, alone or with its parameters and state; or (function `(params, inputs) ->
         logits`, params). Flags of training and keys are given where the signature names them.
       inputs: the parameters for a loss function; otherwise a batch of at least two examples, the
-        batch axis first; several inputs as a tuple or a
-        dictionary are handed over one by one where the signature names as many.
+        batch axis first; several inputs as a tuple or a dictionary are handed over one by one where
+        the signature names as many.
       targets: the batch for a loss function, any tree of arrays; otherwise class indices, or floats
         of the shape of the logits; with `loss` anything.
       loss: `(logits, targets) -> scalar`, or numbers of which the mean is taken; by default
@@ -147,7 +147,7 @@ def diagnose(
         loss=exam.measured.loss,
         optimizer=optimizer if isinstance(optimizer, str) else "the given optimizer",
         loss_name=printout.loss_name(model if is_loss_function(model) else loss, targets),
-        notes=(*_notes(exam, base), *_late(trials, budget)),
+        notes=(*_notes(exam, base), *_late(trials, budget, score)),
         rates=None if rates is None else rate_curve_of(*rates, exam.measured.loss),
     )
 
@@ -164,8 +164,9 @@ def _judged(score: float, causes: Sequence[Cause]) -> float:
     return 0.0 if max(strengths) >= BLOCKING else min(score, BY_HEART)
 
 
-def _late(trials: Trials, budget: float) -> Iterator[str]:
-    if trials.is_late:
+def _late(trials: Trials, budget: float, score: float) -> Iterator[str]:
+    # Of a network that learns nothing more was to be tried.
+    if trials.is_late and score < TRAINS:
         yield f"the budget of {budget:g} s ended the search: more may help than was tried"
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -99,40 +99,34 @@ class _Opened:
 
     def door(self) -> Door:
         """Return network, data and loss."""
-        rows = self._rows(self._leaves)
         return Door(
             Network(self._params, self._apply),
-            self._chosen(self._parts.before, rows),
-            self._chosen(self._parts.after, rows),
+            self._chosen(self._parts.before),
+            self._chosen(self._parts.after),
             self._loss,
         )
 
-    def _chosen(self, places: frozenset[int], rows: int) -> Any:
-        found = {
-            self._names[place]: self._leaves[place]
-            for place in sorted(places)
-            if self._leaves[place].ndim and len(self._leaves[place]) == rows
-        }
+    def _by_row(self, places: Iterable[int]) -> list[int]:
+        """Those places whose leaves have an entry for each example; the others are closed over."""
+        rows, leaves = self._rows(self._leaves), self._leaves
+        return [each for each in sorted(places) if leaves[each].ndim and len(leaves[each]) == rows]
+
+    def _chosen(self, places: frozenset[int]) -> Any:
+        found = {self._names[place]: self._leaves[place] for place in self._by_row(places)}
         return next(iter(found.values())) if len(found) == 1 else found
 
     def _filled(self, places: frozenset[int], given: Any) -> list[Any]:
         """All leaves of the batch, some of them as given."""
-        rows = self._rows(self._leaves)
-        names = [
-            place
-            for place in sorted(places)
-            if self._leaves[place].ndim and len(self._leaves[place]) == rows
-        ]
-        values = [given] if len(names) == 1 else [given[self._names[place]] for place in names]
+        own = self._by_row(places)
+        values = [given] if len(own) == 1 else [given[self._names[place]] for place in own]
         filled: list[Any] = list(self._leaves)
-        for place, value in zip(names, values, strict=True):
+        if values:
+            # What the other part takes is not looked at here, but has to have as many rows.
+            for place in self._by_row(range(len(filled))):
+                filled[place] = _resized(filled[place], len(values[0]))
+        for place, value in zip(own, values, strict=True):
             filled[place] = value
-        size = len(jnp.asarray(values[0])) if values else rows
-        # What the other part takes is not looked at here, but has to have as many rows.
-        return [
-            leaf if place in names or not leaf.ndim or len(leaf) != rows else _resized(leaf, size)
-            for place, leaf in enumerate(filled)
-        ]
+        return filled
 
     def _apply(self, params: Any, inputs: Any, key: Array | None) -> Any:
         leaves = self._filled(self._parts.before, inputs)
