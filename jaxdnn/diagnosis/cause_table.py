@@ -24,6 +24,7 @@ from jaxdnn.diagnosis import (
     reach,
     repairs,
     running_averages,
+    time_causes,
     training_causes,
 )
 from jaxdnn.diagnosis.findings import Category, Finding
@@ -701,6 +702,32 @@ _TABLE = (
         "the gradient is there, but it cannot be written down.",
         "delta",
         find=layer_causes.underflow,
+    ),
+    CauseKind(
+        "gradient vanishes through time",
+        "architecture",
+        Place.LAYER,
+        "∂h_T / ∂h_(T−k) = Π (diag(f_t) + …),   f^k → 0",
+        "At every time step the state is multiplied, by a gate or by weights, and the gradient"
+        " with it. What came longer ago than a few times the horizon has no say in what is learnt.",
+        "factor",
+        find=time_causes.vanishing_through_time,
+        fixes=(
+            time_causes.longer_memory,
+            time_causes.orthogonal_recurrence,
+            time_causes.slow_state,
+        ),
+    ),
+    CauseKind(
+        "gradient explodes through time",
+        "initialisation",
+        Place.LAYER,
+        "‖∂h_T / ∂h_(T−k)‖ ∝ λ^k,   λ > 1",
+        "At every time step the weights from state to state make the gradient a little longer."
+        " Over a long sequence a step goes nowhere, or to infinity.",
+        "factor",
+        find=time_causes.exploding_through_time,
+        fixes=(time_causes.orthogonal_recurrence, time_causes.slow_state),
     ),
     CauseKind(
         "inputs look alike",

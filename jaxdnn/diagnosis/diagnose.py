@@ -149,6 +149,7 @@ def diagnose(
         loss_name=printout.loss_name(model if is_loss_function(model) else loss, targets),
         notes=(*_notes(exam, base), *_late(trials, budget, score)),
         rates=None if rates is None else rate_curve_of(*rates, exam.measured.loss),
+        recurrences=exam.recurrences,
     )
 
 

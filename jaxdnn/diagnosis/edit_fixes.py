@@ -116,7 +116,7 @@ def _blocks(graph: Graph) -> dict[int, int]:
     for edge in graph.edges:
         ends = [segment.end for segment in edge.segments if segment.kind == "activation"]
         x = None if edge.below is None else graph.layers[edge.below].x
-        if ends and x is not None and values[ends[-1]].shape == values[x].shape:
+        if ends and x is not None and values[ends[-1]].is_like(values[x]):
             found[ends[-1]] = x
     return found
 

@@ -18,7 +18,17 @@ from typing import Any, Literal
 
 from jax.extend import core
 
-from jaxdnn.diagnosis.program import Dependence, Leaf, Program, Step, Value
+from jaxdnn.diagnosis.program import (
+    CARRY,
+    LAST,
+    SLICE,
+    STACK,
+    Dependence,
+    Leaf,
+    Program,
+    Step,
+    Value,
+)
 
 SegmentKind = Literal[
     "activation",
@@ -40,6 +50,7 @@ _SHAPES = _PASSES | {"broadcast_in_dim"}
 _AFFINE = {"add", "sub", "mul", "div", "neg", "add_any"}
 _CUTS = {"slice", "dynamic_slice", "gather", "pad", "slice_of_scan", "rev", "concatenate"}
 _ADDS = {"add", "add_any"}
+_BORDERS = {CARRY, LAST, SLICE, STACK}
 _KINDS = {"dot_general": "dense", "conv_general_dilated": "conv"}
 _PRODUCTS = frozenset(_KINDS)
 # Above all values; no value has this number.
@@ -240,6 +251,8 @@ def _kind(program: Program, region: Sequence[Step], start: int, end: int) -> Seg
     names = frozenset().union(*(step.inner | {step.name} for step in region))
     if names & _PRODUCTS:
         return "attention" if "exp" in names or len(region) > 1 else "other"
+    if names & _BORDERS:
+        return "shape"
     if _has_mask(program, region):
         return "dropout"
     if any(name.startswith("reduce_window") for name in names) or names & {"select_and_gather_add"}:

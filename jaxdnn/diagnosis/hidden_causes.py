@@ -351,8 +351,8 @@ def is_trained(exam: Exam) -> bool | None:
 
 def _num_candidates(exam: Exam) -> int:
     """As many as the work for one look allows: the same on every machine."""
-    values, rows = exam.graph.program.values, len(jax.tree.leaves(exam.inputs)[0])
-    sizes = (math.prod(values[each.z].shape) * each.fan_in for each in exam.graph.layers)
+    program, rows = exam.graph.program, len(jax.tree.leaves(exam.inputs)[0])
+    sizes = (math.prod(program.full_shape(each.z)) * each.fan_in for each in exam.graph.layers)
     work = sum(sizes) * min(_ROWS, rows) / rows
     return int(min(max(_WORK / max(work, 1.0), 12), _MOST_CANDIDATES))
 
@@ -458,7 +458,10 @@ def _fresh_kernels(exam: Exam) -> dict[int, str]:
             if _ALIKE[0] < exam.measured.kernel_rms[index] / draw.rms(layer) < _ALIKE[1]
         ]
         fresh = [index for index, layer, kernel in alike if _is_fresh(draw, layer, kernel)]
-        moved = sum(kernel.max() > _BEYOND * draw.edge(layer) for _, layer, kernel in alike)
+        moved = sum(
+            kernel.max() > _BEYOND * draw.edge(layer) and not _is_normal(layer, kernel)
+            for _, layer, kernel in alike
+        )
         if fresh and moved >= max(3, _MOST_OTHERS * (len(kernels) - 1)):
             text = (
                 "its weights end exactly where its initialiser's do, and those of"
@@ -475,3 +478,15 @@ def _is_fresh(draw: _Draw, layer: Layer, kernel: np.ndarray) -> bool:
     off = abs(math.sqrt(float(np.mean(kernel**2))) / draw.rms(layer) - 1)
     reach = kernel.max() / draw.edge(layer)
     return kernel.size >= 200 and 1 - band <= reach <= 1 + 1e-4 and off < 3 / math.sqrt(kernel.size)
+
+
+def _is_normal(layer: Layer, kernel: np.ndarray) -> bool:
+    """Tell whether a kernel is as an initialiser without bounds leaves it: normal, orthogonal.
+
+    Training leaves a kernel of normal entries too, but hardly ever of exactly such a size.
+    """
+    squares = kernel**2
+    rms, size = math.sqrt(float(squares.mean())), kernel.size
+    usual = any(abs(rms / draw.rms(layer) - 1) < 3 / math.sqrt(2 * size) for draw in _DRAWS)
+    kurtosis = float((squares**2).mean()) / rms**4
+    return usual and abs(kurtosis - 3) < 4 * math.sqrt(24 / size)

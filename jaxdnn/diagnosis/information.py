@@ -367,8 +367,8 @@ def _train_on_half(exam: Exam) -> _LossLevel | None:
       None where the training costs too much, or the network does not learn its half by heart, so
       that nothing follows.
     """
-    values, count = exam.graph.program.values, len(jax.tree.leaves(exam.inputs)[0])
-    work = sum(math.prod(values[each.z].shape) * each.fan_in for each in exam.graph.layers)
+    program, count = exam.graph.program, len(jax.tree.leaves(exam.inputs)[0])
+    work = sum(math.prod(program.full_shape(each.z)) * each.fan_in for each in exam.graph.layers)
     rows = np.arange(min(count, _MOST_ROWS, int(_STEP_WORK * count / max(work, 1))) // 2 * 2)
     if len(rows) < _FEWEST_FOR_NOTHING or not takes_rows(exam, len(rows) // 2):
         return None

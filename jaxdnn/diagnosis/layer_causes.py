@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,8 @@ from jaxdnn.diagnosis.graph import Layer
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.profile import log, log_factor
 
+# What the products of orthogonal rows are off by.
+_ROUNDING = 0.01
 # An activation that passes less on of the gradient, in the mean, makes it vanish with depth.
 _FLAT = 0.5
 # Variance times fan of the initializers of LeCun and Glorot, and of He.
@@ -135,7 +137,7 @@ def _weight_scales(exam: Exam) -> list[_WeightScale]:
             index,
             math.exp(scale[0]),
             float(row[mode]),
-            mode == 0 and abs(row[2]) < 0.25 * abs(row[0]),
+            mode == 0 and layer.fan_in != layer.fan_out and abs(row[2]) < 0.25 * abs(row[0]),
         )
         for (index, layer), row, scale in zip(alive, deviations, scales, strict=True)
         if not _is_usual(exam, layer, exam.measured.kernel_rms[index])
@@ -151,9 +153,18 @@ def _is_usual(exam: Exam, layer: Layer, rms: float) -> bool:
         *window, num_in, num_out = jnp.shape(leaf)
         fans += (math.prod(window) * (num_in + num_out) / 2,)
     near = 0.02 + 3 / math.sqrt(2 * jnp.size(leaf))
-    return any(
+    return _is_orthogonal(leaf) or any(
         abs(math.log(rms * math.sqrt(fan / gain))) < near for fan in fans for gain in _USUAL_GAINS
     )
+
+
+def _is_orthogonal(kernel: Any) -> bool:
+    """Tell whether a matrix keeps lengths, of rows or of columns."""
+    if jnp.ndim(kernel) != 2:
+        return False
+    matrix = np.asarray(kernel, np.float64)
+    matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    return bool(np.abs(matrix @ matrix.T - np.eye(len(matrix))).max() < _ROUNDING)
 
 
 def _fan_mode(deviations: np.ndarray) -> int:
@@ -209,10 +220,12 @@ def saturating_activation(exam: Exam) -> Iterator[Finding]:
 
 
 def _is_repeated(exam: Exam, index: int | None) -> bool:
-    """Tell whether a layer's kernel is used more than once."""
+    """Tell whether a layer's kernel is used more than once, or at every time step."""
     if index is None:
         return False
-    leaf = exam.graph.layers[index].leaf
+    leaf, step = exam.graph.layers[index].leaf, exam.graph.layers[index].step
+    if exam.graph.program.steps[step].loop is not None:
+        return True
     return sum(layer.leaf == leaf for layer in exam.graph.layers) > 1
 
 

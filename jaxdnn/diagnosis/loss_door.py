@@ -179,7 +179,7 @@ class _Opened:
         if shapes not in self._known:
             structs = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves]
             self._known[shapes] = _taken_apart(
-                trace(self._scalar, self._params, structs, self._key, unroll=False)
+                trace(self._scalar, self._params, structs, self._key, unroll=False, loops=False)
             )
         return self._known[shapes]
 

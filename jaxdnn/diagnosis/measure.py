@@ -35,13 +35,14 @@ from jaxdnn.diagnosis.program import (
     Edit,
     Environment,
     Program,
-    Value,
     bridge,
     compile_quickly,
     replay,
+    replay_all,
     run,
     trace,
 )
+from jaxdnn.diagnosis.recurrence import Recurrence, find_recurrences
 from jaxdnn.errors import InputError
 from jaxdnn.propagation import SATURATED
 
@@ -217,6 +218,11 @@ class Exam:
         return leaf_names(self.network.params)
 
     @functools.cached_property
+    def recurrences(self) -> tuple[Recurrence, ...]:
+        """How the gradient passes back through time."""
+        return find_recurrences(self.graph, (self.params, self.inputs, self.key))
+
+    @functools.cached_property
     def evaluate(self) -> Callable[[Any, Any, Any, Any], tuple[Array, Array]]:
         """Compiled `(params, inputs, targets, other targets) -> (loss, loss with the others)`."""
 
@@ -232,8 +238,9 @@ class Exam:
 
         @compile_quickly
         def wanted(*arguments: Any) -> list[Array]:
-            environment = run(self.graph.program, arguments, {})
-            return [environment[number] for number in numbers]
+            program = self.graph.program
+            environment = run(program, arguments, {}, looked_at=numbers)
+            return [program.batch_first(number, environment[number]) for number in numbers]
 
         return wanted(self.params, self.inputs, self.key)
 
@@ -324,6 +331,8 @@ def _ending(graph: Graph, full: Graph, params: Any, arrays: PassArrays) -> Endin
     if edge.below != last or not graph.layers or not set(edge.kinds) <= _ENDINGS:
         return nothing
     z = graph.layers[last].z
+    if program.values[z].loop is not None:
+        return nothing
     steps = [step for segment in edge.segments for step in segment.steps]
     if not steps:
         return Ending(last, arrays.logits, None, (), "")
@@ -336,7 +345,7 @@ def _ending(graph: Graph, full: Graph, params: Any, arrays: PassArrays) -> Endin
     labels = [
         each.label or each.steps[-1].name for each in edge.segments if each.kind == "activation"
     ]
-    tail = replay(steps, environment, z, program.output)
+    tail = replay_all(program, steps, environment, z, program.output)
     name = labels[-1] if labels else ""
     return Ending(last, arrays.pre_activations[-1], tail, tuple(edge.kinds), name)
 
@@ -350,26 +359,26 @@ def make_pass(graph: Graph, loss: Loss, *, bridged: int | None = None) -> Callab
       bridged: index of a layer from which the gradient goes to the layer below as it is, as if the
         Jacobian between were the identity; None for no such layer.
     """
-    values = graph.program.values
-    numbers = _probed(graph)
+    program, numbers = graph.program, _probed(graph)
+    # At the step of a layer alone: what comes through it, apart from what joins from elsewhere.
+    alone = [layer.z if layer.x is None else (layer.step, layer.x) for layer in graph.layers]
 
     @compile_quickly
     def forward_and_back(params: Any, inputs: Any, targets: Any, key: Array) -> PassArrays:
         def objective(params: Any, zeros: dict[int, Array], partials: list[Array]) -> Any:
-            edits = _edits(graph, zeros, bridged)
-            uses = {
-                (layer.step, layer.x): lambda x, zero=zero: x + zero
-                for layer, zero in zip(graph.layers, partials, strict=True)
-                if layer.x is not None
-            }
-            environment = run(graph.program, (params, inputs, key), edits, uses)
-            logits = environment[graph.program.output]
+            added: dict[int | tuple[int, int], Array] = {**zeros}
+            for place, zero in zip(alone, partials, strict=True):
+                added[place] = added[place] + zero if place in added else zero
+            edits = _bridge_over(graph, bridged)
+            arguments = params, inputs, key
+            environment = run(program, arguments, edits, added, looked_at=_looked_at(graph))
+            logits = environment[program.output]
             value = loss(logits, targets)
             return value, (value, logits, _observed(graph, jax.lax.stop_gradient(environment)))
 
-        zeros = {number: _zero(values[number]) for number in numbers}
+        zeros = {number: _zero(program, number) for number in numbers}
         partials = [
-            _zero(values[layer.z if layer.x is None else layer.x]) for layer in graph.layers
+            _zero(program, layer.z if layer.x is None else layer.x) for layer in graph.layers
         ]
         differentiate = jax.grad(objective, (0, 1, 2), has_aux=True)
         (grads, deltas, through), (value, logits, observed) = differentiate(params, zeros, partials)
@@ -384,41 +393,55 @@ def _probed(graph: Graph) -> list[int]:
     ends = {n for edge in graph.edges for each in edge.segments for n in (each.start, each.end)}
     ends |= {layer.z for layer in graph.layers}
     ends |= {layer.x for layer in graph.layers if layer.x is not None}
+    ends |= {n for loop in graph.program.loops for _, n, _ in loop.carries}
     values = graph.program.values
     return sorted(n for n in ends if jnp.issubdtype(values[n].dtype, jnp.floating))
 
 
-def _edits(graph: Graph, zeros: dict[int, Array], bridged: int | None) -> dict[int, Edit]:
-    edits: dict[int, Edit] = {n: lambda x, _, zero=zero: x + zero for n, zero in zeros.items()}
+def _looked_at(graph: Graph) -> set[int]:
+    """Numbers of what is taken out of a pass, inside loops as well."""
+    kinds = (*graph.segments("activation"), *graph.segments("dropout"))
+    operands = {n for each in kinds for step in each.steps for n in step.inputs}
+    biases = {layer.bias for layer in graph.layers if layer.bias is not None}
+    return operands | biases | {layer.z for layer in graph.layers}
+
+
+def _bridge_over(graph: Graph, bridged: int | None) -> dict[int, Edit]:
     below = None if bridged is None else graph.edges[bridged].below
-    if bridged is not None and below is not None:
-        z, lower = graph.layers[bridged].z, graph.layers[below].z
-        edits[z] = lambda x, values: bridge(x + zeros[z], values[lower])
-    return edits
+    if bridged is None or below is None:
+        return {}
+    z, lower = graph.layers[bridged].z, graph.layers[below].z
+    values = graph.program.values
+    if values[z].loop != values[lower].loop:
+        return {}
+    return {z: lambda x, values: bridge(x, values[lower])}
 
 
-def _zero(value: Value) -> Array:
-    return jnp.zeros(value.shape, value.dtype)
+def _zero(program: Program, number: int) -> Array:
+    return jnp.zeros(program.full_shape(number), program.values[number].dtype)
 
 
 def _observed(graph: Graph, environment: Environment) -> tuple[Any, ...]:
     """Take out of a forward pass what is looked at: z, biases, slopes, and what dropouts keep."""
+    program = graph.program
     slopes = [
-        _slope_function(segment, environment)(environment[segment.start])
-        for segment in graph.segments("activation")
+        _slope_of(replay_all(program, each.steps, environment, each.start, each.end))(
+            environment[each.start]
+        )
+        for each in graph.segments("activation")
     ]
-    kept = [_kept(segment, environment) for segment in graph.segments("dropout")]
+    kept = [_kept(program, segment, environment) for segment in graph.segments("dropout")]
     biases = {
         index: environment[layer.bias]
         for index, layer in enumerate(graph.layers)
         if layer.bias is not None
     }
-    return [environment[layer.z] for layer in graph.layers], biases, slopes, kept
+    pre_activations = [program.batch_first(layer.z, environment[layer.z]) for layer in graph.layers]
+    return pre_activations, biases, slopes, kept
 
 
-def _slope_function(segment: Segment, environment: Environment) -> Callable[[Array], Array]:
+def _slope_of(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
     """The |phi'| of an activation, elementwise."""
-    function = replay(segment.steps, environment, segment.start, segment.end)
 
     def slope(x: Array) -> Array:
         # Backward: what has a gradient of its own (custom_vjp) cannot be differentiated forward.
@@ -428,8 +451,8 @@ def _slope_function(segment: Segment, environment: Environment) -> Callable[[Arr
     return slope
 
 
-def _kept(segment: Segment, environment: Environment) -> Array:
-    function = replay(segment.steps, environment, segment.start, segment.end)
+def _kept(program: Program, segment: Segment, environment: Environment) -> Array:
+    function = replay_all(program, segment.steps, environment, segment.start, segment.end)
     dropped = function(jnp.ones_like(environment[segment.start]))
     return jnp.mean((dropped != 0).astype(jnp.float32))
 
@@ -450,9 +473,17 @@ def _reduce(graph: Graph, params: Any, arrays: PassArrays) -> Measurement:
         bias_rms=tuple(host_rms(bias) for bias in biases),
         slopes=dict(zip(activations, map(_slope_stats, arrays.slopes), strict=True)),
         kept=dict(zip(dropouts, map(float, arrays.kept), strict=True)),
-        delta={number: host_rms(delta) for number, delta in arrays.deltas.items()},
-        delta_by_example=tuple(_by_example(arrays.deltas[layer.z]) for layer in layers),
-        through=tuple(host_rms(x) for x in arrays.through),
+        delta={
+            number: rms_of(graph.program, number, delta) for number, delta in arrays.deltas.items()
+        },
+        delta_by_example=tuple(
+            _by_example(_strongest(graph.program, layer.z, arrays.deltas[layer.z]))
+            for layer in layers
+        ),
+        through=tuple(
+            rms_of(graph.program, layer.z if layer.x is None else layer.x, x)
+            for layer, x in zip(layers, arrays.through, strict=True)
+        ),
         kernel_rms=tuple(host_rms(layer.leaf.take(leaves)) for layer in layers),
         kernel_grad_rms=tuple(host_rms(layer.leaf.take(grads)) for layer in layers),
         finite=bool(np.isfinite(arrays.loss) and all(np.isfinite(x).all() for x in grads)),
@@ -462,6 +493,23 @@ def _reduce(graph: Graph, params: Any, arrays: PassArrays) -> Measurement:
 def host_rms(x: Any) -> float:
     """Return the root mean square in float64."""
     return float(np.sqrt(np.mean(np.square(np.asarray(x, np.float64)))))
+
+
+def rms_of(program: Program, number: int, array: Any) -> float:
+    """Return the root mean square of a value's gradient; in a loop that of its greatest time step.
+
+    So that a gradient that enters at the last time step alone is the same there as outside.
+    """
+    return host_rms(_strongest(program, number, array))
+
+
+def _strongest(program: Program, number: int, array: Any) -> np.ndarray:
+    """The time step of a loop with the greatest root mean square; the array itself outside."""
+    array = np.asarray(array)
+    if program.values[number].loop is None:
+        return array
+    squares = np.square(np.asarray(array, np.float64)).reshape(len(array), -1).mean(1)
+    return array[int(np.argmax(np.where(np.isnan(squares), np.inf, squares)))]
 
 
 def _by_example(delta: np.ndarray) -> np.ndarray:
@@ -509,7 +557,7 @@ def _activation_gains(graph: Graph, params: Any) -> dict[Segment, Gain]:
 
 def _gain(segment: Segment, environment: Environment, z: Array) -> Gain:
     function = replay(segment.steps, environment, segment.start, segment.end)
-    slope = _slope_function(segment, environment)
+    slope = _slope_of(function)
     slopes, values = compile_quickly(lambda z: (slope(z), function(z)))(z)
     mean = float(np.mean(np.asarray(values, np.float64)))
     return Gain(host_rms(slopes), host_rms(values), mean)
@@ -522,7 +570,7 @@ def _without_inputs(program: Program, params: Any) -> Environment:
     environment.update(zip(program.arguments[: len(leaves)], leaves, strict=True))
     for step in program.steps:
         depends = program.values[step.outputs[0]].depends
-        if not depends & (Dependence.INPUTS | Dependence.KEY):
+        if step.loop is None and not depends & (Dependence.INPUTS | Dependence.KEY):
             operands = [environment[number] for number in step.inputs]
             environment.update(zip(step.outputs, step.run(*operands), strict=True))
     return environment

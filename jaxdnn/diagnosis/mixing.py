@@ -105,8 +105,10 @@ class _Probe:
 
         @compile_quickly
         def everything(params: Any, inputs: Any, key: Array, statistics: dict[int, Array]) -> Any:
-            environment = run(self._program, (params, inputs, key), _held(statistics))
-            return {number: environment[number] for number in wanted}
+            program = self._program
+            arguments = params, inputs, key
+            environment = run(program, arguments, _held(statistics), looked_at=wanted)
+            return {n: program.batch_first(n, environment[n]) for n in wanted}
 
         def all_values(inputs: Any) -> dict[int, np.ndarray]:
             found = everything(exam.params, inputs, exam.key, self._statistics)
@@ -164,6 +166,8 @@ def _reduces_batch(program: Program, step: Step, batch: int) -> bool:
     if step.name not in _REDUCTIONS or 0 not in step.params.get("axes", ()):
         return False
     value = program.values[step.inputs[0]]
+    if value.loop is not None:
+        return False
     return bool(value.depends & Dependence.INPUTS) and value.shape[0] % batch == 0
 
 
@@ -220,7 +224,7 @@ def _mixing_step(
 ) -> int | None:
     """The first step whose result no longer has an axis that tells examples apart."""
     program, batch = exam.graph.program, _batch(exam)
-    sizes = (math.prod(value.shape) * 4 for value in program.values)
+    sizes = (math.prod(program.full_shape(n)) * 4 for n in range(len(program.values)))
     if sum(sizes) > _MOST_BYTES:
         return None
     masks = probe.values(inputs)

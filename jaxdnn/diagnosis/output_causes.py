@@ -17,6 +17,7 @@ import numpy as np
 from jaxdnn.diagnosis.findings import BLOCKING, NAMED, STRUCTURAL, Finding
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.program import compile_quickly
+from jaxdnn.diagnosis.recurrence import forgotten
 from jaxdnn.diagnosis.repairs import (
     class_targets,
     column_moments,
@@ -175,6 +176,9 @@ def unread_inputs(exam: Exam) -> Iterator[Finding]:
     unread = (slope == 0).all((0, 2)) & (x.std(0) > 0).any(-1)
     if 0.5 <= unread.mean() < 1:
         steps = np.flatnonzero(~unread)
+        at_an_end = steps[-1] - steps[0] + 1 == len(steps) > 1
+        if at_an_end and forgotten(exam.recurrences, len(steps)):
+            return
         shown = (
             f"step {steps[0] + 1}"
             if len(steps) == 1

@@ -12,7 +12,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxdnn.diagnosis.cause_table import CAUSES, QUANTITIES
-from jaxdnn.diagnosis.printout import amount, cleaned, place, repaired_words, score_words
+from jaxdnn.diagnosis.printout import (
+    amount,
+    cleaned,
+    place,
+    recurrence_words,
+    repaired_words,
+    score_words,
+)
 from jaxdnn.report import (
     BLUE,
     GREEN,
@@ -54,6 +61,7 @@ def fragment(content: Content) -> str:
         _svg(_draw_layers(content["layers"])),
         *(_finding(content, cause) for cause in content["causes"]),
         _prescriptions(content["prescriptions"]),
+        _through_time(content["recurrences"]),
         _table(content["layers"]),
     ]
     return "<div class='jaxdnn'>" + "\n".join(parts) + "</div>"
@@ -132,6 +140,43 @@ def _prescriptions(prescriptions: Sequence[Content]) -> str:
         "<h2>What to change</h2><p>Each was tried on a copy and measured again.</p>"
         f"<table><tr><th>change</th><th>score before</th><th>after</th></tr>{rows}</table>"
     )
+
+
+def _through_time(recurrences: Sequence[Content]) -> str:
+    if not recurrences:
+        return ""
+    words = "".join(
+        f"<p><code>{_text(each['path'])}</code>: {_text(recurrence_words(each))}.</p>"
+        for each in recurrences
+    )
+    return f"<h2>Back through time</h2>{words}{_svg(_draw_time(recurrences))}"
+
+
+def _draw_time(recurrences: Sequence[Content]) -> Figure:
+    """Draw what is left of a gradient against the time steps that it has come back."""
+    figure = new_figure(9.0, 3.4)
+    axes = figure.subplots()
+    for index, each in enumerate(recurrences):
+        passed = np.array([_finite(value) for value in each["passed"]])
+        steps = np.arange(1, len(passed) + 1)
+        colour = _TERM_COLOURS[index % len(_TERM_COLOURS)]
+        label = _end(each["path"])
+        logs = np.ma.log10(np.ma.masked_less(passed, _LEAST))
+        axes.plot(steps, logs, color=colour, label=label)
+    axes.axhline(-math.log10(math.e), color=GREY, linewidth=1, linestyle="--")
+    axes.text(
+        1.0,
+        -math.log10(math.e),
+        " 1/e",
+        color=GREY,
+        va="center",
+        transform=axes.get_yaxis_transform(),
+    )
+    legend = axes.legend(fontsize=10, frameon=False, loc="center left", bbox_to_anchor=(1.04, 0.5))
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    tidy(axes, title="What is left of the gradient of the state: log₁₀", x="time steps back")
+    return figure
 
 
 def _table(layers: Sequence[Content]) -> str:

@@ -150,6 +150,10 @@ def full_text(content: Content) -> str:
         ),
         *map(_change_line, content["prescriptions"]),
         *_rates(content["rates"]),
+        *(
+            f"through time: {each['path']}: {recurrence_words(each)}"
+            for each in content["recurrences"]
+        ),
         *_table(content["layers"]),
     ]
     return "\n".join(lines)
@@ -166,6 +170,20 @@ def _rates(rates: Content | None) -> list[str]:
     return [
         f"rates: in its first steps the loss {stable}, and falls most at {amount(rates['best'])} x"
     ]
+
+
+def recurrence_words(recurrence: Content) -> str:
+    """Return in a line what a recurrence does to a gradient on its way back."""
+    horizon = recurrence["horizon"]
+    far = (
+        f"it is down to 1/e after {horizon} of {recurrence['length']} time steps"
+        if horizon is not None
+        else f"more than 1/e is left after all {recurrence['length']} time steps"
+    )
+    kept = recurrence["kept"]
+    gate = "" if kept is None else f"; its gate keeps {amount(kept, '.2g')} of the state a step"
+    factor = f"the gradient changes by {amount(recurrence['factor'])} a time step"
+    return f"{factor}, {far}{gate}"
 
 
 def markdown(content: Content) -> str:
@@ -189,7 +207,11 @@ def markdown(content: Content) -> str:
     ]
     title = f"# {_escaped(headline(content))}"
     notes = [f"- {_escaped(note)}" for note in _notes(content)]
-    return "\n".join([title, "", *notes, *found, *changes, "", head, rule, *rows, ""])
+    times = [
+        f"- through time: {_code_span(each['path'])}: {_escaped(recurrence_words(each))}"
+        for each in content["recurrences"]
+    ]
+    return "\n".join([title, "", *notes, *found, *changes, *times, "", head, rule, *rows, ""])
 
 
 def _escaped(text: str) -> str:

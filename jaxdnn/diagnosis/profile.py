@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxdnn.diagnosis.graph import Graph
-from jaxdnn.diagnosis.measure import Exam, host_rms
+from jaxdnn.diagnosis.measure import Exam, rms_of
 
 TERMS = (
     "weights",
@@ -157,7 +157,11 @@ def layer_terms(exam: Exam, index: int) -> dict[str, float]:
     above = graph.above(index)
     edge = graph.edges[-1 if above is None else above]
     if edge.below == index:
+        alive = delta[graph.layers[index].z] > 0
         for segment in edge.segments:
+            # Beside a way that passes nothing there is another, which the remainder stands for.
+            if alive and min(delta[segment.start], delta[segment.end]) == 0:
+                continue
             change = log(delta[segment.start]) - log(delta[segment.end])
             terms[segment.kind if segment.kind in terms else "remainder"] += change
         if above is not None:
@@ -210,7 +214,9 @@ def redrawn_deltas(exam: Exam) -> Float[np.ndarray, "seed layer+1"]:
     for seed in range(NUM_SEEDS):
         arrays = exam.run_pass(_redrawn(exam, seed), exam.inputs, exam.targets, exam.key)
         deltas = jax.device_get([arrays.deltas[number] for number in numbers])
-        rows.append([host_rms(delta) for delta in deltas])
+        rows.append(
+            [rms_of(exam.graph.program, *pair) for pair in zip(numbers, deltas, strict=True)]
+        )
     return np.array(rows)
 
 

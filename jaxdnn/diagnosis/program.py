@@ -4,13 +4,18 @@ Calls, remat and scans over layers are inlined, so that every intermediate array
 can be named, probed or replaced when the steps are run. Functions with a gradient of their own
 (custom_jvp, custom_vjp), conditionals and while loops stay whole. Steps that do not touch the
 logits are left out.
+
+A scan whose weights are the same at each time step is a loop: its steps stand in the list once, and
+run as a scan, however long. A value inside has the shape of one time step; of all of them together
+it has the time axis first. What does not change from step to step is computed before the loop.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,8 +26,11 @@ from jax.extend import core
 from jaxdnn.diagnosis.source_lines import SourceLine, source_line
 from jaxdnn.propagation import rms
 
-# Longer scans are left whole: written out they would compile for minutes.
+# Longer scans over layers are left whole: written out they would compile for minutes.
 LONGEST_SCAN = 512
+# Names of the steps at the border of a loop: what it starts from, a time step of what it runs over,
+# what it ends with, and all time steps together.
+CARRY, SLICE, LAST, STACK = "carry_of_loop", "slice_of_loop", "last_of_loop", "stack_of_loop"
 # Functions that are called in one piece, by where their body is.
 _INLINED = {"jit": "jaxpr", "remat2": "jaxpr", "checkpoint": "jaxpr", "closed_call": "call_jaxpr"}
 _LINEAR = ("dot_general", "conv_general_dilated")
@@ -71,16 +79,23 @@ class Value:
     """An array of the network.
 
     Attributes:
-      shape: without names of axes; the batch comes first where it depends on the inputs.
+      shape: without names of axes; the batch comes first where it depends on the inputs. Inside a
+        loop that of one time step.
       dtype: number format of its entries.
       depends: any of parameters, inputs and key.
       leaves: the parameters it is made of; empty where it depends on the inputs.
+      loop: index of the loop inside which it changes from step to step; None outside.
     """
 
     shape: tuple[int, ...]
     dtype: Any
     depends: Dependence
     leaves: frozenset[Leaf]
+    loop: int | None = None
+
+    def is_like(self, other: Value) -> bool:
+        """Tell whether one can be added to the other: of one shape, in the same loop."""
+        return (self.shape, self.loop) == (other.shape, other.loop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +113,7 @@ class Step:
       linear: the matrix product or convolution that it is or contains, if exactly one.
       signature: equal for steps that compute the same function of their operands.
       equations: its own, then those of the calls around it, innermost first.
+      loop: index of the loop that it is a part of, or the border of; None outside.
     """
 
     name: str
@@ -110,6 +126,7 @@ class Step:
     linear: core.JaxprEqn | None
     signature: str
     equations: tuple[core.JaxprEqn, ...]
+    loop: int | None = None
 
     @property
     def line(self) -> SourceLine | None:
@@ -118,15 +135,33 @@ class Step:
 
 
 @dataclasses.dataclass(frozen=True)
+class Loop:
+    """A recurrence through time.
+
+    Attributes:
+      length: time steps.
+      reverse: whether it runs from the last to the first.
+      carries: numbers of what is carried: as it starts, at the start of a time step, at its end.
+      slices: numbers of what it runs over, and of one time step of that.
+    """
+
+    length: int
+    reverse: bool
+    carries: tuple[tuple[int, int, int], ...]
+    slices: tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Program:
     """A network written out.
 
     Attributes:
-      steps: in an order in which they can run.
+      steps: in an order in which they can run; those of a loop follow each other.
       values: what each number stands for.
       constants: arrays that depend on nothing, by number.
       arguments: numbers of the flattened (params, inputs, key).
       output: number of the logits.
+      loops: recurrences through time.
     """
 
     steps: tuple[Step, ...]
@@ -134,6 +169,24 @@ class Program:
     constants: dict[int, Array]
     arguments: tuple[int, ...]
     output: int
+    loops: tuple[Loop, ...] = ()
+
+    def length(self, number: int) -> int | None:
+        """Return how many time steps a value has; None outside of loops."""
+        loop = self.values[number].loop
+        return None if loop is None else self.loops[loop].length
+
+    def full_shape(self, number: int) -> tuple[int, ...]:
+        """Return a value's shape, all time steps of a loop together: these first."""
+        length = self.length(number)
+        shape = self.values[number].shape
+        return shape if length is None else (length, *shape)
+
+    def batch_first(self, number: int, value: Any) -> Any:
+        """Move the time steps of a value, if it has them, behind the axis of the batch."""
+        if self.values[number].loop is None or len(value.shape) < 2:
+            return value
+        return value.swapaxes(0, 1)
 
 
 def trace(
@@ -143,6 +196,7 @@ def trace(
     key: Array | None,
     *,
     unroll: bool = True,
+    loops: bool = True,
 ) -> Program:
     """Write `function(params, inputs, key) -> logits` out as steps.
 
@@ -152,27 +206,32 @@ def trace(
       inputs: a tree of arrays.
       key: a typed key, or None.
       unroll: write the layers of a scan out one by one.
+      loops: write out what a scan through time does in a time step; or else it stays whole.
     """
     closed = jax.make_jaxpr(function)(params, inputs, key)
     counts = [len(jax.tree.leaves(tree)) for tree in (params, inputs, key)]
     kinds = [Dependence.PARAMS, Dependence.INPUTS, Dependence.KEY]
-    writer = _Writer(unroll)
+    writer = _Writer(unroll, loops)
     arguments = []
     for kind, count in zip(kinds, counts, strict=True):
         for var in closed.jaxpr.invars[len(arguments) :][:count]:
             leaves = {Leaf(len(arguments), None)} if kind is Dependence.PARAMS else ()
             arguments.append(writer.new(var.aval, kind, frozenset(leaves)))
     (output,) = writer.write(closed.jaxpr, closed.consts, arguments, "")
-    steps = _needed(writer.steps, output)
-    return Program(steps, tuple(writer.values), writer.constants, tuple(arguments), output)
+    steps = _needed(writer.steps, writer.loops, output)
+    values, places = tuple(writer.values), tuple(arguments)
+    return Program(steps, values, writer.constants, places, output, tuple(writer.loops))
 
 
-def _needed(steps: Sequence[Step], output: int) -> tuple[Step, ...]:
-    """Leave out what the logits do not need."""
+def _needed(steps: Sequence[Step], loops: Sequence[Loop], output: int) -> tuple[Step, ...]:
+    """Leave out what the logits do not need; of a loop they need all that it carries."""
     needed, kept = {output}, []
     for step in reversed(steps):
         if needed.intersection(step.outputs):
             needed.update(step.inputs)
+            if step.loop is not None:
+                needed.update(n for carry in loops[step.loop].carries for n in carry)
+                needed.update(outer for outer, _ in loops[step.loop].slices)
             kept.append(step)
     return tuple(reversed(kept))
 
@@ -180,16 +239,25 @@ def _needed(steps: Sequence[Step], output: int) -> tuple[Step, ...]:
 class _Writer:
     """Collects the steps of a jaxpr and of those inside it."""
 
-    def __init__(self, unroll: bool) -> None:
-        self._unrolls = unroll
+    def __init__(self, unroll: bool, loops: bool) -> None:
+        self._unrolls, self._loops_over_time = unroll, loops
         self.steps: list[Step] = []
         self.values: list[Value] = []
         self.constants: dict[int, Array] = {}
+        self.loops: list[Loop] = []
+        # Index of the loop in which the writer is.
+        self._loop: int | None = None
         # The calls in which the writer is, innermost first.
         self._around: tuple[core.JaxprEqn, ...] = ()
 
-    def new(self, aval: Any, depends: Dependence, leaves: frozenset[Leaf] = frozenset()) -> int:
-        self.values.append(Value(tuple(aval.shape), aval.dtype, depends, leaves))
+    def new(
+        self,
+        aval: Any,
+        depends: Dependence,
+        leaves: frozenset[Leaf] = frozenset(),
+        loop: int | None = None,
+    ) -> int:
+        self.values.append(Value(tuple(aval.shape), aval.dtype, depends, leaves, loop))
         return len(self.values) - 1
 
     def constant(self, value: Any) -> int:
@@ -216,9 +284,9 @@ class _Writer:
                 self._around = (eqn, *self._around)
                 outputs = self.write(body, inner_consts, [read(v) for v in eqn.invars], called)
                 self._around = self._around[1:]
-            elif name == "scan" and self._unrolls and _worth_unrolling(eqn):
+            elif name == "scan" and (write := self._way_of(eqn, [read(v) for v in eqn.invars])):
                 self._around = (eqn, *self._around)
-                outputs = self._unroll(eqn, [read(v) for v in eqn.invars], label)
+                outputs = write(eqn, [read(v) for v in eqn.invars], label)
                 self._around = self._around[1:]
             else:
                 outputs = self._step(eqn, numbers, label)
@@ -252,11 +320,15 @@ class _Writer:
         for number in inputs:
             depends |= self.values[number].depends
             leaves |= self.values[number].leaves
+        inner = self._loop is not None and any(
+            self.values[number].loop == self._loop for number in inputs
+        )
+        loop = self._loop if inner else None
         if depends & Dependence.INPUTS:
             leaves = frozenset()
         elif scan_index is not None:
             leaves = frozenset(Leaf(leaf.index, scan_index) for leaf in leaves)
-        outputs = [self.new(var.aval, depends, leaves) for var in outvars]
+        outputs = [self.new(var.aval, depends, leaves, loop) for var in outvars]
         inside = [] if eqn is None else list(_equations(eqn))
         linear = [inner for inner in inside if inner.primitive.name in _LINEAR]
         self.steps.append(
@@ -271,9 +343,126 @@ class _Writer:
                 linear[0] if len(linear) == 1 else None,
                 signature,
                 self._around if eqn is None else (eqn, *self._around),
+                loop,
             )
         )
         return outputs
+
+    def _way_of(self, eqn: core.JaxprEqn, inputs: Sequence[int]) -> Callable[..., Any] | None:
+        """How to write a scan: layer by layer, as a loop, or None for as it is."""
+        names = {inner.primitive.name for inner in _equations(eqn)}
+        if not names.intersection(_LINEAR):
+            return None
+        body, _ = open_jaxpr(eqn.params["jaxpr"])
+        over = inputs[num_same(eqn.invars, body.invars) :]
+        if any(self._is_kernels(number) for number in over):
+            worth = self._unrolls and eqn.params["length"] <= LONGEST_SCAN
+            return self._unroll if worth else None
+        return self._repeat if self._loops_over_time and self._loop is None else None
+
+    def _is_kernels(self, number: int) -> bool:
+        """Tell whether a value is a stack of parameters' matrices."""
+        value = self.values[number]
+        own = value.depends & Dependence.PARAMS and not value.depends & Dependence.INPUTS
+        return bool(own) and len(value.shape) > 2
+
+    def _repeat(self, eqn: core.JaxprEqn, inputs: list[int], label: str) -> list[int]:
+        """Write a scan through time as a loop."""
+        body, _ = open_jaxpr(eqn.params["jaxpr"])
+        num_before = num_same(eqn.invars, body.invars)
+        num_carry = num_same(eqn.outvars, body.outvars)
+        carried = inputs[num_before - num_carry : num_before]
+        known = [self.values[number].depends for number in carried]
+        while True:
+            # What is carried depends on what came in earlier time steps.
+            marks = len(self.steps), len(self.values)
+            found, outputs = self._time_step(eqn, inputs, known, label)
+            found = [each | more for each, more in zip(known, found, strict=True)]
+            if found == known:
+                return outputs
+            known = found
+            del self.steps[marks[0] :], self.values[marks[1] :], self.loops[-1:]
+            self.constants = {n: x for n, x in self.constants.items() if n < marks[1]}
+
+    def _time_step(
+        self, eqn: core.JaxprEqn, inputs: list[int], known: Sequence[Dependence], label: str
+    ) -> tuple[list[Dependence], list[int]]:
+        """Write a loop; return what the carried values depend on, and the results."""
+        body, consts = open_jaxpr(eqn.params["jaxpr"])
+        num_carry = num_same(eqn.outvars, body.outvars)
+        num_before = num_same(eqn.invars, body.invars)
+        num_shared = num_before - num_carry
+        loop, first, reverse = len(self.loops), len(self.steps), bool(eqn.params["reverse"])
+        self._loop = loop
+        starts, stacked = inputs[num_shared:num_before], inputs[num_before:]
+        variables = body.invars[num_shared:num_before]
+        same = [a is b for a, b in zip(variables, body.outvars[:num_carry], strict=True)]
+        carries = [
+            start if is_same else self._border(CARRY, _as_it_is, start, var, loop, depends)
+            for start, is_same, var, depends in zip(starts, same, variables, known, strict=True)
+        ]
+        slices = [
+            self._border(SLICE, _as_it_is, whole, var, loop)
+            for whole, var in zip(stacked, body.invars[num_before:], strict=True)
+        ]
+        ends = self.write(body, consts, [*inputs[:num_shared], *carries, *slices], label)
+        self._loop = None
+        own = self.steps[first:]
+        self.steps[first:] = sorted(own, key=lambda step: step.loop is not None)
+        triples = tuple(
+            (start, number, end)
+            for start, number, end, is_same in zip(
+                starts, carries, ends[:num_carry], same, strict=True
+            )
+            if not is_same
+        )
+        pairs = tuple(zip(stacked, slices, strict=True))
+        self.loops.append(Loop(int(eqn.params["length"]), reverse, triples, pairs))
+        last, outvars = _last_of(reverse), eqn.outvars
+        finals = [
+            start if is_same else self._leave(LAST, last, end, var, loop)
+            for start, is_same, end, var in zip(
+                starts, same, ends[:num_carry], outvars[:num_carry], strict=True
+            )
+        ]
+        stacks = [
+            self._leave(STACK, _as_it_is, end, var, loop)
+            for end, var in zip(ends[num_carry:], outvars[num_carry:], strict=True)
+        ]
+        depends = [self.values[end].depends for end in ends[:num_carry]]
+        return depends, [*finals, *stacks]
+
+    def _border(
+        self,
+        name: str,
+        run: Callable[..., Sequence[Array]],
+        outer: int,
+        var: Any,
+        loop: int,
+        depends: Dependence | None = None,
+    ) -> int:
+        """Enter a step that takes a value into a loop."""
+        value = self.values[outer]
+        depends = value.depends if depends is None else depends
+        leaves = frozenset() if depends & Dependence.INPUTS else value.leaves
+        number = self.new(var.aval, depends, leaves, loop)
+        self.steps.append(self._bare(name, run, outer, number, loop))
+        return number
+
+    def _leave(
+        self, name: str, run: Callable[..., Sequence[Array]], inner: int, var: Any, loop: int
+    ) -> int:
+        """Enter a step that takes a value out of a loop."""
+        value = self.values[inner]
+        number = self.new(var.aval, value.depends, value.leaves)
+        self.steps.append(self._bare(name, run, inner, number, loop))
+        return number
+
+    def _bare(
+        self, name: str, run: Callable[..., Sequence[Array]], taken: int, given: int, loop: int
+    ) -> Step:
+        inner = frozenset({name})
+        return Step(name, run, (taken,), (given,), {}, inner, "", None, name, self._around, loop)
 
     def _unroll(self, eqn: core.JaxprEqn, inputs: list[int], label: str) -> list[int]:
         body, consts = open_jaxpr(eqn.params["jaxpr"])
@@ -314,11 +503,6 @@ def _equations(eqn: core.JaxprEqn) -> Any:
             yield from _equations(inside)
 
 
-def _worth_unrolling(eqn: core.JaxprEqn) -> bool:
-    names = {inner.primitive.name for inner in _equations(eqn)}
-    return bool(names.intersection(_LINEAR)) and eqn.params["length"] <= LONGEST_SCAN
-
-
 def num_same(outer: Sequence[Any], inner: Sequence[Any]) -> int:
     """Count what a scan passes on as it is; what it stacks has one axis more."""
     pairs = zip(outer, inner, strict=True)
@@ -333,6 +517,14 @@ def _stack(*arrays: Array) -> Sequence[Array]:
     return (jnp.stack(arrays),)
 
 
+def _as_it_is(x: Array) -> Sequence[Array]:
+    return (x,)
+
+
+def _last_of(reverse: bool) -> Callable[..., Sequence[Array]]:
+    return lambda x: (x[0 if reverse else -1],)
+
+
 def compile_quickly(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function compiled for a few calls: built soon rather than fast."""
     return jax.jit(function, compiler_options=_UNOPTIMISED)
@@ -342,47 +534,119 @@ def run(
     program: Program,
     arguments: Sequence[Any],
     edits: Mapping[int, Edit],
-    uses: Mapping[tuple[int, int], Callable[[Array], Array]] | None = None,
+    added: Mapping[int | tuple[int, int], Array] | None = None,
+    looked_at: Collection[int] = (),
 ) -> Environment:
     """Run all steps.
 
     Args:
       program: as `trace` writes it.
       arguments: trees of params, inputs and key, of the shapes that were traced.
-      edits: what to do with a value, by its number.
-      uses: what to do with an operand of one step only, by (index of the step, number).
+      edits: what to do with a value, by its number; inside a loop at every time step.
+      added: what to add to a value, of its full shape; by its number, or for one step only by
+        (index of the step, number).
+      looked_at: numbers inside loops that are asked for.
 
     Returns:
-      All values by number.
+      All values by number; of those inside loops these that are asked for, of their full shape.
     """
-    uses = uses or {}
+    runner = _Runner(program, edits, added or {}, frozenset(looked_at))
     environment = dict(program.constants)
     leaves = jax.tree.leaves(tuple(arguments))
     for number, leaf in zip(program.arguments, leaves, strict=True):
-        environment[number] = _edited(edits, number, leaf, environment)
-    changed = {step for step, _ in uses}
-    for index, step in enumerate(program.steps):
-        operands = [environment[number] for number in step.inputs]
-        if index in changed:
-            operands = [
-                uses[index, number](value) if (index, number) in uses else value
-                for number, value in zip(step.inputs, operands, strict=True)
-            ]
-        for number, value in zip(step.outputs, step.run(*operands), strict=True):
-            environment[number] = _edited(edits, number, value, environment)
+        environment[number] = runner.edited(number, leaf, environment, {})
+    for loop, indices in itertools.groupby(
+        range(len(program.steps)), lambda index: program.steps[index].loop
+    ):
+        if loop is None:
+            for index in indices:
+                runner.take(index, environment, runner.outside)
+        else:
+            runner.repeat(program.loops[loop], list(indices), environment)
     return environment
 
 
-def _edited(
-    edits: Mapping[int, Edit], number: int, value: Array, environment: Environment
-) -> Array:
-    return edits[number](value, environment) if number in edits else value
+class _Runner:
+    """Runs single steps and loops in an environment."""
+
+    def __init__(
+        self,
+        program: Program,
+        edits: Mapping[int, Edit],
+        added: Mapping[Any, Array],
+        looked_at: frozenset[int],
+    ) -> None:
+        self._program, self._edits, self._looked_at = program, edits, looked_at
+        values = program.values
+        self.outside = {
+            key: array
+            for key, array in added.items()
+            if values[key[1] if isinstance(key, tuple) else key].loop is None
+        }
+        self._inside = {key: added[key] for key in added.keys() - self.outside.keys()}
+        self._changed = {key[0] for key in added if isinstance(key, tuple)}
+
+    def edited(
+        self, number: int, value: Array, environment: Environment, added: Mapping[Any, Array]
+    ) -> Array:
+        """What stands in a value's place."""
+        if number in self._edits:
+            value = self._edits[number](value, environment)
+        return value + added[number] if number in added else value
+
+    def take(self, index: int, environment: Environment, added: Mapping[Any, Array]) -> None:
+        """Run one step."""
+        step = self._program.steps[index]
+        operands = [environment[number] for number in step.inputs]
+        if index in self._changed:
+            operands = [
+                value + added[index, number] if (index, number) in added else value
+                for number, value in zip(step.inputs, operands, strict=True)
+            ]
+        for number, value in zip(step.outputs, step.run(*operands), strict=True):
+            environment[number] = self.edited(number, value, environment, added)
+
+    def repeat(self, loop: Loop, indices: Sequence[int], environment: Environment) -> None:
+        """Run a loop, and enter its results."""
+        steps = self._program.steps
+        into = {n for _, n, _ in loop.carries} | {n for _, n in loop.slices}
+        inside = [i for i in indices if steps[i].name not in (CARRY, SLICE, LAST, STACK)]
+        leaving = [steps[i] for i in indices if steps[i].name in (LAST, STACK)]
+        made = into.union(*(steps[i].outputs for i in inside))
+        wanted = (made & self._looked_at) | {s.inputs[0] for s in leaving if s.name == STACK}
+        keys = [key for key in self._inside if (key[1] if isinstance(key, tuple) else key) in made]
+
+        def time_step(carry: Sequence[Array], over: Any) -> tuple[list[Array], dict[int, Array]]:
+            slices, arrays = over
+            own, local = dict(zip(keys, arrays, strict=True)), dict(environment)
+            for (_, number, _), value in zip(loop.carries, carry, strict=True):
+                local[number] = self.edited(number, value, local, own)
+            for (_, number), value in zip(loop.slices, slices, strict=True):
+                local[number] = self.edited(number, value, local, own)
+            for index in inside:
+                self.take(index, local, own)
+            return [local[end] for _, _, end in loop.carries], {n: local[n] for n in wanted}
+
+        first = [environment[start] for start, _, _ in loop.carries]
+        over = [environment[whole] for whole, _ in loop.slices], [self._inside[k] for k in keys]
+        last, stacked = jax.lax.scan(
+            time_step, first, over, length=loop.length, reverse=loop.reverse
+        )
+        environment.update({number: stacked[number] for number in wanted & made})
+        finals = {end: value for (_, _, end), value in zip(loop.carries, last, strict=True)}
+        for step in leaving:
+            (number,), (end,) = step.outputs, step.inputs
+            value = stacked[end] if step.name == STACK else finals[end]
+            environment[number] = self.edited(number, value, environment, self.outside)
 
 
 def replay(
     steps: Sequence[Step], environment: Environment, start: int, end: int
 ) -> Callable[[Array], Array]:
-    """Return the function that the steps compute of the value `start`, all else as it was."""
+    """Return the function that the steps compute of the value `start`, all else as it was.
+
+    Inside a loop it is the function of one time step.
+    """
 
     def function(x: Array) -> Array:
         local = {start: x}
@@ -392,6 +656,20 @@ def replay(
         return local[end]
 
     return function
+
+
+def replay_all(
+    program: Program, steps: Sequence[Step], environment: Environment, start: int, end: int
+) -> Callable[[Array], Array]:
+    """As `replay`, with the values of loops at all their time steps."""
+
+    def over_time(step: Step) -> Step:
+        if step.loop is None or step.name in (CARRY, SLICE, LAST, STACK):
+            return step
+        axes = [None if program.values[n].loop is None else 0 for n in step.inputs]
+        return dataclasses.replace(step, run=jax.vmap(step.run, in_axes=axes))
+
+    return replay([over_time(step) for step in steps], environment, start, end)
 
 
 @jax.custom_vjp

@@ -14,6 +14,7 @@ from jax import Array
 from jaxdnn.diagnosis import printout
 from jaxdnn.diagnosis.causes import Cause
 from jaxdnn.diagnosis.profile import LayerProfile
+from jaxdnn.diagnosis.recurrence import Recurrence
 from jaxdnn.diagnosis.trial import Verdict
 from jaxdnn.run_folder import without_nan
 
@@ -78,6 +79,7 @@ class Diagnosis:
       loss_name: what the verdict is for, in words.
       notes: what else to know of the verdict, a sentence each.
       rates: what other learning rates do; None where they were not asked for.
+      recurrences: how the gradient passes back through time, in the order in which they run.
     """
 
     verdict: Verdict
@@ -91,6 +93,7 @@ class Diagnosis:
     loss_name: str
     notes: tuple[str, ...]
     rates: RateCurve | None = None
+    recurrences: tuple[Recurrence, ...] = ()
 
     def __str__(self) -> str:
         return printout.short_text(self.to_dict())

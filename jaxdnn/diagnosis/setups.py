@@ -29,6 +29,7 @@ from jaxdnn.diagnosis.program import (
     Edit,
     Environment,
     Program,
+    Step,
     compile_quickly,
     run,
     trace,
@@ -292,7 +293,8 @@ class Trials:
         self.horizon = horizon
         affordable = affordable_steps(exam.outline.program, exam.params)
         self.num_steps = min(horizon, affordable)
-        scans = any(step.name == "scan" for step in exam.outline.program.steps)
+        steps = exam.outline.program.steps
+        scans = any(step.name == "scan" or step.loop is not None for step in steps)
         self._light = affordable >= HORIZON and not scans
         self._programs: dict[Any, Callable[..., tuple[Trial, Any]]] = {}
         self._answers: dict[Any, Answers] = {}
@@ -427,24 +429,28 @@ def affordable_steps(program: Program, params: Any) -> int:
     """Return how many training steps a trial has: all of the horizon for a small network."""
     cost = _OVERHEAD * 10 + _UPDATE * sum(math.prod(jnp.shape(x)) for x in jax.tree.leaves(params))
     for step in program.steps:
-        cost += _OVERHEAD * 0.1
-        if step.linear is not None:
-            operands: Sequence[Any] = [var.aval for var in step.linear.invars[:2]]
-            result: Any = step.linear.outvars[0].aval
-            if step.linear.primitive.name == "dot_general":
-                (contracted, _), _ = step.linear.params["dimension_numbers"]
-                inside = float(np.prod([operands[0].shape[axis] for axis in contracted]))
-                cost += inside * float(np.prod(result.shape))
-            else:
-                kernel = float(np.prod(operands[1].shape))
-                out = step.linear.params["dimension_numbers"].rhs_spec[0]
-                channels = operands[1].shape[out]
-                cost += _CONVOLUTION * kernel / channels * float(np.prod(result.shape))
-        elif step.linear is None and step.name == "scan":
-            cost += _OVERHEAD * 0.1 * int(step.params.get("length", 1)) * 30
+        times = 1 if step.loop is None else program.loops[step.loop].length
+        cost += times * _cost_of(step)
     steps = int(np.clip(int(_AFFORDABLE / cost) // 10 * 10, NUM_STEPS, HORIZON))
     # What is nearly the whole is the whole: nothing has to be guessed then.
     return HORIZON if 2 * steps >= HORIZON else steps
+
+
+def _cost_of(step: Step) -> float:
+    """The work of one step of a program, forward and back."""
+    cost = _OVERHEAD * 0.1
+    if step.linear is None:
+        lengths = int(step.params.get("length", 1)) if step.name == "scan" else 0
+        return cost + cost * lengths * 30
+    operands: Sequence[Any] = [var.aval for var in step.linear.invars[:2]]
+    result: Any = step.linear.outvars[0].aval
+    entries = float(np.prod(result.shape))
+    if step.linear.primitive.name == "dot_general":
+        (contracted, _), _ = step.linear.params["dimension_numbers"]
+        return cost + entries * float(np.prod([operands[0].shape[axis] for axis in contracted]))
+    out = step.linear.params["dimension_numbers"].rhs_spec[0]
+    kernel = float(np.prod(operands[1].shape)) / operands[1].shape[out]
+    return cost + _CONVOLUTION * kernel * entries
 
 
 def _new_head(exam: Exam, units: int) -> dict[str, Array]:
