@@ -35,6 +35,9 @@ from jaxdnn.stored import SEAL, seal
 KINDS = ("latest", "best")
 FINGERPRINT = "fingerprint"
 _NUM_KEPT = 2
+# Orbax's threads wait for each other, and for the directories if those are made in the background,
+# by the wall clock: one that jumps ends the save, or stops it for as long as the jump was.
+_ASYNC = ocp.options.AsyncOptions(timeout_secs=10**9, create_directories_asynchronously=False)
 _DISK_ERRORS = (
     "No space left on device",
     "File too large",
@@ -130,7 +133,7 @@ class Checkpoints:
             return
         # A copy, because the training step reuses (donates) the state's memory.
         copy = tree_copy(flatten(tree))
-        with self._explained(kind, step):
+        with self._explained(kind, step), ocp.Context(async_options=_ASYNC):
             saving = self._checkpointers[kind].save_async(
                 step, copy | {FINGERPRINT: fingerprint(copy)}, custom_metadata=seal(self._about())
             )
