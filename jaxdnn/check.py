@@ -116,6 +116,8 @@ def _message(error: BaseException) -> str:
             f"the code to examine ended the process (sys.exit({error.code!r})) before there was a "
             "verdict; let the module only define the model"
         )
+    if message := command_line.of_the_machine(error):
+        return message
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300] or 'it says no more'}"
 
 

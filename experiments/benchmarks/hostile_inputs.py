@@ -930,13 +930,13 @@ def environments() -> Iterator[Case]:
             shell=shell,
             codes=(0, 2) if "gone" in name else (0,),
         )
-    for platform in ("nonsense", "tpu"):
+    for platform in ("nonsense", "tpu", "cuda"):
         variables = {"JAX_PLATFORMS": platform}
         yield Case(
             "environments",
             f"JAX_PLATFORMS={platform}",
             predict,
-            "refused",
+            "either" if platform == "cuda" else "refused",
             with_run(photos),
             environment=variables,
         )
