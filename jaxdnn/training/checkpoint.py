@@ -11,6 +11,7 @@ the machine stops, a latest and the best that it knows of are undamaged.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import logging
 import sys
@@ -325,16 +326,30 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _abandoned_readers_silent() -> Iterator[None]:
-    """Drop what Orbax's readers complain of when they are collected unfinished.
+    """Drop what Orbax's readers complain of when they are collected unfinished, or finish late.
 
-    One damaged file ends the loading; the readers of the others then write tracebacks to stderr.
+    One damaged file ends the loading; the readers of the others then write tracebacks to stderr. On
+    a slow machine some still read when the loop that waits for them has long been closed: of those
+    nothing is said for the rest of the process.
     """
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         yield
     finally:
         gc.collect()
-        sys.unraisablehook = hook
+        is_set = isinstance(hook, _LateReadersDropped)
+        sys.unraisablehook = hook if is_set else _LateReadersDropped(hook)
+
+
+@dataclasses.dataclass(frozen=True)
+class _LateReadersDropped:
+    """Passes on to `hook` whatever is raised where nobody can catch it, but for late readers."""
+
+    hook: Callable[[Any], Any]
+
+    def __call__(self, raised: Any) -> None:
+        if str(raised.exc_value) != "Event loop is closed":
+            self.hook(raised)
 
 
 def fingerprint(flat: Mapping[str, Array]) -> Array:

@@ -1,5 +1,8 @@
 """Checkpoints: bit for bit, one of each kind, and one clear line for what cannot be read."""
 
+import asyncio
+import sys
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -140,6 +143,34 @@ def test_damaged_files_give_one_line(tmp_path, damage, part):
         checkpoints.restore("latest", tree)
     assert "\n" not in str(caught.value)
     assert "checkpoint" in str(caught.value)
+
+
+class Unheard:
+    """Raises where nobody can catch it."""
+
+    def __init__(self, act):
+        self.act = act
+
+    def __del__(self):
+        self.act()
+
+
+def test_of_a_reader_that_comes_late_to_a_closed_loop_nothing_is_said(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda raised: told.append(str(raised.exc_value)))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save("best", 4, random_tree(4))
+    path = data_file(tmp_path / "best", 4)
+    path.write_bytes(truncate(path.read_bytes()))
+    for _ in range(2):
+        with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match="is damaged"):
+            checkpoints.restore("best", random_tree(0))
+    closed = asyncio.new_event_loop()
+    closed.close()
+    Unheard(lambda: closed.call_soon_threadsafe(int))
+    Unheard(lambda: int("seven"))
+    assert len(told) == 1
+    assert "seven" in told[0]
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
