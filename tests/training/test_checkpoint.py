@@ -1,6 +1,7 @@
 """Checkpoints: bit for bit, one of each kind, and one clear line for what cannot be read."""
 
 import asyncio
+import subprocess
 import sys
 
 import chex
@@ -143,6 +144,41 @@ def test_damaged_files_give_one_line(tmp_path, damage, part):
         checkpoints.restore("latest", tree)
     assert "\n" not in str(caught.value)
     assert "checkpoint" in str(caught.value)
+
+
+SAVE_WHILE_THE_CLOCK_JUMPS = """
+import random, sys, time
+from pathlib import Path
+import jax.numpy as jnp
+from jaxdnn.errors import InputError
+from jaxdnn.training import Checkpoints
+
+now, drawn = time.time, random.Random(1)
+with Checkpoints(Path(sys.argv[1])) as checkpoints:
+    time.time = lambda: now() + drawn.choice([-36e3, 0.0, 0.0, 36e3])
+    for step in range(30):
+        try:
+            checkpoints.save("latest", step, {"a": jnp.full(100, float(step)), "b": jnp.ones(9)})
+            checkpoints.wait()
+            print(step)
+        except InputError as error:
+            print(error)
+    time.time = now
+"""
+
+
+@pytest.mark.slow
+def test_a_clock_that_jumps_to_and_fro_stops_no_save_for_good(tmp_path):
+    """It is written, or one line says that it is not; what counts as written can be read."""
+    command = [sys.executable, "-c", SAVE_WHILE_THE_CLOCK_JUMPS, str(tmp_path)]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True).stdout
+    lines = said.splitlines()
+    assert len(lines) == 30
+    assert all(line.isdigit() or "or the clock jumped" in line for line in lines)
+    written = [int(line) for line in lines if line.isdigit()]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.step("latest") == written[-1]
+        assert checkpoints.restore("latest")["a"][0] == written[-1]
 
 
 class Unheard:
