@@ -265,10 +265,11 @@ class Checkpoints:
             yield
         except Exception as error:
             kept = [other for other in self.steps("latest") if other != step]
+            mend = "make room on the disk, or mend its permissions, and "
             raise InputError(
                 f"the {kind} checkpoint of step {step} cannot be written ({_reason(error)}); "
                 f"{f'that of step {kept[0]}' if kept else 'nothing'} is kept: "
-                "make room on the disk, or mend its permissions, and go on with --resume"
+                f"{'' if isinstance(error, TimeoutError) else mend}go on with --resume"
             ) from error
 
 
