@@ -13,10 +13,12 @@ import contextlib
 import dataclasses
 import importlib
 import math
+import os
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +85,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return _refuse(str(error), options)
     try:
         _check_options(options)
-        with command_line.stdout_kept():
+        with command_line.stdout_kept(), _exit_caught():
             diagnosis = _diagnose(options)
         if options.out is not None:
             _write(diagnosis, options.out)
@@ -97,6 +99,26 @@ def main(args: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _refuse(f"the verdict cannot be printed: stdout fails ({error.strerror})", None)
     return EXIT_CODES[diagnosis.verdict]
+
+
+@contextlib.contextmanager
+def _exit_caught() -> Iterator[None]:
+    """Let `os._exit` raise: the code to examine would end the process, with a verdict's code."""
+    leave, process = os._exit, os.getpid()
+
+    def caught(status: int) -> NoReturn:
+        if os.getpid() != process:  # A child, which has to end so.
+            leave(status)
+        if threading.current_thread() is not threading.main_thread():
+            print(f"error: {_message(SystemExit(status))}", file=sys.stderr, flush=True)
+            leave(NOT_EXAMINED)
+        raise SystemExit(status)
+
+    os._exit = caught
+    try:
+        yield
+    finally:
+        os._exit = leave
 
 
 def _refuse(message: str, options: Arguments | None) -> int:
@@ -113,9 +135,11 @@ def _message(error: BaseException) -> str:
         return str(error)
     if isinstance(error, SystemExit):
         return (
-            f"the code to examine ended the process (sys.exit({error.code!r})) before there was a "
+            f"the code to examine ended the process (exit code {error.code!r}) before there was a "
             "verdict; let the module only define the model"
         )
+    if message := command_line.of_the_machine(error):
+        return message
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300] or 'it says no more'}"
 
 

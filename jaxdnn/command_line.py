@@ -134,23 +134,40 @@ def run(main: Callable[[], int]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED_EXIT_CODE
-    except (MemoryError, RuntimeError) as error:
-        if not (message := _of_the_machine(error)):
+    except (MemoryError, RuntimeError, AssertionError) as error:
+        if not (message := of_the_machine(error)):
             raise
         print(f"error: {message}", file=sys.stderr)
         code = 2
     sys.exit(code)
 
 
-def _of_the_machine(error: MemoryError | RuntimeError) -> str:
-    """Say what the machine lacks, where an error is about that; JAX's are known by their words."""
-    said = str(error)
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in said:
+def of_the_machine(error: BaseException) -> str:
+    """Say in one line what the machine lacks; '' where an error is not about that.
+
+    JAX's errors are known by their words. Of a GPU without its plug-in it has none: it asserts that
+    there is a device.
+    """
+    said = " ".join(str(error).split())[:200]
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return "there is not enough memory; choose a smaller network, batch or image size"
-    if said.startswith(("Unable to initialize backend", "Unknown backend")):
-        reason = " ".join(said.split())[:200]
-        return f"JAX finds no such device ({reason}); leave JAX_PLATFORMS out, or set it to cpu"
-    return ""
+    if isinstance(error, AssertionError) and not _has_device():
+        said = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
+    elif not said.startswith(("Unable to initialize backend", "Unknown backend")):
+        return ""
+    return (
+        f"JAX finds no such device ({said}); leave JAX_PLATFORMS out, set it to cpu, or install "
+        "the JAX that knows the device, such as jax[cuda13]"
+    )
+
+
+def _has_device() -> bool:
+    import jax
+
+    try:
+        return bool(jax.devices())
+    except (RuntimeError, AssertionError):
+        return False
 
 
 def _open_closed() -> None:

@@ -39,7 +39,7 @@ def progress_bar(
       leave: whether the bar stays on the terminal when it is done.
       delay: seconds before anything is shown: what takes less is not worth a bar.
     """
-    kind = tqdm if sys.stderr.isatty() else _Lines
+    kind = _Bar if sys.stderr.isatty() else _Lines
     return kind(
         total=total,
         desc=f"{desc}: ",
@@ -59,7 +59,18 @@ def write_line(text: str) -> None:
     tqdm.write(printable(text), file=sys.stderr)
 
 
-class _Lines(tqdm):
+class _Bar(tqdm):
+    """A bar that tells time by a clock that nobody can set back: by tqdm's it would stand still."""
+
+    monitor_interval = 0  # tqdm's thread that draws what is late compares with the other clock.
+
+    def __init__(self, **options: Any):
+        super().__init__(miniters=1, **options)
+        self._time = time.monotonic
+        self.start_t = self.last_print_t = self._time()
+
+
+class _Lines(_Bar):
     """A bar that writes lines, and never returns to the start of one."""
 
     def __init__(self, *, total: int, initial: int, delay: float, **options: Any):

@@ -234,7 +234,8 @@ _SCORES = ("accuracy", "balanced_accuracy", "auc", "loss")
 SUMMARY = {
     **{f"{split}/{score}": float | None for split in _SPLITS for score in _SCORES},
     "majority_fraction": float | None,
-    "confusion": list[list[int]],
+    "confusion": list[list[int]] | None,
+    "most_confused": list[list[int]],
     "class_names": list[str],
     "best_step": int | None,
     "steps": int,

@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from .diagnosis import made
 
 PAGE = Path(__file__).parents[1] / "docs" / "for_assistants.md"
 MODULE = """
-import os, sys
+import os, sys, threading
 import jax, jax.numpy as jnp
 
 print("imported")
@@ -36,6 +37,17 @@ def make(scale):
 def good(): return make(0.5)
 def broken(): raise RuntimeError("no data")
 def leaves(): sys.exit(0)
+def leaves_at_once(): os._exit(0)
+def leaves_from_a_thread():
+    thread = threading.Thread(target=os._exit, args=(0,))
+    thread.start()
+    thread.join()
+def lets_a_child_leave():
+    child = os.fork()
+    if not child:
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    sys.exit(0)
 def leaves_with_words(): sys.exit("bye")
 class Odd(BaseException): pass
 def raises_oddly(): raise Odd
@@ -102,6 +114,16 @@ def test_every_verdict_has_its_exit_code(verdict, code, monkeypatch):
     assert check.main(["some_networks:good", *OPTIONS]) == code
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["leaves_from_a_thread", "lets_a_child_leave"])
+def test_code_that_ends_the_process_has_no_code_of_a_verdict(model, folder):
+    command = [sys.executable, "-m", "jaxdnn.check", f"some_networks:{model}", *OPTIONS]
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert ended.returncode == 3
+    assert ended.stdout == ""
+    assert "ended the process (exit code 0) before there was a verdict" in ended.stderr
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -115,6 +137,7 @@ def test_every_verdict_has_its_exit_code(verdict, code, monkeypatch):
         ["some_networks:good", "--input", "16,8", "--input-type", "words:8"],
         ["some_networks:leaves", *OPTIONS],
         ["some_networks:leaves_with_words", *OPTIONS],
+        ["some_networks:leaves_at_once", *OPTIONS],
         ["some_networks:raises_oddly", *OPTIONS],
         ["some_networks:number", *OPTIONS],
         ["some_networks:good", *OPTIONS, "--loss", "some_networks:number"],

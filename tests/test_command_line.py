@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 
+import jax
 import pytest
 
 from jaxdnn import command_line
@@ -110,6 +111,19 @@ def test_a_reader_that_has_seen_enough_is_no_error(capsys, monkeypatch):
 def test_what_is_nobodys_fault_keeps_its_traceback():
     with pytest.raises(OSError, match="no such error"):
         command_line.run(raising(OSError(errno.ENOTTY, "no such error")))
+    with pytest.raises(AssertionError):
+        command_line.run(raising(AssertionError()))
+
+
+def test_a_gpu_without_its_plug_in_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(jax, "devices", raising(AssertionError()))
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(SystemExit) as stop:
+        command_line.run(raising(AssertionError()))
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert said.startswith("error: JAX finds no such device (JAX_PLATFORMS=cuda); leave")
+    assert said.count("\n") == 1
 
 
 def test_a_first_signal_is_noted_and_the_handlers_come_back(capsys):

@@ -184,12 +184,26 @@ def test_options_that_contradict_each_other(make, expected):
     assert "\n" not in str(caught.value)
 
 
-def test_limits_themselves_are_allowed():
-    DataOptions(max_unreadable=1.0, image_size=1)
-    OptimizerOptions(learning_rate=0.0, decay_steps=1)
-    AugmentOptions(rotation=180.0, random_scale=0.9, brightness=1.0)
-    TrainOptions(batch_size=1, epochs=1, patience=1, divergence_factor=1.0)
-    Config(seed=2**31 - 1)
+@pytest.mark.parametrize(
+    ("kind", "name", "limit", "beyond"),
+    [
+        (DataOptions, "max_unreadable", 1.0, 1.001),
+        (DataOptions, "image_size", 1, 0),
+        (OptimizerOptions, "learning_rate", 0.0, -1e-9),
+        (OptimizerOptions, "decay_steps", 1, 0),
+        (AugmentOptions, "rotation", 180.0, 180.1),
+        (AugmentOptions, "brightness", 1.0, 1.001),
+        (TrainOptions, "batch_size", 1, 0),
+        (TrainOptions, "epochs", 1, 0),
+        (TrainOptions, "patience", 1, 0),
+        (TrainOptions, "divergence_factor", 1.0, 0.999),
+        (Config, "seed", 2**31 - 1, 2**31),
+    ],
+)
+def test_a_limit_itself_is_allowed_and_what_lies_beyond_is_not(kind, name, limit, beyond):
+    assert getattr(kind(**{name: limit}), name) == limit
+    with pytest.raises(InputError, match=f"--{name.replace('_', '-')}"):
+        kind(**{name: beyond})
 
 
 def test_options_make_what_they_name():

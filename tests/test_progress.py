@@ -1,6 +1,10 @@
-"""Progress where stderr is no terminal: a plain line now and then."""
+"""Progress: a bar on a terminal, and where there is none a plain line now and then."""
+
+import io
+import time
 
 import pytest
+import tqdm.std
 
 from jaxdnn import progress
 from jaxdnn.progress import progress_bar, write_line
@@ -44,3 +48,22 @@ def test_a_line_does_not_disturb_the_others(capsys):
         bar.update(1)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[0] for line in lines] == ["training:", "warning:", "training:"]
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("jump", [-36e3, 36e3])
+def test_a_bar_moves_on_and_counts_seconds_whatever_happens_to_the_clock(jump, monkeypatch):
+    jumps, passed = [0.0], [0.0]
+    monkeypatch.setattr(progress.sys, "stderr", _Terminal())
+    monkeypatch.setattr(time, "monotonic", lambda: passed[0])
+    monkeypatch.setattr(tqdm.std, "time", lambda: 1e9 + passed[0] + jumps[0])
+    with progress_bar(total=4, desc="training") as bar:
+        for number in range(1, 4):
+            jumps[0] += jump
+            passed[0] += 1.0
+            bar.update(1)
+            assert f"{number}/4 [00:0{number}<" in bar.fp.getvalue().rpartition("\r")[2]

@@ -88,7 +88,7 @@ def test_a_sealed_object_is_believed_only_as_it_was_written(tmp_path):
 
 def test_arrays_come_back_and_any_damage_is_one_line(tmp_path):
     path, arrays = tmp_path / "some.npz", {"a": np.arange(300), "b": np.ones((2, 3))}
-    np.savez_compressed(path, allow_pickle=False, **arrays)
+    np.savez_compressed(path, **arrays)
     chex.assert_trees_all_equal(read_arrays(path, ("a", "b"), remedy=""), arrays)
     with pytest.raises(InputError, match=r"no array c\); do this"):
         read_arrays(path, ("a", "c"), remedy="do this")

@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,21 +209,27 @@ def unreadable(error: Exception, where: str = "cannot be read") -> UnreadableIma
     return kind(f"{where}: {said or str(error) or type(error).__name__}")
 
 
-def _steady(root: str | Path, names: Sequence[str]) -> Callable[[int], bytes]:
+def _steady(
+    read: Callable[[str], tuple[bytes, int]], names: Sequence[str]
+) -> Callable[[int], bytes]:
     """Return what reads the file at a place in `names`, as long as it stays what it was at first.
 
     What a run trains with must not change while it does.
+
+    Args:
+      read: a file's bytes, and a number, not 0, that changes with them.
+      names: of all files.
     """
     seen = np.zeros(len(names), np.int64)
 
-    def read(index: int) -> bytes:
-        data, stamp = _read_stamped(os.path.join(root, names[index]), MAX_FILE_BYTES)
+    def read_again(index: int) -> bytes:
+        data, stamp = read(names[index])
         if seen[index] not in (0, stamp):
-            raise ReadFailed("it has changed since it was first read, in size or time")
+            raise ReadFailed("it has changed since it was first read")
         seen[index] = stamp
         return data
 
-    return read
+    return read_again
 
 
 def _read_start(path: str | Path) -> bytes:
@@ -250,7 +257,12 @@ def folder_files(root: str | Path) -> Files:
         stamp=lambda name: _stamp(os.path.join(root, name)),
         ignored=closed,
     )
-    return dataclasses.replace(files, read=_steady(root, files.names))
+    return dataclasses.replace(
+        files,
+        read=_steady(
+            lambda name: _read_stamped(os.path.join(root, name), MAX_FILE_BYTES), files.names
+        ),
+    )
 
 
 def folder_fingerprint(folder: Path) -> str:
@@ -331,7 +343,10 @@ def open_remote(address: str) -> BinaryIO:
 
 
 def remote_files(root: str) -> Files:
-    """List the images below a folder that is not on this machine. Raises InputError."""
+    """List the images below a folder that is not on this machine. Raises InputError.
+
+    A file that is read again and has changed in between cannot be read any more.
+    """
     with _one_line(root):
         top = _open_address(root)
         found = list(_walk_bucket(top, ""))
@@ -364,7 +379,13 @@ def remote_files(root: str) -> Files:
         return f"{status.length}:{status.mtime}"
 
     in_threads = functools.partial(map_in_order, max_workers=_AT_A_TIME)
-    return list_files(found, read=read, start=start, stamp=stamp, map_stamps=in_threads)
+    files = list_files(found, read=read, start=start, stamp=stamp, map_stamps=in_threads)
+
+    def stamped(name: str) -> tuple[bytes, int]:
+        data = read(name)
+        return data, zlib.crc32(data) or 1  # To ask for its time would be a call for each.
+
+    return dataclasses.replace(files, read=_steady(stamped, files.names))
 
 
 def _is_passing_afar(error: BaseException) -> bool:

@@ -30,7 +30,6 @@ import math
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.polynomial import polynomial
 
 from jaxdnn.propagation.mean_field import expectation
 from jaxdnn.propagation.nonlinearity import Nonlinearity, Phi, make_nonlinearity
@@ -93,7 +92,7 @@ def _power(k: int):
 
 def _times(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Multiply power series, truncated to their length."""
-    return polynomial.polymul(a, b)[: len(a)] if len(a) > 1 else a * b
+    return np.convolve(a, b)[: len(a)]  # polymul drops zeros at the end.
 
 
 def _s_transform(moments: np.ndarray) -> np.ndarray:

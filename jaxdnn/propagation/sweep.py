@@ -331,7 +331,7 @@ def cached_chunk(
 
         def write() -> None:
             with atomic_write(path) as draft, draft.open("wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
+                np.savez(file, **arrays)
 
         run_on_first(write)
     return read_arrays(path, (), remedy=_CHUNK_REMEDY)

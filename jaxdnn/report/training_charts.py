@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,6 +22,7 @@ from jaxdnn.run_folder import (
 
 MISTAKES_PER_ROW = 6
 _LONGEST_NAME = 16
+_NUM_COMMONEST = 30
 # Names of what a watched run logs of a layer: gradients/layers/0/delta_rms.
 _PREFIX, _SUFFIX = "gradients/", "/delta_rms"
 _MOST_INCHES = 40.0  # Of a side: a picture may have no more than 65,536 pixels.
@@ -72,8 +74,13 @@ def _plot(axes: Axes, lines: list[dict], name: str, colour: str, label: str) -> 
 
 
 def _draw_confusion(folder: RunFolder, path: Path) -> None:
-    """Draw the confusion matrix of the test images: shares of each row, with the counts."""
+    """Draw the confusion matrix of the test images: shares of each row, with the counts.
+
+    Where there are too many classes for one, the commonest mistakes.
+    """
     summary = read_summary(folder)
+    if summary["confusion"] is None:
+        return _draw_commonest(summary, path)
     counts, names = np.array(summary["confusion"]), summary["class_names"]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(max(4.5, 1.4 + 0.75 * len(names)), _MOST_INCHES)
@@ -89,10 +96,28 @@ def _draw_confusion(folder: RunFolder, path: Path) -> None:
     axes.set_yticks(range(len(names)), shown, parse_math=False)
     axes.set_xlabel("predicted", fontsize=12)
     axes.set_ylabel("true", fontsize=12)
+    axes.set_title(_test_title(summary), fontsize=13, loc="left")
+    save(figure, path)
+
+
+def _draw_commonest(summary: dict[str, Any], path: Path) -> None:
+    """Draw how many test images each of the commonest mistakes has."""
+    pairs, names = summary["most_confused"][:_NUM_COMMONEST], summary["class_names"]
+    figure = new_figure(9, 1.6 + 0.3 * max(len(pairs), 1))
+    axes = figure.subplots()
+    axes.barh(range(len(pairs)), [count for _, _, count in pairs], color=VERMILION)
+    shown = [f"{_short(names[label])} as {_short(names[says])}" for label, says, _ in pairs]
+    axes.set_yticks(range(len(pairs)), shown, parse_math=False)
+    axes.invert_yaxis()
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    tidy(axes, title=_test_title(summary), x="test images", y="commonest mistakes")
+    save(figure, path)
+
+
+def _test_title(summary: dict[str, Any]) -> str:
     balanced = summary["test/balanced_accuracy"]
     shown = "not finite" if balanced is None else f"{balanced:.3f}"
-    axes.set_title(f"Test: balanced accuracy {shown}", fontsize=13, loc="left")
-    save(figure, path)
+    return f"Test: balanced accuracy {shown}"
 
 
 def _write_cells(axes: Axes, counts: np.ndarray, shares: np.ndarray) -> None:

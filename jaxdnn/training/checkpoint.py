@@ -11,6 +11,7 @@ the machine stops, a latest and the best that it knows of are undamaged.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import logging
 import sys
@@ -35,6 +36,9 @@ from jaxdnn.stored import SEAL, seal
 KINDS = ("latest", "best")
 FINGERPRINT = "fingerprint"
 _NUM_KEPT = 2
+# Orbax's threads wait for each other, and for the directories if those are made in the background,
+# by the wall clock: one that jumps ends the save, or stops it for as long as the jump was.
+_ASYNC = ocp.options.AsyncOptions(timeout_secs=10**9, create_directories_asynchronously=False)
 _DISK_ERRORS = (
     "No space left on device",
     "File too large",
@@ -130,7 +134,7 @@ class Checkpoints:
             return
         # A copy, because the training step reuses (donates) the state's memory.
         copy = tree_copy(flatten(tree))
-        with self._explained(kind, step):
+        with self._explained(kind, step), ocp.Context(async_options=_ASYNC):
             saving = self._checkpointers[kind].save_async(
                 step, copy | {FINGERPRINT: fingerprint(copy)}, custom_metadata=seal(self._about())
             )
@@ -261,10 +265,11 @@ class Checkpoints:
             yield
         except Exception as error:
             kept = [other for other in self.steps("latest") if other != step]
+            mend = "make room on the disk, or mend its permissions, and "
             raise InputError(
                 f"the {kind} checkpoint of step {step} cannot be written ({_reason(error)}); "
                 f"{f'that of step {kept[0]}' if kept else 'nothing'} is kept: "
-                "make room on the disk, or mend its permissions, and go on with --resume"
+                f"{'' if isinstance(error, TimeoutError) else mend}go on with --resume"
             ) from error
 
 
@@ -322,16 +327,30 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _abandoned_readers_silent() -> Iterator[None]:
-    """Drop what Orbax's readers complain of when they are collected unfinished.
+    """Drop what Orbax's readers complain of when they are collected unfinished, or finish late.
 
-    One damaged file ends the loading; the readers of the others then write tracebacks to stderr.
+    One damaged file ends the loading; the readers of the others then write tracebacks to stderr. On
+    a slow machine some still read when the loop that waits for them has long been closed: of those
+    nothing is said for the rest of the process.
     """
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         yield
     finally:
         gc.collect()
-        sys.unraisablehook = hook
+        is_set = isinstance(hook, _LateReadersDropped)
+        sys.unraisablehook = hook if is_set else _LateReadersDropped(hook)
+
+
+@dataclasses.dataclass(frozen=True)
+class _LateReadersDropped:
+    """Passes on to `hook` whatever is raised where nobody can catch it, but for late readers."""
+
+    hook: Callable[[Any], Any]
+
+    def __call__(self, raised: Any) -> None:
+        if str(raised.exc_value) != "Event loop is closed":
+            self.hook(raised)
 
 
 def fingerprint(flat: Mapping[str, Array]) -> Array:

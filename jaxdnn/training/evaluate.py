@@ -18,30 +18,69 @@ from jaxdnn.models import BatchStats, Model
 from jaxdnn.training.sharding import Layout, one_device, share_of_process
 from jaxdnn.training.step import Variables
 
+# A matrix has as many entries as the square of this.
+MOST_IN_MATRIX = 200
+MOST_CONFUSED = 100
 
-def accuracy(confusion: Int[np.ndarray, "label predicted"]) -> float:
-    """Return the share of examples on the diagonal, in [0, 1]."""
-    return float(np.trace(confusion) / confusion.sum())
+Labels = Int[np.ndarray, " example"]
 
 
-def balanced_accuracy(confusion: Int[np.ndarray, "label predicted"]) -> float:
+def accuracy(labels: Labels, predicted: Labels) -> float:
+    """Return the share of examples that are recognised, in [0, 1]."""
+    return float(np.mean(labels == predicted))
+
+
+def recalls(labels: Labels, predicted: Labels, num_classes: int) -> Float[np.ndarray, " label"]:
+    """Return the share recognised of every class, in [0, 1]; NaN of one that does not occur."""
+    totals = np.bincount(labels, minlength=num_classes)
+    hits = np.bincount(labels[labels == predicted], minlength=num_classes)
+    return np.where(totals > 0, hits / np.maximum(totals, 1), np.nan)
+
+
+def balanced_accuracy(labels: Labels, predicted: Labels) -> float:
     """Return the mean over the classes that occur of the share recognised, in [0, 1]."""
-    totals = confusion.sum(axis=1)
-    occurs = totals > 0
-    return float(np.mean(np.diag(confusion)[occurs] / totals[occurs]))
+    return float(np.nanmean(recalls(labels, predicted, int(labels.max()) + 1)))
 
 
-def majority_fraction(confusion: Int[np.ndarray, "label predicted"]) -> float:
+def majority_fraction(predicted: Labels) -> float:
     """Return the share of the commonest prediction: 1 for a network that always says the same."""
-    return float(confusion.sum(axis=0).max() / confusion.sum())
+    return float(np.bincount(predicted).max() / len(predicted))
 
 
 def confusion_matrix(
-    labels: Int[np.ndarray, " example"], predicted: Int[np.ndarray, " example"], num_classes: int
+    labels: Labels, predicted: Labels, num_classes: int
 ) -> Int[np.ndarray, "label predicted"]:
     """Count examples by label (row) and predicted class (column)."""
     pairs = labels * num_classes + predicted
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def most_confused(
+    labels: Labels, predicted: Labels, num_pairs: int = MOST_CONFUSED
+) -> list[list[int]]:
+    """Return the commonest mistakes as [label, predicted, examples], the commonest first."""
+    wrong = labels != predicted
+    pairs, counts = np.unique(
+        np.stack([labels[wrong], predicted[wrong]], axis=1), axis=0, return_counts=True
+    )
+    commonest = np.argsort(-counts, kind="stable")[:num_pairs]
+    return [[*map(int, pairs[pair]), int(counts[pair])] for pair in commonest]
+
+
+def confusion_summary(labels: Labels, predicted: Labels, num_classes: int) -> dict[str, object]:
+    """Return what summary.json says of the mistakes, whose size does not grow as classes squared.
+
+    Returns:
+      `recalls` by class, None for one that does not occur; `most_confused`, see that; `confusion`,
+      the matrix, None for more than MOST_IN_MATRIX classes.
+    """
+    shares = recalls(labels, predicted, num_classes)
+    small = num_classes <= MOST_IN_MATRIX
+    return {
+        "recalls": [None if np.isnan(share) else float(share) for share in shares],
+        "most_confused": most_confused(labels, predicted),
+        "confusion": confusion_matrix(labels, predicted, num_classes).tolist() if small else None,
+    }
 
 
 def area_under_curve(positive: np.ndarray, scores: Float[np.ndarray, " example"]) -> float:
@@ -69,8 +108,18 @@ def log_odds(logits: Float[np.ndarray, "example output"]) -> Float[np.ndarray, "
     logits = np.asarray(logits, np.float64)
     if logits.shape[1] == 1:
         return np.concatenate([-logits, logits], axis=1)
-    others = [np.delete(logits, c, axis=1) for c in range(logits.shape[1])]
-    return logits - np.stack([np.logaddexp.reduce(rest, axis=1) for rest in others], axis=1)
+    if logits.shape[1] == 2:
+        return logits - logits[:, ::-1]
+    rows, top = np.arange(len(logits)), logits.argmax(axis=1)
+    all_but_top = logits.copy()
+    all_but_top[rows, top] = -np.inf
+    rest = np.logaddexp.reduce(all_but_top, axis=1)
+    total = np.logaddexp(rest, logits[rows, top])[:, None]
+    # Only the top class can have a share above a half, of which 1 - p would lose digits.
+    shares = np.minimum(np.exp(logits - total), 0.5)
+    odds = logits - total - np.log1p(-shares)
+    odds[rows, top] = logits[rows, top] - rest
+    return odds
 
 
 def auc(labels: Int[np.ndarray, " example"], logits: Float[np.ndarray, "example output"]) -> float:
@@ -92,17 +141,16 @@ def classification_metrics(
     names = ("loss", "accuracy", "balanced_accuracy", "auc", "majority_fraction")
     if not np.isfinite(logits).all():
         return dict.fromkeys(names, float("nan"))
-    num_classes = max(2, logits.shape[1])
     on_device = jnp.asarray(logits)
-    confusion = confusion_matrix(labels, np.asarray(predictions(on_device)), num_classes)
+    predicted = np.asarray(predictions(on_device))
     losses = cross_entropy(on_device, jnp.asarray(labels))
     loss = float(np.mean(np.asarray(losses, np.float64)))
     values = (
         loss,
-        accuracy(confusion),
-        balanced_accuracy(confusion),
+        accuracy(labels, predicted),
+        balanced_accuracy(labels, predicted),
         auc(labels, logits),
-        majority_fraction(confusion),
+        majority_fraction(predicted),
     )
     return dict(zip(names, values, strict=True))
 

@@ -43,7 +43,7 @@ from jaxdnn.training.checkpoint import Checkpoints, Damaged, Mismatch, flatten
 from jaxdnn.training.early_stopping import EarlyStopping
 from jaxdnn.training.evaluate import (
     classification_metrics,
-    confusion_matrix,
+    confusion_summary,
     make_predict,
     on_device,
 )
@@ -308,9 +308,7 @@ def _measure_best(setup: Setup, end: Progress, folder: RunFolder) -> dict[str, A
     step = int(end.state.step)
     return summary | {
         "majority_fraction": summary["test/majority_fraction"],
-        "confusion": confusion_matrix(
-            dataset.test.labels, scores.argmax(axis=1), setup.num_classes
-        ).tolist(),
+        **confusion_summary(dataset.test.labels, scores.argmax(axis=1), setup.num_classes),
         "class_names": list(dataset.class_names),
         "best_step": end.stopping.best_step,
         "steps": step,

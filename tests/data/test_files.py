@@ -297,6 +297,18 @@ def test_the_fingerprint_tells_a_changed_file(bucket):
     assert remote_files(f"{BUCKET}/photos").fingerprint() != before
 
 
+def test_a_file_of_a_bucket_that_changes_while_it_is_streamed_is_noticed(bucket):
+    folder = photos(bucket / "photos", each=8)
+    dataset = loaded(f"{BUCKET}/photos", streaming=True)
+    name = dataset.train.names[2]
+    dataset.train.images[np.arange(5)]
+    data = bytearray((folder / name).read_bytes())
+    data[-1] ^= 1  # The size is the same.
+    write(folder / name, bytes(data))
+    with pytest.raises(InputError, match=rf"{name} .*it has changed since it was first read"):
+        dataset.train.images[np.arange(5)]
+
+
 def test_what_is_gone_or_cannot_be_opened_is_one_line(bucket):
     folder = photos(bucket / "photos", each=3)
     files = remote_files(f"{BUCKET}/photos")

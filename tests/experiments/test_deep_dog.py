@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from jaxdnn.recipes import RECIPES
-from jaxdnn.run_folder import RunFolder, read_metrics
+from jaxdnn.report.training_charts import draw_training
+from jaxdnn.run_folder import RunFolder, read_metrics, write_json
+from jaxdnn.stored import seal
 from jaxdnn.training import Checkpoints
+from jaxdnn.training.evaluate import confusion_summary
 
 from .conftest import QUICK, load_program
 
@@ -59,6 +62,24 @@ def test_run_folder_holds_everything(finished):
     assert list(confusion.sum(axis=1)) == [counts["test"]["other"], counts["test"]["dog"]]
     recalls = [confusion[c, c] / confusion[c].sum() for c in (0, 1)]
     assert summary["test/balanced_accuracy"] == pytest.approx(np.mean(recalls))
+    assert summary["recalls"] == pytest.approx(recalls)
+
+
+@pytest.mark.parametrize("num_classes", [201, 10_000])
+def test_too_many_classes_for_a_matrix_have_a_chart_of_the_commonest_mistakes(
+    num_classes, finished, tmp_path
+):
+    shutil.copytree(finished.path, tmp_path / "run")
+    names = [f"class {number}" for number in range(num_classes)]
+    labels = np.arange(num_classes)
+    about = confusion_summary(labels, (labels + 1) % num_classes, num_classes)
+    content = summary_of(finished.path) | {"class_names": names} | about
+    write_json(RunFolder(tmp_path / "run").summary, seal(content))
+    before = finished.chart("confusion").read_bytes()
+    draw_training(RunFolder(tmp_path / "run"))
+    after = RunFolder(tmp_path / "run").chart("confusion").read_bytes()
+    assert after.startswith(b"\x89PNG")
+    assert after != before
 
 
 @pytest.mark.slow

@@ -88,8 +88,13 @@ def test_summary_has_a_line_for_every_combination(finished):
 
 
 def test_charts_for_every_depth(finished):
-    for depth in (4, 5):
-        charts_of(finished, suffix=f"_none_{depth}")
+    suffixes = [f"_none_{depth}" for depth in (4, 5)]
+    for suffix in suffixes:
+        charts_of(finished, suffix=suffix)
+    for name in CHARTS:
+        drawn = {path.stem: path.read_bytes() for path in finished.glob(f"{name}*.png")}
+        assert drawn.keys() == {name + suffix for suffix in suffixes}
+        assert len(set(drawn.values())) == len(suffixes)
 
 
 def test_sweep_is_the_default_command_and_passes_images_through(call, tmp_path):

@@ -1,5 +1,9 @@
 """Checkpoints: bit for bit, one of each kind, and one clear line for what cannot be read."""
 
+import asyncio
+import subprocess
+import sys
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -140,6 +144,69 @@ def test_damaged_files_give_one_line(tmp_path, damage, part):
         checkpoints.restore("latest", tree)
     assert "\n" not in str(caught.value)
     assert "checkpoint" in str(caught.value)
+
+
+SAVE_WHILE_THE_CLOCK_JUMPS = """
+import random, sys, time
+from pathlib import Path
+import jax.numpy as jnp
+from jaxdnn.errors import InputError
+from jaxdnn.training import Checkpoints
+
+now, drawn = time.time, random.Random(1)
+with Checkpoints(Path(sys.argv[1])) as checkpoints:
+    time.time = lambda: now() + drawn.choice([-36e3, 0.0, 0.0, 36e3])
+    for step in range(30):
+        try:
+            checkpoints.save("latest", step, {"a": jnp.full(100, float(step)), "b": jnp.ones(9)})
+            checkpoints.wait()
+            print(step)
+        except InputError as error:
+            print(error)
+    time.time = now
+"""
+
+
+@pytest.mark.slow
+def test_a_clock_that_jumps_to_and_fro_stops_no_save_for_good(tmp_path):
+    """It is written, or one line says that it is not; what counts as written can be read."""
+    command = [sys.executable, "-c", SAVE_WHILE_THE_CLOCK_JUMPS, str(tmp_path)]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True).stdout
+    lines = said.splitlines()
+    assert len(lines) == 30
+    assert all(line.isdigit() or "or the clock jumped" in line for line in lines)
+    written = [int(line) for line in lines if line.isdigit()]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.step("latest") == written[-1]
+        assert checkpoints.restore("latest")["a"][0] == written[-1]
+
+
+class Unheard:
+    """Raises where nobody can catch it."""
+
+    def __init__(self, act):
+        self.act = act
+
+    def __del__(self):
+        self.act()
+
+
+def test_of_a_reader_that_comes_late_to_a_closed_loop_nothing_is_said(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda raised: told.append(str(raised.exc_value)))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save("best", 4, random_tree(4))
+    path = data_file(tmp_path / "best", 4)
+    path.write_bytes(truncate(path.read_bytes()))
+    for _ in range(2):
+        with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match="is damaged"):
+            checkpoints.restore("best", random_tree(0))
+    closed = asyncio.new_event_loop()
+    closed.close()
+    Unheard(lambda: closed.call_soon_threadsafe(int))
+    Unheard(lambda: int("seven"))
+    assert len(told) == 1
+    assert "seven" in told[0]
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])

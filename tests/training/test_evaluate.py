@@ -2,7 +2,9 @@
 
 import functools
 import itertools
+import json
 import math
+import tracemalloc
 
 import chex
 import jax
@@ -23,11 +25,14 @@ from jaxdnn.training.evaluate import (
     balanced_accuracy,
     classification_metrics,
     confusion_matrix,
+    confusion_summary,
     log_odds,
     majority_fraction,
     make_estimate_batch_stats,
     make_predict,
+    most_confused,
     pool,
+    recalls,
 )
 from jaxdnn.training.step import Variables
 
@@ -161,36 +166,68 @@ def test_confusion_counts_every_pair():
 
 
 def test_accuracies_are_their_definitions():
-    confusion = confusion_matrix(LABELS, PREDICTED, 3)
-    assert accuracy(confusion) == pytest.approx(np.mean(LABELS == PREDICTED))
-    recalls = [np.mean(PREDICTED[label == LABELS] == label) for label in range(3)]
-    assert balanced_accuracy(confusion) == pytest.approx(np.mean(recalls))
+    assert accuracy(LABELS, PREDICTED) == pytest.approx(np.mean(LABELS == PREDICTED))
+    shares = [np.mean(PREDICTED[label == LABELS] == label) for label in range(3)]
+    chex.assert_trees_all_close(recalls(LABELS, PREDICTED, 3), np.array(shares))
+    assert balanced_accuracy(LABELS, PREDICTED) == pytest.approx(np.mean(shares))
     shares = [np.mean(label == PREDICTED) for label in range(3)]
-    assert majority_fraction(confusion) == pytest.approx(max(shares))
+    assert majority_fraction(PREDICTED) == pytest.approx(max(shares))
 
 
 def test_balanced_accuracy_does_not_depend_on_how_common_a_class_is():
     often = LABELS == 1
     labels = np.concatenate([LABELS, *[LABELS[often]] * 9])
     predicted = np.concatenate([PREDICTED, *[PREDICTED[often]] * 9])
-    more = confusion_matrix(labels, predicted, 3)
-    once = confusion_matrix(LABELS, PREDICTED, 3)
-    assert balanced_accuracy(more) == pytest.approx(balanced_accuracy(once))
-    assert accuracy(more) != pytest.approx(accuracy(once))
-    renamed = confusion_matrix((LABELS + 1) % 3, (PREDICTED + 1) % 3, 3)
-    assert balanced_accuracy(renamed) == pytest.approx(balanced_accuracy(once))
+    once = balanced_accuracy(LABELS, PREDICTED)
+    assert balanced_accuracy(labels, predicted) == pytest.approx(once)
+    assert accuracy(labels, predicted) != pytest.approx(accuracy(LABELS, PREDICTED))
+    assert balanced_accuracy((LABELS + 1) % 3, (PREDICTED + 1) % 3) == pytest.approx(once)
 
 
 def test_a_class_that_does_not_occur_is_left_out():
-    confusion = confusion_matrix(LABELS, PREDICTED, 4)
-    assert balanced_accuracy(confusion) == pytest.approx(balanced_accuracy(confusion[:3, :3]))
+    apart = balanced_accuracy(2 * LABELS, 2 * PREDICTED)
+    assert apart == pytest.approx(balanced_accuracy(LABELS, PREDICTED))
 
 
 @pytest.mark.parametrize("constant", [0, 1, 2])
 def test_a_constant_prediction_is_a_majority_of_1_and_a_balanced_accuracy_of_guessing(constant):
-    confusion = confusion_matrix(LABELS, np.full_like(LABELS, constant), 3)
-    assert majority_fraction(confusion) == 1
-    assert balanced_accuracy(confusion) == pytest.approx(1 / 3)
+    predicted = np.full_like(LABELS, constant)
+    assert majority_fraction(predicted) == 1
+    assert balanced_accuracy(LABELS, predicted) == pytest.approx(1 / 3)
+
+
+def test_the_commonest_mistakes_are_the_matrix_beside_its_diagonal():
+    confusion = confusion_matrix(LABELS, PREDICTED, 3)
+    pairs = most_confused(LABELS, PREDICTED)
+    counts = [count for *_, count in pairs]
+    assert counts == sorted(counts, reverse=True)
+    assert all(label != says and confusion[label, says] == n for label, says, n in pairs)
+    assert sum(counts) == confusion.sum() - np.trace(confusion)
+    assert most_confused(LABELS, PREDICTED, 2) == pairs[:2]
+    assert most_confused(LABELS, LABELS) == []
+
+
+@pytest.mark.parametrize("num_classes", [200, 201, 10_000])
+def test_what_a_summary_holds_of_mistakes_does_not_grow_as_classes_squared(num_classes):
+    has_matrix = num_classes <= 200
+    labels = np.arange(3 * num_classes) % num_classes
+    predicted = np.roll(labels, num_classes // 2)
+    about = confusion_summary(labels, predicted, num_classes)
+    assert (about["confusion"] is not None) == has_matrix
+    assert about["recalls"] == [0.0] * num_classes
+    assert len(json.dumps(about)) < (1_000_000 if has_matrix else 10_000 + 10 * num_classes)
+
+
+def test_metrics_of_many_classes_take_no_memory_of_classes_squared():
+    num_classes, labels = 10_000, np.arange(8, dtype=np.int32) * 1000
+    logits = RNG.normal(size=(8, num_classes)).astype(np.float32)
+    logits[np.arange(8), labels] = 100.0  # A share that rounds to 1.
+    tracemalloc.start()
+    metrics = classification_metrics(logits, labels)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 20 * logits.nbytes
+    assert (metrics["accuracy"], metrics["balanced_accuracy"], metrics["auc"]) == (1, 1, 1)
 
 
 @pytest.mark.parametrize("num_values", [2, 5, 1000])
