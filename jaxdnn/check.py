@@ -146,7 +146,7 @@ def _message(error: BaseException) -> str:
 def _shown(diagnosis: Diagnosis, options: Arguments) -> str:
     if options.json:
         return diagnosis.to_json() if options.all else diagnosis.to_short_json()
-    return diagnosis.details() if options.all else str(diagnosis)
+    return diagnosis.details(fold=False) if options.all else str(diagnosis)
 
 
 def _write(diagnosis: Diagnosis, folder: Path) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from jaxdnn.diagnosis import (
+    attention_causes,
     batch_causes,
     edit_fixes,
     fixes,
@@ -702,6 +703,30 @@ _TABLE = (
         "the gradient is there, but it cannot be written down.",
         "delta",
         find=layer_causes.underflow,
+    ),
+    CauseKind(
+        "attention to one token",
+        "initialisation",
+        Place.LAYER,
+        "∂ softmax_i / ∂ s_j = p_i (1[i = j] − p_j) → 0   as max p → 1",
+        "The scores of queries and keys are so large that the softmax gives nearly all weight to"
+        " one token (entropy collapse). No gradient reaches queries and keys, and a small step"
+        " moves all weight at once.",
+        "signal",
+        find=attention_causes.entropy_collapse,
+        fixes=(attention_causes.softer_scores,),
+    ),
+    CauseKind(
+        "tokens become alike",
+        "architecture",
+        Place.LAYER,
+        "rank (x_1 … x_T) → 1  with depth",
+        "Attention takes means of tokens. Where a token's own part is not carried past it, or too"
+        " weakly, all tokens are the same after some blocks (rank collapse), and the gradient of"
+        " queries and keys vanishes.",
+        "apart",
+        find=attention_causes.rank_collapse,
+        fixes=(attention_causes.carried_past,),
     ),
     CauseKind(
         "gradient vanishes through time",

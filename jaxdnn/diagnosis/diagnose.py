@@ -150,6 +150,8 @@ def diagnose(
         notes=(*_notes(exam, base), *_late(trials, budget, score)),
         rates=None if rates is None else rate_curve_of(*rates, exam.measured.loss),
         recurrences=exam.recurrences,
+        attentions=exam.measured.attentions,
+        streams=exam.measured.streams,
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import jax
 from jax import Array
@@ -80,29 +80,48 @@ def shortcuts(exam: Exam, weights: Fix) -> Iterator[Fix]:
     References:
       Hayou, Clerico, He, Deligiannidis, Doucet and Rousseau, "Stable ResNet", 2021.
     """
-    for alone in _shortcuts(exam, exam.gains):
+    for alone in _past_blocks(exam, exam.gains):
         yield alone
         yield both(alone, weights)
 
 
-def _shortcuts(exam: Exam, gains: Mapping[Segment, Gain]) -> Iterator[Fix]:
+def _past_blocks(exam: Exam, gains: Mapping[Segment, Gain]) -> Iterator[Fix]:
     """At most one fix."""
-    graph = exam.graph
-    branches = {segment.start for segment in graph.segments("residual")}
-    # Ends of activations whose mean is not small compared with their size.
-    biased = {segment.end for segment, gain in gains.items() if abs(gain.mean) > _MEAN * gain.value}
+    biased = _biased(gains)
+    if exam.graph.segments("residual"):
+        yield from scaled_branches(exam, biased)
+    else:
+        yield from _new_shortcuts(exam, biased)
+
+
+def scaled_branches(exam: Exam, biased: Collection[int] = ()) -> Iterator[Fix]:
+    """Scale what every residual branch adds, where there are any; see `shortcuts`.
+
+    Args:
+      exam: of the network.
+      biased: numbers of values with a mean.
+    """
+    branches = {segment.start for segment in exam.graph.segments("residual")}
     if branches:
-        scale = _scale(len(branches), bool(biased & branches))
+        scale = _scale(len(branches), bool(branches.intersection(biased)))
         edits: dict[int, Edit] = dict.fromkeys(branches, lambda value, _: scale * value)
         code = f"x = x + {scale:.2g} * self.block(x)"
         words = f"residual branches x {scale:.2g}"
         yield Fix("scaled_branches", words, code, size=4, edits=edits)
-    elif blocks := _blocks(graph):
-        scale = _scale(len(blocks), bool(biased & blocks.keys()))
+
+
+def _new_shortcuts(exam: Exam, biased: Collection[int]) -> Iterator[Fix]:
+    if blocks := _blocks(exam.graph):
+        scale = _scale(len(blocks), bool(blocks.keys() & biased))
         words = f"shortcuts past {len(blocks)} hidden layers, what they add x {scale:.2g}"
         code = f"x = x + {scale:.2g} * self.activation(self.layer(x))"
         edits = {end: _add(x, scale) for end, x in blocks.items()}
         yield Fix("shortcuts", words, code, size=5, edits=edits)
+
+
+def _biased(gains: Mapping[Segment, Gain]) -> set[int]:
+    """Ends of activations whose mean is not small compared with their size."""
+    return {each.end for each, gain in gains.items() if abs(gain.mean) > _MEAN * gain.value}
 
 
 def _scale(number: int, biased: bool) -> float:
@@ -222,7 +241,7 @@ def relu_everywhere(exam: Exam, index: int | None = None) -> Iterator[Fix]:
     yield with_relu
     if index is not None:
         return
-    for shortcut in _shortcuts(exam, dict.fromkeys(exam.gains, _RELU)):
+    for shortcut in _past_blocks(exam, dict.fromkeys(exam.gains, _RELU)):
         yield both(with_relu, shortcut)
 
 

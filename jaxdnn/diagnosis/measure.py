@@ -19,6 +19,13 @@ import numpy as np
 from jax import Array
 
 from jaxdnn.diagnosis.answers import Answers, LossProbe, LossTraits, best_answers, loss_traits
+from jaxdnn.diagnosis.attention import (
+    AttentionProfile,
+    StreamProfile,
+    attention_profiles,
+    shown_numbers,
+    stream_profiles,
+)
 from jaxdnn.diagnosis.graph import Graph, Segment, make_graph
 from jaxdnn.diagnosis.loss_door import is_loss_function, open_loss
 from jaxdnn.diagnosis.model import (
@@ -60,6 +67,7 @@ class PassArrays(NamedTuple):
       deltas: number of a value -> gradient of the loss with respect to it, of its shape.
       through: gradient of each layer's operand through that layer alone.
       grads: a tree like the parameters.
+      shown: number -> value, of what attention is measured by.
     """
 
     loss: Array
@@ -71,6 +79,7 @@ class PassArrays(NamedTuple):
     deltas: dict[int, Array]
     through: list[Array]
     grads: Any
+    shown: dict[int, Array]
 
 
 class SignalStats(NamedTuple):
@@ -117,6 +126,8 @@ class Measurement(NamedTuple):
       kernel_rms: root mean square of each layer's weights.
       kernel_grad_rms: root mean square of their gradient.
       finite: whether loss and all gradients are.
+      attentions: what each attention looks at.
+      streams: how alike tokens are behind each residual branch, where there is attention.
     """
 
     loss: float
@@ -132,6 +143,8 @@ class Measurement(NamedTuple):
     kernel_rms: tuple[float, ...]
     kernel_grad_rms: tuple[float, ...]
     finite: bool
+    attentions: tuple[AttentionProfile, ...]
+    streams: tuple[StreamProfile, ...]
 
 
 class Gain(NamedTuple):
@@ -359,7 +372,7 @@ def make_pass(graph: Graph, loss: Loss, *, bridged: int | None = None) -> Callab
       bridged: index of a layer from which the gradient goes to the layer below as it is, as if the
         Jacobian between were the identity; None for no such layer.
     """
-    program, numbers = graph.program, _probed(graph)
+    program, numbers, shown = graph.program, _probed(graph), shown_numbers(graph)
     # At the step of a layer alone: what comes through it, apart from what joins from elsewhere.
     alone = [layer.z if layer.x is None else (layer.step, layer.x) for layer in graph.layers]
 
@@ -374,16 +387,19 @@ def make_pass(graph: Graph, loss: Loss, *, bridged: int | None = None) -> Callab
             environment = run(program, arguments, edits, added, looked_at=_looked_at(graph))
             logits = environment[program.output]
             value = loss(logits, targets)
-            return value, (value, logits, _observed(graph, jax.lax.stop_gradient(environment)))
+            observed = _observed(graph, jax.lax.stop_gradient(environment))
+            return value, (value, logits, observed, {n: environment[n] for n in shown})
 
         zeros = {number: _zero(program, number) for number in numbers}
         partials = [
             _zero(program, layer.z if layer.x is None else layer.x) for layer in graph.layers
         ]
         differentiate = jax.grad(objective, (0, 1, 2), has_aux=True)
-        (grads, deltas, through), (value, logits, observed) = differentiate(params, zeros, partials)
-        z, biases, slopes, kept = observed
-        return PassArrays(value, logits, z, biases, slopes, kept, deltas, through, grads)
+        (grads, deltas, through), others = differentiate(params, zeros, partials)
+        value, logits, (z, biases, slopes, kept), shown_values = others
+        return PassArrays(
+            value, logits, z, biases, slopes, kept, deltas, through, grads, shown_values
+        )
 
     return forward_and_back
 
@@ -487,6 +503,8 @@ def _reduce(graph: Graph, params: Any, arrays: PassArrays) -> Measurement:
         kernel_rms=tuple(host_rms(layer.leaf.take(leaves)) for layer in layers),
         kernel_grad_rms=tuple(host_rms(layer.leaf.take(grads)) for layer in layers),
         finite=bool(np.isfinite(arrays.loss) and all(np.isfinite(x).all() for x in grads)),
+        attentions=attention_profiles(graph, arrays.shown),
+        streams=stream_profiles(graph, arrays.shown),
     )
 
 

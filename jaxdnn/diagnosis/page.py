@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html
 import io
+import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +14,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxdnn.diagnosis.cause_table import CAUSES, QUANTITIES
+from jaxdnn.diagnosis.folding import Row, folded
 from jaxdnn.diagnosis.printout import (
     amount,
+    attention_words,
     cleaned,
     place,
     recurrence_words,
@@ -38,6 +42,7 @@ _VERDICT_COLOURS = {"trains": GREEN, "at risk": ORANGE, "will not train": VERMIL
 _TERM_COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, YELLOW, GREY)
 # Below this nothing is drawn: float32 holds nothing there.
 _LEAST = 1e-45
+_LEGEND_COLUMNS = 5
 _MOST_LETTERS = 30  # Of a layer's name below a picture.
 # A category is of a finding; the colour tells that it is no part of the name.
 _CATEGORY = "<small class='category'>{}</small>"
@@ -62,17 +67,39 @@ def fragment(content: Content) -> str:
         *(_finding(content, cause) for cause in content["causes"]),
         _prescriptions(content["prescriptions"]),
         _through_time(content["recurrences"]),
-        _table(content["layers"]),
+        _attention(content),
+        _tables(content),
     ]
-    return "<div class='jaxdnn'>" + "\n".join(parts) + "</div>"
+    return f"<div class='jaxdnn'>{_index(parts)}" + "\n".join(parts) + "</div>"
+
+
+# A page with so many headings has an index.
+_MANY = 5
+_HEADING = re.compile(r"<h2>(.*?)</h2>", re.DOTALL)
+
+
+def _index(parts: list[str]) -> str:
+    """Give every heading of a long page a name; return links to them."""
+    titles = [title for part in parts for title in _HEADING.findall(part)]
+    if len(titles) < _MANY:
+        return ""
+    numbers = itertools.count()
+    parts[:] = [
+        _HEADING.sub(lambda m: f"<h2 id='part-{next(numbers)}'>{m[1]}</h2>", part) for part in parts
+    ]
+    links = "".join(
+        f"<li><a href='#part-{number}'>{re.sub('<small.*', '', title)}</a></li>"
+        for number, title in enumerate(titles)
+    )
+    return f"<nav><ol>{links}</ol></nav>"
 
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto;
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 66rem; margin: 2rem auto;
   padding: 0 1rem }
 svg { max-width: 100%; height: auto }
-table { border-collapse: collapse; font-size: 14px }
-td, th { padding: .15rem .6rem; text-align: right; border-bottom: 1px solid #ddd }
+table { border-collapse: collapse; font-size: 13px }
+td, th { padding: .15rem .45rem; text-align: right; border-bottom: 1px solid #ddd }
 td:first-child, th:first-child { text-align: left }
 code, .formula { font-family: ui-monospace, monospace }
 .formula { background: #f4f4f4; padding: .4rem .8rem; display: block; margin: .5rem 0 }
@@ -80,6 +107,7 @@ code, .formula { font-family: ui-monospace, monospace }
   border-radius: .8rem; padding: .1rem .6rem; white-space: nowrap }
 pre { background: #f4f4f4; padding: .4rem .8rem; margin: .3rem 0; white-space: pre-wrap;
   text-align: left }
+nav { font-size: 14px }
 .scroll { overflow-x: auto }
 .scroll td { white-space: nowrap }
 """
@@ -179,20 +207,66 @@ def _draw_time(recurrences: Sequence[Content]) -> Figure:
     return figure
 
 
-def _table(layers: Sequence[Content]) -> str:
+def _attention(content: Content) -> str:
+    attentions, streams = content["attentions"], content["streams"]
+    if not attentions and not streams:
+        return ""
+    words = "".join(f"<p>{_sentence(line)}</p>" for line in attention_words(content))
+    return f"<h2>Attention and tokens</h2>{words}{_svg(_draw_attention(attentions, streams))}"
+
+
+def _draw_attention(attentions: Sequence[Content], streams: Sequence[Content]) -> Figure:
+    """Draw the entropy of every head, and below how alike tokens are, both over the depth."""
+    figure = new_figure(9.0, 4.8)
+    above, below = figure.subplots(2, 1)
+    for x, each in enumerate(attentions):
+        heads = [_finite(value) for value in each["entropy"]]
+        above.plot([x] * len(heads), heads, "o", color=BLUE, markersize=4, alpha=0.7)
+    above.set_ylim(-0.03, 1.03)
+    tidy(above, title="Entropy of each head: 1 looks at all tokens alike, 0 at one")
+    _name_layers(above, attentions)
+    places = range(len(streams))
+    below.plot(places, [_finite(each["alike"]) for each in streams], "o-", color=VERMILION)
+    below.set_ylim(min(0.0, *(_finite(each["alike"]) for each in streams), 0.0) - 0.03, 1.03)
+    tidy(below, title="Mean cosine of the tokens behind each branch: 1 is all the same")
+    _name_layers(below, streams)
+    return figure
+
+
+def _tables(content: Content) -> str:
+    """The table of layers, with blocks that are alike as one row, and all of them behind it."""
+    layers = content["layers"]
+    rows = folded(layers, {cause["path"] for cause in content["causes"]})
+    whole = [Row(layer["path"], (layer,)) for layer in layers]
     terms = [name for name in layers[0]["terms"] if _matters(name, layers)]
-    head = "".join(f"<th>{_text(name)}</th>" for name in ("layer", "δ RMS", "factor", *terms))
-    rows = "".join(
-        f"<tr><td><code>{_text(layer['path'])}</code></td><td>{amount(layer['delta_rms'])}</td>"
-        f"<td>{amount(layer['factor'])}</td>"
-        + "".join(f"<td>{_term_words(layer, name)}</td>" for name in terms)
-        + "</tr>"
-        for layer in layers
-    )
-    return (
+    text = (
         "<h2>Every layer</h2><p>The logarithm of a layer's factor is the sum of the terms to its "
-        f"right.</p><div class='scroll'><table><tr>{head}</tr>{rows}</table></div>"
+        f"right.</p>{_table(rows, terms)}"
     )
+    if len(rows) == len(layers):
+        return text
+    return (
+        f"{text}<details><summary>All {len(layers)} layers, one by one</summary>"
+        f"{_table(whole, terms)}</details>"
+    )
+
+
+def _table(rows: Sequence[Row], terms: Sequence[str]) -> str:
+    head = "".join(f"<th>{_text(name)}</th>" for name in ("layer", "δ RMS", "factor", *terms))
+    body = "".join(
+        f"<tr><td><code>{_text(row.name)}</code></td><td>{_band(row, 'delta_rms')}</td>"
+        f"<td>{_band(row, 'factor')}</td>"
+        + "".join(f"<td>{_term_words(row, name)}</td>" for name in terms)
+        + "</tr>"
+        for row in rows
+    )
+    return f"<div class='scroll'><table><tr>{head}</tr>{body}</table></div>"
+
+
+def _band(row: Row, name: str) -> str:
+    values = [layer[name] for layer in row.layers if layer[name] is not None]
+    low, high = (amount(end) for end in (min(values, default=None), max(values, default=None)))
+    return low if low == high else f"{low} to {high}"
 
 
 def _draw_layers(layers: Sequence[Content]) -> Figure:
@@ -212,9 +286,11 @@ def _draw_layers(layers: Sequence[Content]) -> Figure:
         bottom[side, places] += values
     below.axhline(0, color=GREY, linewidth=1)
     if below.containers:
+        # A row of the legend takes a sixth of the picture.
+        rows = math.ceil(len(below.containers) / _LEGEND_COLUMNS)
         low, high = below.get_ylim()
-        below.set_ylim(low, high + 0.3 * (high - low))
-        below.legend(fontsize=10, frameon=False, ncols=5, loc="upper left")
+        below.set_ylim(low, high + 0.2 * (1 + rows) * (high - low))
+        below.legend(fontsize=10, frameon=False, ncols=_LEGEND_COLUMNS, loc="upper left")
     tidy(below, title="Why: log of the factor, term by term")
     _name_layers(below, layers)
     return figure
@@ -289,8 +365,10 @@ def _term(layer: Content, name: str) -> float:
     return _finite(layer["terms"][name]) if layer["factor"] else 0.0
 
 
-def _term_words(layer: Content, name: str) -> str:
-    return amount(layer["terms"][name], ".3f") if layer["factor"] else "-"
+def _term_words(row: Row, name: str) -> str:
+    terms = [layer["terms"][name] for layer in row.layers if layer["factor"]]
+    present = [term for term in terms if term is not None]
+    return amount(sum(present) / len(present), ".2f") if present else "-"
 
 
 def _sentence(text: str) -> str:

@@ -15,13 +15,14 @@ import functools
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxdnn.diagnosis.answers import Answers
+from jaxdnn.diagnosis.folding import Row, folded
 from jaxdnn.diagnosis.trial import TRAINS, Trial, shares
 from jaxdnn.names import printable, printable_lines
 
@@ -34,8 +35,6 @@ _MOST, _MOST_NOTES = 3, 2
 _LENGTHS = (600, 400, 300, 200, 120, 80, 50)
 # A patch that is cut is worth nothing: it gets more room than words.
 _PATCH = 3
-# Rows of the printed table beyond which its middle is left out.
-_MOST_ROWS = 24
 # The smallest normal float32: below it a number has lost its digits.
 _LEAST = 1.2e-38
 # Outputs that differ by less of their size hardly depend on the inputs.
@@ -138,9 +137,17 @@ def short_text(content: Content) -> str:
     return "\n".join(lines)
 
 
-def full_text(content: Content) -> str:
-    """Return all findings, all changes and the table of layers."""
+def full_text(content: Content, *, fold: bool = True) -> str:
+    """Return all findings, all changes and the table of layers.
+
+    Args:
+      content: of a diagnosis.
+      fold: show blocks that are alike as one row.
+    """
     content = cleaned(content)
+    layers = content["layers"]
+    named = {cause["path"] for cause in content["causes"]}
+    rows = folded(layers, named) if fold else [Row(layer["path"], (layer,)) for layer in layers]
     lines = [
         headline(content),
         *_notes(content),
@@ -154,9 +161,38 @@ def full_text(content: Content) -> str:
             f"through time: {each['path']}: {recurrence_words(each)}"
             for each in content["recurrences"]
         ),
-        *_table(content["layers"]),
+        *attention_words(content),
+        *_table(rows),
     ]
     return "\n".join(lines)
+
+
+def attention_words(content: Content) -> list[str]:
+    """Return what heads look at and how alike tokens are, in two lines at most."""
+    lines = []
+    if attentions := content["attentions"]:
+        entropy = [value for each in attentions for value in each["entropy"]]
+        largest = [value for each in attentions for value in each["largest"]]
+        lines.append(
+            f"attention: entropy of {len(entropy)} heads {_span((min(entropy), max(entropy)))}"
+            f" (1 looks at all tokens alike, 0 at one), mean largest weight"
+            f" {_span((min(largest), max(largest)))}"
+        )
+    if streams := content["streams"]:
+        norms = sorted({each["norm"] for each in streams})
+        first, last = streams[0], streams[-1]
+        lines.append(
+            f"tokens: mean cosine {amount(first['alike'])} behind {first['path']},"
+            f" {amount(last['alike'])} behind {last['path']}; branches are"
+            f" {_span(_ends(each['branch'] for each in streams))} of the stream;"
+            f" norm {' and '.join(norms)} the branches"
+        )
+    return lines
+
+
+def _ends(values: Iterable[float | None]) -> tuple[float | None, float | None]:
+    present = [value for value in values if value is not None]
+    return (min(present), max(present)) if present else (None, None)
 
 
 def _rates(rates: Content | None) -> list[str]:
@@ -319,30 +355,53 @@ def _rest(content: Content) -> str:
     return f"({', '.join(shown)}: print(diagnosis.details()), or --all in the shell)"
 
 
-def _table(layers: Sequence[Content]) -> list[str]:
-    width = max([5, *(len(layer["path"]) for layer in layers)])
-    rows = [
-        f"{'layer':{width}}  {'delta':>8}  {'factor':>8}  {'redrawn':>18}  {'z':>8}  dead  mostly",
-        *(_row(layer, width) for layer in layers),
+def _table(rows: Sequence[Row]) -> list[str]:
+    width = max([5, *(len(row.name) for row in rows)])
+    cells = [_cells(row) for row in rows]
+    heads = ("delta", "factor", "redrawn", "z", "dead")
+    widths = [
+        max(len(head), *map(len, column)) for head, *column in zip(heads, *cells, strict=True)
     ]
-    if len(rows) <= _MOST_ROWS:
-        return rows
-    half = _MOST_ROWS // 2
-    return [*rows[:half], f"... {len(rows) - 2 * half} more", *rows[-half:]]
+    lines = [
+        f"{name:{width}}  "
+        + "  ".join(f"{cell:>{each}}" for cell, each in zip(row, widths, strict=True))
+        for name, row in zip(["layer", *(row.name for row in rows)], [heads, *cells], strict=True)
+    ]
+    return [
+        f"{line}  {mostly}"
+        for line, mostly in zip(lines, ["mostly", *map(_mostly, rows)], strict=True)
+    ]
 
 
-def _row(layer: Content, width: int) -> str:
-    terms = {name: value for name, value in layer["terms"].items() if value is not None}
-    mostly = "-"
-    # What makes a gradient of zero is no matter of shares.
-    if terms and layer["factor"]:
-        term = max(terms, key=lambda name: abs(terms[name]))
-        mostly = f"{term} {terms[term]:+.2f}"
+def _cells(row: Row) -> tuple[str, ...]:
+    def band(name: str, form: str = ".3g") -> str:
+        low, high = (amount(end, form) for end in _ends(each[name] for each in row.layers))
+        return low if low == high else f"{low} to {high}"
+
+    bands = [end for each in row.layers for end in each["factor_band"]]
     return (
-        f"{layer['path']:{width}}  {amount(layer['delta_rms']):>8}  {amount(layer['factor']):>8}"
-        f"  {_span(layer['factor_band']):>18}  {amount(layer['pre_activation_rms']):>8}"
-        f"  {amount(layer['dead'], '.0%'):>4}  {mostly}"
+        band("delta_rms"),
+        band("factor"),
+        _span(_ends(bands)),
+        band("pre_activation_rms"),
+        band("dead", ".0%"),
     )
+
+
+def _mostly(row: Row) -> str:
+    """The term that makes most of the factor, of a row of several layers in their mean."""
+    terms: dict[str, list[float]] = {}
+    for layer in row.layers:
+        # What makes a gradient of zero is no matter of shares.
+        if layer["factor"]:
+            for name, value in layer["terms"].items():
+                if value is not None:
+                    terms.setdefault(name, []).append(value)
+    if not terms:
+        return "-"
+    means = {name: sum(values) / len(values) for name, values in terms.items()}
+    term = max(means, key=lambda name: abs(means[name]))
+    return f"{term} {means[term]:+.2f}"
 
 
 def _signed(layer: Content, term: str) -> str:

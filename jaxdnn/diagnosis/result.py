@@ -12,6 +12,7 @@ import optax
 from jax import Array
 
 from jaxdnn.diagnosis import printout
+from jaxdnn.diagnosis.attention import AttentionProfile, StreamProfile
 from jaxdnn.diagnosis.causes import Cause
 from jaxdnn.diagnosis.profile import LayerProfile
 from jaxdnn.diagnosis.recurrence import Recurrence
@@ -80,6 +81,8 @@ class Diagnosis:
       notes: what else to know of the verdict, a sentence each.
       rates: what other learning rates do; None where they were not asked for.
       recurrences: how the gradient passes back through time, in the order in which they run.
+      attentions: what each attention looks at, in the order in which they run.
+      streams: how alike tokens are behind each residual branch, where there is attention.
     """
 
     verdict: Verdict
@@ -94,13 +97,19 @@ class Diagnosis:
     notes: tuple[str, ...]
     rates: RateCurve | None = None
     recurrences: tuple[Recurrence, ...] = ()
+    attentions: tuple[AttentionProfile, ...] = ()
+    streams: tuple[StreamProfile, ...] = ()
 
     def __str__(self) -> str:
         return printout.short_text(self.to_dict())
 
-    def details(self) -> str:
-        """Return all findings, all changes that help, and the table of layers."""
-        return printout.full_text(self.to_dict())
+    def details(self, *, fold: bool = True) -> str:
+        """Return all findings, all changes that help, and the table of layers.
+
+        Args:
+          fold: show blocks that are alike, such as `blocks/0..11`, as one row.
+        """
+        return printout.full_text(self.to_dict(), fold=fold)
 
     def _repr_html_(self) -> str:
         # Only here: matplotlib takes a second to load.

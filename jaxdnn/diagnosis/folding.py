@@ -1,0 +1,114 @@
+"""Blocks that are alike as one row of a table: `blocks/0..11/attn/query` for twelve of them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+Content = Mapping[str, Any]
+# So many are folded.
+_FEWEST = 3
+# Layers of which a factor differs from the median by more, or the share of dead units, are unlike.
+_UNLIKE, _UNLIKE_SHARE = 2.0, 0.2
+# A number in a path, but not that of the use of a kernel.
+_NUMBER = re.compile(r"(?<![#\d.])\d+")
+
+
+class Row(NamedTuple):
+    """A row of a table of layers.
+
+    Attributes:
+      name: the path, with a range where several layers are one row.
+      layers: those that it stands for.
+    """
+
+    name: str
+    layers: tuple[Content, ...]
+
+
+def folded(layers: Sequence[Content], named: Collection[str] = ()) -> list[Row]:
+    """Return the rows of a table, each where its first layer is.
+
+    Args:
+      layers: as in `Diagnosis.to_dict`.
+      named: paths of layers that have a row of their own.
+    """
+    groups = _groups(layers)
+    rows: list[Row] = []
+    done: set[int] = set()
+    for index, layer in enumerate(layers):
+        if index in done:
+            continue
+        members = [each for each in groups[index] if _is_usual(layers, groups[index], each)]
+        members = [each for each in members if layers[each]["path"] not in named]
+        if index in members and len(members) >= _FEWEST:
+            done.update(members)
+            own = tuple(layers[each] for each in members)
+            rows.append(Row(_range([each["path"] for each in own]), own))
+        else:
+            rows.append(Row(layer["path"], (layer,)))
+    return rows
+
+
+def _groups(layers: Sequence[Content]) -> list[list[int]]:
+    """For each layer those that differ from it in one number of the path: the most there are."""
+    by_pattern: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    patterns = []
+    for index, layer in enumerate(layers):
+        path = layer["path"]
+        own = [
+            (path[: found.start()], path[found.end() :], layer["kind"])
+            for found in _NUMBER.finditer(path)
+        ]
+        patterns.append(own)
+        for pattern in own:
+            by_pattern[pattern].append(index)
+    return [
+        max((by_pattern[pattern] for pattern in own), key=len, default=[index])
+        for index, own in enumerate(patterns)
+    ]
+
+
+def _is_usual(layers: Sequence[Content], group: Sequence[int], index: int) -> bool:
+    """Tell whether a layer is like the median of its group."""
+
+    def median(name: str) -> float:
+        values = sorted(layers[each][name] or 0.0 for each in group)
+        return values[len(values) // 2]
+
+    layer = layers[index]
+    for name in ("factor", "pre_activation_rms"):
+        usual, own = median(name), layer[name]
+        if own is None or own <= 0 or usual <= 0:
+            return own == usual
+        if abs(math.log(own / usual)) > math.log(_UNLIKE):
+            return False
+    return abs((layer["dead"] or 0.0) - median("dead")) <= _UNLIKE_SHARE
+
+
+def _range(paths: Sequence[str]) -> str:
+    """The common path, with a range in place of the number that differs."""
+    numbers = [list(_NUMBER.finditer(path)) for path in paths]
+    for place in range(len(numbers[0])):
+        values = [int(found[place].group()) for found in numbers]
+        if len(set(values)) > 1:
+            first = numbers[0][place]
+            start, end = paths[0][: first.start()], paths[0][first.end() :]
+            return f"{start}{_runs(sorted(set(values)))}{end}"
+    return paths[0]
+
+
+def _runs(values: Sequence[int]) -> str:
+    """Numbers as ranges: `0..3,5`; of those that are not next to each other the step is kept."""
+    step = min((b - a for a, b in itertools.pairwise(values)), default=1)
+    parts: list[list[int]] = []
+    for value in values:
+        if parts and value - parts[-1][-1] == step:
+            parts[-1].append(value)
+        else:
+            parts.append([value])
+    return ",".join(str(p[0]) if len(p) == 1 else f"{p[0]}..{p[-1]}" for p in parts)
