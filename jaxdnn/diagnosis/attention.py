@@ -56,6 +56,7 @@ class Attention:
     Attributes:
       layer: index of the layer that takes what it gives; None where there is none.
       asked: index of the layer that makes the queries; None where there is none.
+      seen: index of the layer that makes the keys; None where there is none.
       weights: number of what the softmax gives.
       queries: number of an operand of the scores, and the axis that is summed over.
       keys: as queries.
@@ -64,6 +65,7 @@ class Attention:
 
     layer: int | None
     asked: int | None
+    seen: int | None
     weights: int
     queries: tuple[int, int]
     keys: tuple[int, int]
@@ -75,11 +77,13 @@ class AttentionProfile:
     """One attention.
 
     Attributes:
+      number: of its weights in the program.
       path: of the layer that takes what it gives.
       entropy: of each head, over that of looking at all tokens alike, in [0, 1].
       largest: of each head, the mean over tokens of the greatest weight, in [0, 1].
     """
 
+    number: int
     path: str
     entropy: tuple[float, ...]
     largest: tuple[float, ...]
@@ -123,6 +127,7 @@ def find_attentions(graph: Graph) -> list[Attention]:
                     Attention(
                         _next_layer(graph, step.outputs[0]),
                         _layer_below(graph, producers, queries[0]),
+                        _layer_below(graph, producers, keys[0]),
                         softmax.outputs[0],
                         queries,
                         keys,
@@ -231,7 +236,7 @@ def attention_profiles(graph: Graph, shown: Mapping[int, Any]) -> tuple[Attentio
         rows = np.squeeze(np.moveaxis(weights, axis, -1))
         if rows.ndim >= 3:
             path = "" if each.layer is None else graph.layers[each.layer].path
-            found.append(AttentionProfile(path, *_heads(rows)))
+            found.append(AttentionProfile(each.weights, path, *_heads(rows)))
     return tuple(found)
 
 

@@ -24,6 +24,8 @@ from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.program import Edit
 from jaxdnn.diagnosis.setups import Fix
 
+# Causes that say better what weights of queries and keys of another scale do.
+COLLAPSES = ("attention to one token", "tokens become alike")
 # A head with less entropy, of what it could have, and a greater weight looks at one token.
 _SHARP, _ONE = 0.15, 0.85
 # Tokens whose mean cosine is greater are one token.
@@ -33,17 +35,26 @@ _FEWEST_TOKENS = 4
 
 def entropy_collapse(exam: Exam) -> Iterator[Finding]:
     """Find attention in which each token looks at one other."""
-    found = find_attentions(exam.graph)
-    for place, each in zip(found, exam.measured.attentions, strict=False):
-        entropy, largest = float(np.mean(each.entropy)), float(np.mean(each.largest))
-        tokens = exam.graph.program.full_shape(place.weights)[-1]
-        if entropy < _SHARP and largest > _ONE and tokens >= _FEWEST_TOKENS:
-            text = (
-                f"each token looks at one other: in the mean over {len(each.entropy)} heads its"
-                f" largest weight is {largest:.2g}, where the softmax lets {_slope(largest):.1g} of"
-                " the gradient through to queries and keys"
-            )
-            yield Finding(place.asked, text, STRUCTURAL)
+    places = {each.weights: each for each in find_attentions(exam.graph)}
+    sharp = [
+        each
+        for each in exam.measured.attentions
+        if np.mean(each.entropy) < _SHARP
+        and np.mean(each.largest) > _ONE
+        and exam.graph.program.full_shape(each.number)[-1] >= _FEWEST_TOKENS
+    ]
+    if not sharp:
+        return
+    largest = float(np.mean([each.largest for each in sharp]))
+    where = (
+        f" in {len(sharp)} of {len(exam.measured.attentions)} attentions" if len(places) > 1 else ""
+    )
+    text = (
+        f"each token looks at one other{where}: in the mean over heads the largest weight is"
+        f" {largest:.2g}, where the softmax lets {_slope(largest):.1g} of the gradient through to"
+        " queries and keys"
+    )
+    yield Finding(places[sharp[0].number].asked, text, STRUCTURAL)
 
 
 def _slope(largest: float) -> float:

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Iterator
 
 from jaxdnn.diagnosis import hidden_causes
+from jaxdnn.diagnosis.attention import find_attentions
+from jaxdnn.diagnosis.attention_causes import COLLAPSES
 from jaxdnn.diagnosis.cause_table import CAUSES, CauseKind
 from jaxdnn.diagnosis.findings import NAMED, Category, Finding
 from jaxdnn.diagnosis.measure import Exam
@@ -52,9 +54,16 @@ class Cause:
 
 def find_causes(exam: Exam) -> tuple[Cause, ...]:
     """Return what one pass shows to be wrong, worst first."""
-    return ranked(
-        cause for kind in CAUSES.values() for cause in _causes(exam, kind, kind.find(exam))
-    )
+    found = [cause for kind in CAUSES.values() for cause in _causes(exam, kind, kind.find(exam))]
+    if any(cause.cause in COLLAPSES for cause in found):
+        asking = {
+            exam.graph.layers[index].path
+            for each in find_attentions(exam.graph)
+            for index in (each.asked, each.seen)
+            if index is not None
+        }
+        found = [each for each in found if each.cause not in _SCALES or each.path not in asking]
+    return ranked(found)
 
 
 def find_rounding(exam: Exam, first: FirstStep) -> tuple[Cause, ...]:
@@ -104,5 +113,7 @@ def ranked(causes: Iterable[Cause]) -> tuple[Cause, ...]:
     )
 
 
+# What a collapse of attention says better, of queries and keys.
+_SCALES = ("weights too large", "weights too small")
 # What follows from another finding, which tells more.
 _SAID_BY = {"outputs cannot reach targets": "softmax over one unit"}

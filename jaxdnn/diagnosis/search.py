@@ -90,8 +90,9 @@ class Search:
         self.trials, self.base = trials, base
         self.exam = trials.exam
         raw = score_trial(base.trial, trials.exam.answers, horizon=trials.horizon)
-        # What is learnt by heart already is not what is meant: only answers to that count.
-        self.by_heart = base.score < TRAINS <= raw
+        # What is learnt by heart already is not what is meant: only answers to that count, unless
+        # other examples tell.
+        self.by_heart = trials.held_out is None and base.score < TRAINS <= raw
         self.slow = trials.num_steps < trials.horizon
         # Few examples are learnt by heart at a greater rate, and others then not: inputs first.
         self.by_few = False

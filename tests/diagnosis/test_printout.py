@@ -104,12 +104,12 @@ def test_what_is_not_defined_is_a_dash_and_zero_is_zero():
     assert amount(26941.7) == "26942"
 
 
-def test_a_long_table_leaves_out_its_middle():
+def test_blocks_that_are_alike_are_one_row_unless_all_are_asked_for():
     layers = tuple(made.layer(f"layers/{number}", 1.0) for number in range(50))
-    details = made.diagnosis(layers=layers).details()
-    assert "more" in details
-    assert "layers/49 " in details
-    assert "layers/25 " not in details
+    found = made.diagnosis(layers=layers)
+    assert "layers/1..49 " in found.details()
+    assert "layers/25 " not in found.details()
+    assert all(f"layers/{number} " in found.details(fold=False) for number in range(50))
 
 
 def test_markdown_holds_the_table_and_the_code():
