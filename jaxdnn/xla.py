@@ -22,6 +22,7 @@ CACHE_BYTES = 2**30
 _CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 _KNOWN_TO = ("0.10.", "0.12.")
 
+
 def _quick_options() -> dict[str, Any]:
     options: dict[str, Any] = {"xla_backend_optimization_level": 0}
     if version("jaxlib").startswith("0.10."):

@@ -4,8 +4,8 @@ import gc
 import os
 from pathlib import Path
 
-# Before jax is imported. What any worker or an earlier run compiled need not be compiled again (the same three files then
-# take 7.2 CPU seconds); not in the user's cache.
+# Before jax is imported. What any worker or an earlier run compiled need not be compiled again (the
+# same three files then take 7.2 CPU seconds); not in the user's cache.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
 )
