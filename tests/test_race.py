@@ -175,9 +175,7 @@ def test_together_gives_the_same_numbers_and_compiles_once(race, finished, monke
 
 @pytest.mark.slow  # The command's test is the short version.
 def test_interrupted_race_goes_on_without_what_is_finished(race, finished, tmp_path):
-    few = dataclasses.replace(
-        race, initializers=("glorot_normal",), seeds=range(3, 4)
-    )
+    few = dataclasses.replace(race, initializers=("glorot_normal",), seeds=range(3, 4))
     asked = []
 
     def stop_at_second():

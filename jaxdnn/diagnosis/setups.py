@@ -51,6 +51,8 @@ _AFFORDABLE = 2.5e10
 _OVERHEAD = 2e5
 _UPDATE = 30.0
 _CONVOLUTION = 20.0
+# With more parameters, 300 steps of a program built quickly take longer than to build a fast one.
+_LIGHT = 250_000
 # Factors on the rate, and steps with each, where a step is too slow for all side by side.
 _FEW_FACTORS, _FEW_STEPS = np.logspace(-4, 2, 7), 10
 # Networks of more operations are too slow to compile with edits inside.
@@ -293,7 +295,8 @@ class Trials:
         affordable = affordable_steps(exam.outline.program, exam.params)
         self.num_steps = min(horizon, affordable)
         scans = any(step.name == "scan" for step in exam.outline.program.steps)
-        self._light = affordable >= HORIZON and not scans
+        num_params = sum(jnp.size(leaf) for leaf in jax.tree.leaves(exam.params))
+        self._light = affordable >= HORIZON and not scans and num_params <= _LIGHT
         self._programs: dict[Any, Callable[..., tuple[Trial, Any]]] = {}
         self._answers: dict[Any, Answers] = {}
 

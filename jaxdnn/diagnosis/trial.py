@@ -260,6 +260,8 @@ def _make_step(
     forward: Forward, loss: Loss, optimizer: optax.GradientTransformation
 ) -> Callable[..., tuple[Any, tuple[Array, ...]]]:
     """One step; the carry is (params, state of the optimizer)."""
+    # Called five times, and traced and lowered once.
+    loss = jax.jit(loss)
 
     def step(
         carry: Any, index: Array | int, inputs: Any, targets: Any, key: Array, scales: Scales
@@ -268,8 +270,8 @@ def _make_step(
 
         def objective(params: Any) -> tuple[Array, tuple[Array, ...]]:
             logits = forward(params, inputs, jax.random.fold_in(key, index))
+            value, logits = loss(logits, targets), lax.stop_gradient(logits)
             constant = jnp.broadcast_to(logits.mean(0, keepdims=True), logits.shape)
-            value = loss(logits, targets)
             shrunk = [loss(_times(t, logits - constant) + constant, targets) for t in SHRINKING]
             least = jnp.stack([value, *shrunk]).min()
             return _times(scales.loss, value), (value, least, loss(constant, targets))
