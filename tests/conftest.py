@@ -4,15 +4,8 @@ import gc
 import os
 from pathlib import Path
 
-# Before jax is imported: compilation that is quick rather than good, and simulated devices. Tests
-# that use one device pay nothing for the other seven: 17.5 CPU seconds of three files, and 17.7
-# with one device alone.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")  # Of two settings of a flag the last one counts.
-    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
-# What any worker or an earlier run compiled need not be compiled again (the same three files then
-# take 7.2 CPU seconds); not in the user's cache.
+# Before jax is imported. What any worker or an earlier run compiled need not be compiled again (the
+# same three files then take 7.2 CPU seconds); not in the user's cache.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
 )
@@ -23,6 +16,12 @@ import pytest
 
 from jaxdnn import xla
 
+# Before the first computation: compilation that is quick rather than good, and simulated devices.
+# Tests that use one device pay nothing for the other seven: 17.5 CPU seconds of three files, and
+# 17.7 with one device alone. Of two settings of a flag the last one counts.
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", xla.quick_flags()]
+)
 # Tracing makes millions of small objects that live on: to look for garbage among them as often as
 # Python does takes an eighth of the time.
 gc.set_threshold(100_000, 50, 100)

@@ -245,8 +245,8 @@ def test_importing_a_file_only_defines_names():
     assert not found, "\n".join(found)
 
 
-# Of the environment: where programs, packages and compiled code are.
-KEPT = ("PATH", "HOME", "PYTHONPATH", "SYSTEMROOT", "JAX_COMPILATION_CACHE_DIR")
+# Of the environment: where programs, packages and compiled code are, and how code is compiled.
+KEPT = ("PATH", "HOME", "PYTHONPATH", "SYSTEMROOT", "JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS")
 STATE = """
 import json, logging, os, sys, threading, warnings
 import jax

@@ -53,7 +53,7 @@ def race():
     return Race(
         config("batch"),
         initializers=("glorot_normal", "orthogonal", "zeros"),
-        activations=("tanh", "parametric_relu", "randomized_relu"),
+        activations=("tanh", "parametric_relu"),
         seeds=range(3, 5),
         num_steps=EPOCHS * STEPS_PER_EPOCH,
         record_every=STEPS_PER_EPOCH,
@@ -73,7 +73,7 @@ def finished(race, tmp_path_factory):
     results = run_race(
         race, setup, folder, load=load, on_done=done.append, interrupted=lambda: False
     )
-    assert sum(done) == race.num_networks == 18
+    assert sum(done) == race.num_networks == 12
     return results, setup, folder
 
 
@@ -89,9 +89,8 @@ def losses_alone(config, path):
     [
         (0, 0, 0),
         pytest.param(1, 1, 1, marks=pytest.mark.slow),
-        pytest.param(0, 2, 1, marks=pytest.mark.slow),
     ],
-    ids=["tanh", "parametric", "randomized"],
+    ids=["tanh", "parametric"],
 )
 def test_single_run_gives_the_same_losses(i, a, s, race, finished, tmp_path):
     own = race.config_of(race.initializers[i], race.activations[a], race.seeds[s])
@@ -101,13 +100,15 @@ def test_single_run_gives_the_same_losses(i, a, s, race, finished, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["none", "layer"])
-def test_single_run_with_another_norm_gives_the_same_losses(norm, race, tmp_path):
+@pytest.mark.parametrize(
+    ("norm", "activation"), [("none", "relu"), ("layer", "relu"), ("batch", "randomized_relu")]
+)
+def test_single_run_of_another_kind_gives_the_same_losses(norm, activation, race, tmp_path):
     normed = dataclasses.replace(
         race,
         config=config(norm),
         initializers=("he_normal",),
-        activations=("relu",),
+        activations=(activation,),
         seeds=range(1),
     )
     (tmp_path / "cells").mkdir()
@@ -119,7 +120,7 @@ def test_single_run_with_another_norm_gives_the_same_losses(norm, race, tmp_path
         on_done=ignore,
         interrupted=lambda: False,
     )
-    alone = losses_alone(normed.config_of("he_normal", "relu", 0), tmp_path / "run")
+    alone = losses_alone(normed.config_of("he_normal", activation, 0), tmp_path / "run")
     chex.assert_trees_all_close(results["loss"][0, 0, 0, 1:], np.array(alone), rtol=1e-5)
 
 
@@ -138,7 +139,7 @@ def test_networks_start_as_those_of_single_runs(race, finished):
 def test_deltas_at_the_start_are_those_of_the_sweep(race, finished):
     results = finished[0]
     # Two routes: probes through the network, and the sweep's layer-by-layer formulas.
-    for a in (0, 1):  # The third draws its slopes, where the sweep takes their mean.
+    for a in range(len(race.activations)):
         start = results["start_delta_rms"][:, a]
         first, last = results["delta_first_rms"][:, a, :, 0], results["delta_last_rms"][:, a, :, 0]
         chex.assert_trees_all_close(first, start[..., 0], rtol=1e-4)
@@ -161,11 +162,10 @@ def test_first_record_is_the_loss_of_the_first_batch(race, finished):
 
 def test_together_gives_the_same_numbers_and_compiles_once(race, finished, monkeypatch):
     results, setup, _ = finished
-    few = dataclasses.replace(race, activations=race.activations[:2])
-    states = jax.tree.map(lambda leaf: leaf[0], initial_states(few, setup))
-    lane = make_lane(setup.dataset, few.seeds[0])
+    states = jax.tree.map(lambda leaf: leaf[0], initial_states(race, setup))
+    lane = make_lane(setup.dataset, race.seeds[0])
     monkeypatch.setattr("jaxdnn.race.measure", chex.assert_max_traces(measure, n=1))
-    program = make_race(few, setup, side_by_side=True)
+    program = make_race(race, setup, side_by_side=True)
     for which in (0, 1):
         history, start = program(which, states, lane)
         chex.assert_trees_all_close(history.loss, results["loss"][:, which, 0], rtol=1e-4)
@@ -175,9 +175,7 @@ def test_together_gives_the_same_numbers_and_compiles_once(race, finished, monke
 
 @pytest.mark.slow  # The command's test is the short version.
 def test_interrupted_race_goes_on_without_what_is_finished(race, finished, tmp_path):
-    few = dataclasses.replace(
-        race, initializers=("glorot_normal",), activations=race.activations[:2], seeds=range(3, 4)
-    )
+    few = dataclasses.replace(race, initializers=("glorot_normal",), seeds=range(3, 4))
     asked = []
 
     def stop_at_second():
@@ -194,7 +192,7 @@ def test_interrupted_race_goes_on_without_what_is_finished(race, finished, tmp_p
     assert kept.keys() == {"tanh-3.npz"}
     again = run(lambda: False)
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in kept} == kept
-    chex.assert_trees_all_equal(again["loss"][0, :, 0], finished[0]["loss"][0, :2, 0])
+    chex.assert_trees_all_equal(again["loss"][0, :, 0], finished[0]["loss"][0, :, 0])
 
 
 @pytest.mark.slow
@@ -247,7 +245,7 @@ def test_guessing_is_the_entropy_of_the_classes():
 def test_summary_says_what_the_sweep_says(race, finished):
     results, setup, _ = finished
     lines = race_summary(race, results, guess_loss(setup.dataset.train.labels))
-    assert len(lines) == 9
+    assert len(lines) == 6
     verdicts = {(key.initializer, key.activation): flow.verdict for key, _, flow in lines}
     for activation in race.activations:
         assert make_activation(activation).name == activation

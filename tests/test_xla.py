@@ -3,7 +3,9 @@
 import os
 from typing import Any
 
+import chex
 import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxdnn import xla
@@ -91,3 +93,18 @@ def test_the_number_of_threads_is_that_of_xla(monkeypatch):
     assert xla.num_threads() == 5
     monkeypatch.setenv("PJRT_NPROC", "3")
     assert xla.num_threads() == 3
+
+
+def test_a_program_built_quickly_computes_what_another_does():
+    def function(x):
+        return jax.nn.softmax(jnp.tanh(x @ x.T)).sum(0)
+
+    x = jax.random.normal(jax.random.key(0), (16, 16))
+    quick, usual = (jax.jit(function, compiler_options=each)(x) for each in (xla.QUICK, None))
+    chex.assert_trees_all_close(quick, usual, rtol=1e-5)
+
+
+def test_flags_and_options_of_quick_programs_are_the_same():
+    flags = dict(flag.removeprefix("--").split("=") for flag in xla.quick_flags().split())
+    assert flags == {name: str(value).lower() for name, value in xla.QUICK.items()}
+    assert set(xla.quick_flags().split()) <= set(os.environ["XLA_FLAGS"].split())

@@ -5,10 +5,12 @@ import socket
 import subprocess
 from collections.abc import Callable, Sequence
 
+from jaxdnn import xla
+
 # A process has one device, as for users.
 ENVIRONMENT = {
     **os.environ,
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "XLA_FLAGS": xla.quick_flags(),
     "JAX_PLATFORMS": "cpu",
 }
 

@@ -37,7 +37,7 @@ _RATES = (0.5, 0.05)
 # Adam's means. Gradients shrink by orders of magnitude on the way: the first ones are forgotten.
 _KEPT, _MEMORY, _TINY = 0.9, 0.9, 1e-150
 # Points that are asked for in one call, and the most numbers in those of a fit.
-_AT_ONCE, _MOST_NUMBERS = 20, 4_000_000
+_AT_ONCE, _MOST_NUMBERS = 10, 4_000_000
 # Of the loss at which two count as equal.
 _EQUAL = 1e-4
 # Factors on a constant answer that show a loss without a lower bound.

@@ -232,16 +232,18 @@ def step_fixes(exam: Exam, first: FirstStep) -> Iterator[Fix]:
         yield Fix("parameter_format", words, code, FixKind.PARAMETER_FORMAT, 1, params=wide)
 
 
-def no_decay(exam: Exam, optimizer: optax.GradientTransformation) -> Iterator[Fix]:
-    """Leave out what the optimizer takes off the weights besides the gradient, if it does."""
-    params = jax.tree.map(jnp.asarray, exam.params)
-    zeros = jax.tree.map(jnp.zeros_like, params)
+def no_decay(first: FirstStep, optimizer: optax.GradientTransformation) -> Iterator[Fix]:
+    """Leave out what the optimizer takes off the weights besides the gradient, if it does.
+
+    Args:
+      first: what the optimizer makes of the first gradient.
+      optimizer: the optax transformation that trains the network.
+    """
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         return optimizer.update(updates, state, jax.tree.map(jnp.zeros_like, params))
 
-    moved = optimizer.update(zeros, optimizer.init(params), params)[0]
-    if any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(moved)):
+    if first.decays:
         yield Fix(
             "no_decay", "no weight decay", "weight_decay=0.0", FixKind.DECAY, 1,
             optimizer=optax.GradientTransformation(optimizer.init, update),

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.extend import core
 
+from jaxdnn import xla
 from jaxdnn.diagnosis.source_lines import SourceLine, source_line
 from jaxdnn.propagation import rms
 
@@ -34,9 +35,6 @@ CARRY, SLICE, LAST, STACK = "carry_of_loop", "slice_of_loop", "last_of_loop", "s
 # Functions that are called in one piece, by where their body is.
 _INLINED = {"jit": "jaxpr", "remat2": "jaxpr", "checkpoint": "jaxpr", "closed_call": "call_jaxpr"}
 _LINEAR = ("dot_general", "conv_general_dilated")
-
-# Without LLVM's optimisation a program is compiled in half the time.
-_UNOPTIMISED = {"xla_backend_optimization_level": 0}
 
 Environment = dict[int, Array]
 # (value, everything computed so far) -> what stands in its place
@@ -527,7 +525,7 @@ def _last_of(reverse: bool) -> Callable[..., Sequence[Array]]:
 
 def compile_quickly(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function compiled for a few calls: built soon rather than fast."""
-    return jax.jit(function, compiler_options=_UNOPTIMISED)
+    return jax.jit(function, compiler_options=xla.QUICK)
 
 
 def run(

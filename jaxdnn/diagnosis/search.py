@@ -329,7 +329,7 @@ def _steps(run: Search, start: Fix, first: FirstStep, cured: bool) -> Iterator[F
         return fix if plain else both(start, fix)
 
     if plain:
-        yield from no_decay(exam, run.trials.optimizer)
+        yield from no_decay(first, run.trials.optimizer)
     yield from map(on_top, step_fixes(exam, first))
     yield from map(on_top, _rate_fixes(run, start))
     if not cured:

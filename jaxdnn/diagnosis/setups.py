@@ -52,6 +52,8 @@ _AFFORDABLE = 2.5e10
 _OVERHEAD = 2e5
 _UPDATE = 30.0
 _CONVOLUTION = 20.0
+# With more parameters, 300 steps of a program built quickly take longer than to build a fast one.
+_LIGHT = 250_000
 # Factors on the rate, and steps with each, where a step is too slow for all side by side.
 _FEW_FACTORS, _FEW_STEPS = np.logspace(-4, 2, 7), 10
 # Networks of more operations are too slow to compile with edits inside.
@@ -295,7 +297,8 @@ class Trials:
         self.num_steps = min(horizon, affordable)
         steps = exam.outline.program.steps
         scans = any(step.name == "scan" or step.loop is not None for step in steps)
-        self._light = affordable >= HORIZON and not scans
+        num_params = sum(jnp.size(leaf) for leaf in jax.tree.leaves(exam.params))
+        self._light = affordable >= HORIZON and not scans and num_params <= _LIGHT
         self._programs: dict[Any, Callable[..., tuple[Trial, Any]]] = {}
         self._answers: dict[Any, Answers] = {}
 

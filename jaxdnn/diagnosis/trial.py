@@ -188,8 +188,12 @@ def make_trial(
     if answers is not None:
         enough = answers.constant - _LEARNT * answers.to_learn
     compiled = compile_quickly if light else jax.jit
-    step = compiled(_make_step(forward, loss, optimizer))
-    init = compile_quickly(optimizer.init)
+    step, init = _make_step(forward, loss, optimizer), compile_quickly(optimizer.init)
+
+    @compiled
+    def advance(*arguments: Any) -> tuple[Any, Array]:
+        carry, losses = step(*arguments)
+        return carry, jnp.stack(losses)
 
     def decided(rows: Sequence[Any], impatient: bool) -> bool:
         if answers is None or num_steps >= horizon:
@@ -210,18 +214,18 @@ def make_trial(
         impatient: bool = False,
         deadline: float = math.inf,
     ) -> tuple[Trial, Any]:
-        carry, rows = (params, init(params)), []
+        carry, rows, known = (params, init(params)), [], 0
         for index in range(most_steps + 1):
-            carry, losses = step(carry, index, inputs, targets, key, scales or Scales())
+            carry, losses = advance(carry, index, inputs, targets, key, scales or Scales())
             rows.append(losses)
-            if index % _CHECKED == 0 and not np.isfinite(losses[0]):
+            if index % _CHECKED == 0 and not np.isfinite(np.asarray(losses)[0]):
                 # Whatever comes, the score is 0.
                 rows += [losses] * (most_steps - index)
                 break
             if index % _CHECKED == 0 and index and time.monotonic() > deadline:
                 break
             if index % _CHECKED == 0 and index >= NUM_STEPS:
-                rows = jax.device_get(rows)
+                rows[known:], known = jax.device_get(rows[known:]), len(rows)
                 recent = [float(row[0]) for row in rows[-NUM_STEPS:]]
                 if np.mean(recent[-_CHECKED:]) < enough or decided(rows, impatient):
                     break
@@ -256,6 +260,8 @@ def _make_step(
     forward: Forward, loss: Loss, optimizer: optax.GradientTransformation
 ) -> Callable[..., tuple[Any, tuple[Array, ...]]]:
     """One step; the carry is (params, state of the optimizer)."""
+    # Called five times, and traced and lowered once.
+    loss = jax.jit(loss)
 
     def step(
         carry: Any, index: Array | int, inputs: Any, targets: Any, key: Array, scales: Scales
@@ -264,8 +270,8 @@ def _make_step(
 
         def objective(params: Any) -> tuple[Array, tuple[Array, ...]]:
             logits = forward(params, inputs, jax.random.fold_in(key, index))
+            value, logits = loss(logits, targets), lax.stop_gradient(logits)
             constant = jnp.broadcast_to(logits.mean(0, keepdims=True), logits.shape)
-            value = loss(logits, targets)
             shrunk = [loss(_times(t, logits - constant) + constant, targets) for t in SHRINKING]
             least = jnp.stack([value, *shrunk]).min()
             return _times(scales.loss, value), (value, least, loss(constant, targets))
@@ -401,12 +407,14 @@ class FirstStep(NamedTuple):
     """The optimizer's first update, by layer.
 
     Attributes:
+      decays: whether a parameter moves where there is no gradient at all.
       relative: RMS of the update over that of the kernel; NaN for a kernel of zeros.
       lost: share of the kernel's entries that the update should change, and rounding does not.
       shortfall: how many times smaller the update is than for a gradient of length 1; NaN where the
         optimizer is not relative.
     """
 
+    decays: bool
     relative: tuple[float, ...]
     lost: tuple[float, ...]
     shortfall: tuple[float, ...]
@@ -422,17 +430,19 @@ def take_first_step(exam: Exam, optimizer: optax.GradientTransformation) -> Firs
     """Return what the optimizer makes of the gradient that was measured."""
     length = math.sqrt(sum(_square(grad) for grad in jax.tree.leaves(exam.grads)))
 
-    @jax.jit
-    def updates_of(factor: jax.Array | float) -> Any:
-        grads = jax.tree.map(lambda g, p: (factor * _wide(g)).astype(p.dtype), exam.grads, params)
+    @compile_quickly
+    def updates_of(factor: jax.Array | float, grads: Any, params: Any) -> Any:
+        grads = jax.tree.map(lambda g, p: (factor * _wide(g)).astype(p.dtype), grads, params)
         return optimizer.update(grads, optimizer.init(params), params)[0]
 
-    params = jax.tree.map(jnp.asarray, exam.params)
+    params, grads = jax.tree.map(jnp.asarray, exam.params), exam.grads
     kernels = _kernels(exam, params)
-    updates = _kernels(exam, updates_of(1.0))
+    updates = _kernels(exam, updates_of(1.0, grads, params))
+    still = jax.device_get(updates_of(1.0, jax.tree.map(np.zeros_like, grads), params))
     unit = 1 / length if 0 < length < math.inf else math.nan
-    short, long = (_kernels(exam, updates_of(size * unit)) for size in _LENGTHS)
+    short, long = (_kernels(exam, updates_of(size * unit, grads, params)) for size in _LENGTHS)
     return FirstStep(
+        any(np.any(leaf != 0) for leaf in jax.tree.leaves(still)),
         tuple(_ratio(host_rms(u), host_rms(w)) for u, w in zip(updates, kernels, strict=True)),
         tuple(_lost(u, w) for u, w in zip(updates, kernels, strict=True)),
         tuple(

@@ -70,6 +70,26 @@ def test_what_starts_late_is_at_risk():
     assert verdict_of(score_trial(tried(flat), ANSWERS, horizon=300)) == "will not train"
 
 
+def test_a_step_traces_the_loss_once():
+    traced = []
+
+    def loss(outputs, targets):
+        traced.append(outputs)
+        return jnp.mean((outputs - targets) ** 2)
+
+    trial = make_trial(lambda params, x, _: x @ params, loss, optax.sgd(0.1), num_steps=3)
+    trial(jnp.ones((3, 2)), jnp.ones((8, 3)), jnp.zeros((8, 2)), jax.random.key(0))
+    assert len(traced) == 1
+
+
+def test_what_moves_without_a_gradient_decays():
+    exam = examine(zoo.deep(depth=2), INPUTS, TARGETS)
+    sgd = optax.sgd(0.1)
+    assert not take_first_step(exam, sgd).decays
+    assert not take_first_step(exam, optax.adam(0.1)).decays
+    assert take_first_step(exam, optax.chain(optax.add_decayed_weights(0.5), sgd)).decays
+
+
 def test_score_follows_what_is_learnt_and_not_the_constant():
     steps, flat = np.arange(31.0), np.ones(31)
     assert score_trial(tried(1 - 0.01 * steps, 1 - 0.01 * steps), ANSWERS) == 0

@@ -21,7 +21,7 @@ LINE = {
 KINDS = ["--initializers", "xavier", "zero", "--activations", "tanh", "prelu"]
 SMALL = [*KINDS, "--seeds", "2", "--depth", "4", "--width", "8", "--no-progress"]
 # Long enough that tanh learns under Xavier.
-LENGTH = ["--steps", "80", "--record-every", "24", "--batch-size", "512", "--learning-rate", "0.3"]
+LENGTH = ["--steps", "80", "--record-every", "24", "--batch-size", "128", "--learning-rate", "0.3"]
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,8 @@ def test_interrupted_race_goes_on_to_the_same_table(finished, call, tmp_path, mo
     with monkeypatch.context() as patched:
         patched.setattr(command_line, "StopSignal", StopsAtSecondCall)
         code, said, _ = call(grad_flow, "race", *SMALL, *LENGTH, "--out", out)
+    # The chart takes as long as the rest, and is another test's.
+    monkeypatch.setattr(race, "draw_race", lambda folder: [])
     assert code == 130
     assert "the same command goes on" in said
     assert len(list((out / "cells").iterdir())) == 1
