@@ -49,12 +49,17 @@ def inputs_alike(attempt: Attempt) -> Iterator[Finding]:
         return
     (first, start), (last, end) = wide[0], wide[-1]
     text = (
-        f"1 - cosine between two inputs falls from {start:.2g} in {graph.layers[first].path} to"
-        f" {end:.2g} in {graph.layers[last].path}, most of all here"
+        f"inputs grow alike on their way: the cosine between two is {_cosine(start)} in"
+        f" {graph.layers[first].path} and {_cosine(end)} in {graph.layers[last].path}; it rises most"
+        " here"
     )
     # Of the largest fall, the layer that it ends in.
     layer = wide[int(np.argmin(np.diff(logs))) + 1][0]
     yield Finding(layer, text, float(logs[0] - logs[-1]) / FACTOR_SPREAD)
+
+
+def _cosine(apart: float) -> str:
+    return f"1 - {apart:.2g}" if apart < 0.01 else f"{1 - apart:.2g}"
 
 
 def signal_grows(attempt: Attempt) -> Iterator[Finding]:
