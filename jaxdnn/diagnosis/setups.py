@@ -35,6 +35,7 @@ from jaxdnn.diagnosis.program import (
     trace,
 )
 from jaxdnn.diagnosis.trial import (
+    BRIEF,
     BY_HEART,
     HOLDS,
     HORIZON,
@@ -56,6 +57,9 @@ _CONVOLUTION = 20.0
 _LIGHT = 250_000
 # Factors on the rate, and steps with each, where a step is too slow for all side by side.
 _FEW_FACTORS, _FEW_STEPS = np.logspace(-4, 2, 7), 10
+_HEAVY_FACTORS, _HEAVY_STEPS = np.logspace(-2, 2, 5), 4
+# A step is heavy where fewer than so many are affordable; what a score must gain in ten of them.
+_HEAVY, _PROMISE = 15, 0.02
 # Networks of more operations are too slow to compile with edits inside.
 MOST_STEPS = 1500
 
@@ -299,6 +303,9 @@ class Trials:
         scans = any(step.name == "scan" or step.loop is not None for step in steps)
         num_params = sum(jnp.size(leaf) for leaf in jax.tree.leaves(exam.params))
         self._light = affordable >= HORIZON and not scans and num_params <= _LIGHT
+        # Where a step takes long, a change has all its steps only if the first few promise much.
+        self.is_heavy = _HEAVY * _step_cost(exam.outline.program, exam.params) > _AFFORDABLE
+        self._brief_score = 0.0
         self._programs: dict[Any, Callable[..., tuple[Trial, Any]]] = {}
         self._answers: dict[Any, Answers] = {}
 
@@ -343,12 +350,23 @@ class Trials:
         trial, params = run_trial(
             setup.params, setup.inputs, setup.targets, setup.key, fix.scales,
             impatient=fix is not AS_IT_IS, deadline=self.deadline,
+            worth=self._worth if self.is_heavy and fix is not AS_IT_IS else None,
         )  # fmt: skip
+        if fix is AS_IT_IS:
+            self._brief_score = self._after_few(trial)
         score = score_trial(trial, answers, horizon=self.horizon)
         held_out = self._learnt_elsewhere(fix, setup, params, answers)
         if held_out < HOLDS:
             score = min(score, BY_HEART)
         return Tried(fix, setup, trial, score, held_out)
+
+    def _worth(self, trial: Trial) -> bool:
+        """Tell whether a change promises more than the network as it is."""
+        return self._after_few(trial) > self._brief_score + _PROMISE
+
+    def _after_few(self, trial: Trial) -> float:
+        brief = Trial(*(np.asarray(each)[: BRIEF + 1] for each in trial))
+        return score_trial(brief, self.exam.answers, horizon=self.horizon)
 
     def _learnt_elsewhere(self, fix: Fix, setup: Setup, params: Any, answers: Answers) -> float:
         """Return the share that trained parameters have learnt of the batch that is held out."""
@@ -373,11 +391,14 @@ class Trials:
         if self.num_steps >= self.horizon:
             return rate_curve(setup.forward, setup.loss, setup.optimizer, *batch)
         run_trial = self._program(fix, setup, self._answers_for(fix, setup))
+        factors, steps = _FEW_FACTORS, _FEW_STEPS
+        if self.is_heavy:
+            factors, steps = _HEAVY_FACTORS, _HEAVY_STEPS
         ends = [
-            run_trial(*batch, fix.scales._replace(rate=float(factor)), most_steps=_FEW_STEPS)[0]
-            for factor in _FEW_FACTORS
+            run_trial(*batch, fix.scales._replace(rate=float(factor)), most_steps=steps)[0]
+            for factor in factors
         ]
-        return _FEW_FACTORS, np.array([trial.loss[-1] for trial in ends])
+        return factors, np.array([trial.loss[-1] for trial in ends])
 
     def _program(
         self, fix: Fix, setup: Setup, answers: Answers
@@ -430,13 +451,19 @@ def _run_with(
 
 def affordable_steps(program: Program, params: Any) -> int:
     """Return how many training steps a trial has: all of the horizon for a small network."""
+    affordable = int(_AFFORDABLE / _step_cost(program, params)) // 10 * 10
+    steps = int(np.clip(affordable, NUM_STEPS, HORIZON))
+    # What is nearly the whole is the whole: nothing has to be guessed then.
+    return HORIZON if 2 * steps >= HORIZON else steps
+
+
+def _step_cost(program: Program, params: Any) -> float:
+    """The work of one training step, in multiply-adds."""
     cost = _OVERHEAD * 10 + _UPDATE * sum(math.prod(jnp.shape(x)) for x in jax.tree.leaves(params))
     for step in program.steps:
         times = 1 if step.loop is None else program.loops[step.loop].length
         cost += times * _cost_of(step)
-    steps = int(np.clip(int(_AFFORDABLE / cost) // 10 * 10, NUM_STEPS, HORIZON))
-    # What is nearly the whole is the whole: nothing has to be guessed then.
-    return HORIZON if 2 * steps >= HORIZON else steps
+    return cost
 
 
 def _cost_of(step: Step) -> float:

@@ -50,8 +50,8 @@ def inputs_alike(attempt: Attempt) -> Iterator[Finding]:
     (first, start), (last, end) = wide[0], wide[-1]
     text = (
         f"inputs grow alike on their way: the cosine between two is {_cosine(start)} in"
-        f" {graph.layers[first].path} and {_cosine(end)} in {graph.layers[last].path}; it rises most"
-        " here"
+        f" {graph.layers[first].path} and {_cosine(end)} in {graph.layers[last].path}; it rises"
+        " most here"
     )
     # Of the largest fall, the layer that it ends in.
     layer = wide[int(np.argmin(np.diff(logs))) + 1][0]

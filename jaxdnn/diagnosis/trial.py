@@ -63,6 +63,8 @@ Verdict = Literal["trains", "at risk", "will not train"]
 # Steps that a training run is taken to have.
 HORIZON = 1000
 NUM_STEPS = 60
+# Steps after which a change may be found to promise nothing.
+BRIEF = 10
 # Fewer examples are learnt by heart whatever they tell.
 FEW = 16
 # The most that a network scores that learns by heart what is not meant; and the share that it has
@@ -168,8 +170,9 @@ def make_trial(
 ) -> Callable[..., tuple[Trial, Any]]:
     """Return `(params, inputs, targets, key, scales, most_steps, ...) -> (Trial, params)`.
 
-    `impatient` ends a trial that has gained nothing, and `deadline` one at a time of the clock. The
-    arrays of the trial are on the host; the parameters are those at its end.
+    `impatient` ends a trial that has gained nothing, `deadline` one at a time of the clock, and
+    `worth` one whose first `BRIEF` steps promise nothing. The arrays of the trial are on the host;
+    the parameters are those at its end.
 
     Each step is a call: XLA's CPU takes 20 times as long for the gradient of a convolution inside
     a loop of its own.
@@ -213,6 +216,7 @@ def make_trial(
         most_steps: int = num_steps,
         impatient: bool = False,
         deadline: float = math.inf,
+        worth: Callable[[Trial], bool] | None = None,
     ) -> tuple[Trial, Any]:
         carry, rows, known = (params, init(params)), [], 0
         for index in range(most_steps + 1):
@@ -224,6 +228,8 @@ def make_trial(
                 break
             if index % _CHECKED == 0 and index and time.monotonic() > deadline:
                 break
+            if index == BRIEF and worth is not None and not worth(_on_host(rows)):
+                break
             if index % _CHECKED == 0 and index >= NUM_STEPS:
                 rows[known:], known = jax.device_get(rows[known:]), len(rows)
                 recent = [float(row[0]) for row in rows[-NUM_STEPS:]]
@@ -233,9 +239,13 @@ def make_trial(
                     # Nothing moves, and nothing will.
                     rows += [losses] * (most_steps - index)
                     break
-        return Trial(*np.array(jax.device_get(rows)).T), carry[0]
+        return _on_host(rows), carry[0]
 
     return trial
+
+
+def _on_host(rows: Sequence[Any]) -> Trial:
+    return Trial(*np.array(jax.device_get(rows)).T)
 
 
 def make_scanned_trial(
