@@ -4,11 +4,11 @@
     python experiments/benchmarks/zoo.py --only lenet gpt
     python experiments/benchmarks/zoo.py --public ~/checkouts
 
-Networks in the manner of public ones (NNX, Linen, Equinox, Haiku, stax, plain functions and bare loss
-functions) are each diagnosed by the call that their own users would write, and then trained with
-plain optax for at most 1,000 steps: a network has learnt where its loss is below half of that of the
-best constant. `--public` runs models of public repositories instead, of those that lie in that
-folder, under the names of the repositories.
+Networks in the manner of public ones (NNX, Linen, Equinox, Haiku, stax, plain functions and bare
+loss functions) are each diagnosed by the call that their own users would write, and then trained
+with plain optax for at most 1,000 steps: a network has learnt where its loss is below half of that
+of the best constant. `--public` runs models of public repositories instead, of those that lie in
+that folder, under the names of the repositories.
 
 Prints a line a network and then the table; `--json` prints a list of objects instead.
 """
@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ import jax
 from zoo_networks import ZOO, train
 from zoo_tasks import Call, Entry
 
-from jaxdnn import command_line, diagnose
+from jaxdnn import Diagnosis, command_line, diagnose
 from jaxdnn.diagnosis import examine, find_causes
 
 Row = dict[str, Any]
@@ -80,7 +79,7 @@ def run(name: str, entry: Entry) -> Row:
             "notes": list(found.notes),
             "layers": len(found.layers),
             "empty": sum(not math.isfinite(each.factor) for each in found.layers),
-            **examined(call, [each.path for each in found.layers]),
+            **examined(call, found),
         }
     row["cpu_seconds"] = round(time.process_time() - started, 1)
     loss, steps = train(entry, call)
@@ -90,21 +89,17 @@ def run(name: str, entry: Entry) -> Row:
 MOST_STEPS = 1000
 
 
-def examined(call: Call, paths: Sequence[str]) -> Row:
-    """What the pass alone finds, and the parameter leaves that no row names.
-
-    A leaf is named by its own path, or by that of the layer that it stands in.
-    """
+def examined(call: Call, found: Diagnosis) -> Row:
+    """What the pass alone finds, how the rows name what they hold, and leaves in no row."""
     exam = examine(*call.arguments, **call.options)
-    rows = {re.sub(r"(\[\d+\])?(#\d+)?$", "", path) for path in paths}
+    rows = {each.path for each in found.parameters}
+    suspected = [f"{each.cause} at {each.path}: {each.evidence}" for each in find_causes(exam)]
+    segments = {f"{s.kind} {s.label}".strip() for edge in exam.graph.edges for s in edge.segments}
     return {
-        "unlisted": [
-            name for name in exam.names if name not in rows and name.rpartition("/")[0] not in rows
-        ],
-        "suspected": [
-            f"{each.cause} at {each.path}: {each.evidence}" for each in find_causes(exam)
-        ],
-        "segments": sorted({kind for edge in exam.graph.edges for kind in edge.kinds}),
+        "unlisted": [name for name in exam.names if name not in rows],
+        "roles": sorted({each.role for each in found.parameters}),
+        "suspected": suspected,
+        "segments": sorted(segments),
     }
 
 
@@ -128,7 +123,8 @@ def line(row: Row) -> str:
     below += [f"  in no row: {', '.join(row['unlisted'])}"] if row["unlisted"] else []
     below += [f"  note: {each}" for each in row["notes"]]
     below += [f"  suspected: {each}" for each in row["suspected"] if each not in row["findings"]]
-    below += [f"  segments: {', '.join(row['segments'])}; rows without a factor: {row['empty']}"]
+    below += [f"  between: {', '.join(row['segments'])}; rows without a factor: {row['empty']}"]
+    below += [f"  parameters: {', '.join(row['roles'])}"]
     return "\n".join([first, *below])
 
 

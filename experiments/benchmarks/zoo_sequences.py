@@ -78,8 +78,8 @@ def stacked_rnn() -> Call:
 
     def forward(x: Array) -> Array:
         core = hk.deep_rnn_with_skip_connections([hk.LSTM(16), hk.LSTM(16)])
-        outputs, _ = hk.dynamic_unroll(core, x, core.initial_state(x.shape[0]), time_major=False)
-        return hk.Linear(NUM_CLASSES)(outputs[:, -1])
+        outputs: Any = hk.dynamic_unroll(core, x, core.initial_state(x.shape[0]), time_major=False)
+        return hk.Linear(NUM_CLASSES)(outputs[0][:, -1])
 
     x, labels = waves()
     transformed = hk.without_apply_rng(hk.transform(forward))
@@ -92,8 +92,8 @@ class Bidirectional(nn.Module):
     @nn.compact
     def __call__(self, tokens: Array) -> Array:
         """Return logits."""
-        x = nn.Embed(NUM_WORDS, 8)(tokens)
-        x = nn.Bidirectional(nn.RNN(nn.GRUCell(16)), nn.RNN(nn.GRUCell(16)))(x)
+        embedded = nn.Embed(NUM_WORDS, 8)(tokens)
+        x: Any = nn.Bidirectional(nn.RNN(nn.GRUCell(16)), nn.RNN(nn.GRUCell(16)))(embedded)
         return nn.Dense(NUM_CLASSES)(x[:, 0])
 
 
@@ -109,8 +109,8 @@ class Seq2Seq(nn.Module):
     def __call__(self, source: Array, before: Array) -> Array:
         """Return logits of each next word."""
         embed = nn.Embed(NUM_WORDS, 16)
-        encoded = nn.RNN(nn.OptimizedLSTMCell(16))(embed(source))
-        decoded = nn.RNN(nn.OptimizedLSTMCell(16))(embed(before))
+        encoded: Any = nn.RNN(nn.OptimizedLSTMCell(16))(embed(source))
+        decoded: Any = nn.RNN(nn.OptimizedLSTMCell(16))(embed(before))
         scores = nn.Dense(16, use_bias=False, name="query")(decoded) @ encoded.swapaxes(1, 2)
         context = nn.softmax(scores / 4.0) @ encoded
         x = nn.tanh(nn.Dense(16, name="mix")(jnp.concatenate([decoded, context], -1)))
@@ -184,7 +184,8 @@ def wavenet() -> Call:
             y = jnp.tanh(hk.Conv1D(16, **conv, name="filter")(x))
             y = y * jax.nn.sigmoid(hk.Conv1D(16, **conv, name="gate")(x))
             skips = skips + hk.Linear(16, name="skip")(y)
-            x = x + hk.Linear(16, name="residual")(y)
+            # Only the skips of the last one are used.
+            x = x + hk.Linear(16, name="residual")(y) if rate < 4 else x
         x = jax.nn.relu(hk.Linear(16)(jax.nn.relu(skips)))
         return hk.Linear(NUM_WORDS)(x)
 
@@ -519,7 +520,7 @@ class RetNet(nn.Module):
             q, k, v, gate = jnp.split(nn.Dense(64, use_bias=False, name=f"qkvg_{index}")(y), 4, -1)
             decay = jnp.where(distance >= 0, 0.9 ** jnp.maximum(distance, 0), 0.0)
             y = (q @ k.swapaxes(1, 2) / 4 * decay) @ v
-            y = nn.GroupNorm(num_groups=2, name=f"group_norm_{index}")(y) * nn.swish(gate)
+            y = nn.RMSNorm(name=f"head_norm_{index}")(y) * nn.swish(gate)
             x = x + nn.Dense(16, use_bias=False, name=f"out_{index}")(y)
             y = nn.gelu(nn.Dense(32, name=f"up_{index}")(nn.RMSNorm()(x)))
             x = x + nn.Dense(16, name=f"down_{index}")(y)

@@ -1,4 +1,4 @@
-"""Networks for vectors, sets, graphs and fields, generative ones, and losses that have no targets."""
+"""Networks for vectors, sets, graphs and fields, generative ones, and losses without targets."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def graph_network() -> Call:
     model = GraphNetwork()
 
     def loss_fn(params: Any, graph: dict[str, Array]) -> Array:
-        logits = model.apply(params, graph["nodes"], graph["senders"], graph["receivers"])
+        logits: Any = model.apply(params, graph["nodes"], graph["senders"], graph["receivers"])
         one_hot = jax.nn.one_hot(graph["labels"], NUM_CLASSES)
         return -jnp.mean(jnp.sum(jax.nn.log_softmax(logits) * one_hot, -1))
 
@@ -164,12 +164,13 @@ class NeRF(nn.Module):
             x = nn.relu(nn.Dense(32)(x))
             x = jnp.concatenate([x, encoded], -1) if index == 1 else x
         density = nn.Dense(1, name="density")(x)
-        return nn.Dense(3, name="colour")(nn.Dense(32, name="bottleneck")(x)), density
+        x = nn.relu(nn.Dense(32, name="bottleneck")(x))
+        return nn.Dense(3, name="colour")(x), density
 
 
 def nerf() -> Call:
-    """NeRF in Linen, with `outputs` that takes the colour."""
-    return Call((NeRF(), *coordinates()), {"outputs": lambda said: said[0]})
+    """NeRF in Linen, with `outputs` that puts colour and opacity together."""
+    return Call((NeRF(), *coordinates()), {"outputs": lambda said: said[0] * nn.sigmoid(said[1])})
 
 
 class Siren(eqx.Module):
@@ -259,7 +260,8 @@ def flow() -> Call:
     model = RealNVP()
 
     def nll(params: Any, batch: Array) -> Array:
-        z, change = model.apply(params, batch)
+        said: Any = model.apply(params, batch)
+        z, change = said
         return jnp.mean(0.5 * jnp.sum(z**2 + jnp.log(2 * jnp.pi), -1) - change)
 
     x = normal(120, 64, 4)
@@ -271,7 +273,7 @@ def flow() -> Call:
 
 def energy_model() -> Call:
     """Denoising score matching of an energy in Equinox, as a loss function."""
-    energy = eqx.nn.MLP(2, "scalar", 32, 2, jax.nn.softplus, key=KEY)
+    energy = eqx.nn.MLP(2, "scalar", 32, 2, jax.nn.softplus, use_final_bias=False, key=KEY)
     params, rest = eqx.partition(energy, eqx.is_inexact_array)
 
     def loss_fn(params: Any, batch: tuple[Array, Array]) -> Array:
@@ -411,7 +413,8 @@ def ppo() -> Call:
     }
 
     def loss_fn(params: Any, batch: dict[str, Array]) -> Array:
-        log_probs, values = model.apply(params, batch["states"])
+        said: Any = model.apply(params, batch["states"])
+        log_probs, values = said
         chosen = jax.vmap(lambda row, action: row[action])(log_probs, batch["actions"])
         ratios = jnp.exp(chosen - batch["old"])
         clipped = jnp.clip(ratios, 0.8, 1.2) * batch["advantages"]
@@ -441,7 +444,8 @@ def vae() -> Call:
     model = VAE()
 
     def loss_fn(params: Any, batch: Array, key: Array) -> Array:
-        said, mean, logvar = model.apply({"params": params}, batch, key)
+        outputs: Any = model.apply({"params": params}, batch, key)
+        said, mean, logvar = outputs
         kl = -0.5 * jnp.sum(1 + logvar - mean**2 - jnp.exp(logvar), -1)
         return jnp.mean(optax.sigmoid_binary_cross_entropy(said, batch).sum(-1) + kl)
 
@@ -516,7 +520,8 @@ class DiTBlock(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(six[:, None], 6, -1)
         plain = {"use_bias": False, "use_scale": False}
         y = nn.LayerNorm(**plain)(x) * (1 + scale_a) + shift_a
-        x = x + gate_a * nn.MultiHeadDotProductAttention(num_heads=2)(y, y)
+        attended: Any = nn.MultiHeadDotProductAttention(num_heads=2)(y, y)
+        x = x + gate_a * attended
         y = nn.LayerNorm(**plain)(x) * (1 + scale_m) + shift_m
         y = nn.Dense(x.shape[-1], name="down")(nn.gelu(nn.Dense(32, name="up")(y)))
         return x + gate_m * y

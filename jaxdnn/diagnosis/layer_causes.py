@@ -39,6 +39,7 @@ from jaxdnn.diagnosis.profile import log, log_factor
 _ROUNDING = 0.01
 # An activation that passes less on of the gradient, in the mean, makes it vanish with depth.
 _FLAT = 0.5
+_MANY_SATURATED = 0.1
 # Variance times fan of the initializers of LeCun and Glorot, and of He.
 _USUAL_GAINS = (1.0, 2.0)
 # A mean of weights so large beside their spread is none of chance; fewer weights tell nothing.
@@ -82,7 +83,8 @@ def one_sided_weights(exam: Exam) -> Iterator[Finding]:
 def fan_out_weights(exam: Exam) -> Iterator[Finding]:
     """Find kernels that deviate from the others', and would not if fan_out were fan_in."""
     for scale in _weight_scales(exam):
-        if scale.is_fan_out:
+        # Cells scale all their kernels by the size of their state.
+        if scale.is_fan_out and not _is_repeated(exam, scale.layer):
             layer = exam.graph.layers[scale.layer]
             text = f"weights scaled by fan_out {layer.fan_out:.0f}, not fan_in {layer.fan_in:.0f}"
             yield scale.finding(text)
@@ -181,13 +183,18 @@ def _fan_mode(deviations: np.ndarray) -> int:
 def heavy_bias(exam: Exam, *, dead: bool) -> Iterator[Finding]:
     """Find biases that outweigh the signal, and leave most units without a slope or do not."""
     for index in range(len(exam.graph.layers)):
-        ratio = _bias_over_signal(exam, index)
+        ratio = 0.0 if _is_usual_bias(exam, index) else _bias_over_signal(exam, index)
         following = exam.graph.following(index, "activation")
         share = exam.measured.slopes[following[0]].dead if following else 0.0
         if ratio > 1 and (share > 0.5) == dead:
             text = f"the bias is {ratio:.3g} x the signal"
             text += f"; {share:.0%} of the units are dead" if share else ""
             yield Finding(index, text, STRUCTURAL * (1 + log(ratio)))
+
+
+def _is_usual_bias(exam: Exam, index: int) -> bool:
+    """Tell whether a bias is no greater than where it is drawn like the weights."""
+    return exam.measured.bias_rms[index] ** 2 * exam.graph.layers[index].fan_in < 1.2 / 3
 
 
 def _bias_over_signal(exam: Exam, index: int) -> float:
@@ -216,7 +223,10 @@ def saturating_activation(exam: Exam) -> Iterator[Finding]:
                 f" others' {math.exp(usual):.3g};"
                 f" {exam.measured.slopes[segment].saturated:.0%} saturated"
             )
-            yield Finding(segment.below, text, abs(log(gain) - usual) / ACTIVATION_SPREAD)
+            # A greater slope is a fault where it comes with flat sides, as of a steep tanh.
+            flat = exam.measured.slopes[segment].saturated > _MANY_SATURATED
+            deviation = abs(log(gain) - usual) if flat else usual - log(gain)
+            yield Finding(segment.below, text, deviation / ACTIVATION_SPREAD)
 
 
 def _is_repeated(exam: Exam, index: int | None) -> bool:

@@ -83,7 +83,9 @@ def reason(
         return f"learns to tell the inputs apart within about {_steps(score, horizon)} steps"
     parts = [f"loss {amount(losses[0])} -> {amount(losses[-1])} in {len(losses) - 1} steps"]
     share = shares(trial, answers)
-    best = f"the best answer that ignores the inputs ({amount(answers.constant)})"
+    ignoring = "the best answer that ignores the inputs"
+    best = "the loss at its start" if answers.from_start else ignoring
+    best = f"{best} ({amount(answers.constant)})"
     if not math.isfinite(share[-1]):
         parts.append("and no answer that ignores the inputs to compare it with")
     elif share[-1] < _NO_BETTER:
@@ -155,6 +157,7 @@ def full_text(content: Content) -> str:
             for each in content["recurrences"]
         ),
         *_table(content["layers"]),
+        *_others(content["parameters"]),
     ]
     return "\n".join(lines)
 
@@ -325,6 +328,24 @@ def _table(layers: Sequence[Content]) -> list[str]:
         f"{'layer':{width}}  {'delta':>8}  {'factor':>8}  {'redrawn':>18}  {'z':>8}  dead  mostly",
         *(_row(layer, width) for layer in layers),
     ]
+    if len(rows) <= _MOST_ROWS:
+        return rows
+    half = _MOST_ROWS // 2
+    return [*rows[:half], f"... {len(rows) - 2 * half} more", *rows[-half:]]
+
+
+def _others(parameters: Sequence[Content]) -> list[str]:
+    """The rows of what is trained besides kernels and biases."""
+    others = [each for each in parameters if not each["layer"]]
+    if not others:
+        return []
+    width = max(9, *(len(each["path"]) for each in others))
+    rows = [
+        f"{each['path']:{width}}  {amount(each['rms']):>8}  {amount(each['grad_rms']):>8}"
+        f"  {each['role']}"
+        for each in others
+    ]
+    rows = [f"{'parameter':{width}}  {'RMS':>8}  {'gradient':>8}  role", *rows]
     if len(rows) <= _MOST_ROWS:
         return rows
     half = _MOST_ROWS // 2

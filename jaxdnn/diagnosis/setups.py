@@ -347,6 +347,13 @@ class Trials:
             score = min(score, BY_HEART)
         return Tried(fix, setup, trial, score, held_out)
 
+    def params_after(self, num_steps: int) -> Any:
+        """Return the parameters after some steps of the network as it is."""
+        setup = self.setup(AS_IT_IS)
+        run_trial = self._program(AS_IT_IS, setup, self.exam.answers)
+        batch = setup.params, setup.inputs, setup.targets, setup.key
+        return run_trial(*batch, most_steps=num_steps)[1]
+
     def _learnt_elsewhere(self, fix: Fix, setup: Setup, params: Any, answers: Answers) -> float:
         """Return the share that trained parameters have learnt of the batch that is held out."""
         if self.held_out is None:
@@ -414,7 +421,7 @@ class Trials:
             elif ending.tail is not None:
                 tail, z = ending.tail, ending.z
             probe = LossProbe(setup.loss, setup.targets, outputs.dtype)
-            self._answers[same] = best_answers(probe, z, outputs, tail)
+            self._answers[same] = best_answers(probe, z, outputs, tail, self.exam.tied)
         return self._answers[same]
 
 
