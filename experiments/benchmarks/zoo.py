@@ -21,10 +21,12 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 from zoo_networks import ZOO, train
+from zoo_public import public_zoo
 from zoo_tasks import Call, Entry
 
 from jaxdnn import Diagnosis, command_line, diagnose
@@ -41,6 +43,8 @@ class Arguments:
     """Names of the networks; all of them by default."""
     json: bool = False
     """Print a list of objects."""
+    public: Path | None = None
+    """Folder of checkouts of public repositories, whose models are run instead."""
 
 
 def main() -> int:
@@ -52,9 +56,15 @@ def main() -> int:
         prog="zoo.py",
         description=__doc__,
     )
+    zoo = ZOO.items() if arguments.public is None else public_zoo(arguments.public)
     rows = []
-    for name in arguments.only or ZOO:
-        rows.append(run(name, ZOO[name]))
+    for name, entry in zoo:
+        if arguments.only and name not in arguments.only:
+            continue
+        if isinstance(entry, str):
+            print(f"{name:18} left out: {entry}", file=sys.stderr)
+            continue
+        rows.append(run(name, entry))
         if not arguments.json:
             print(line(rows[-1]), flush=True)
     print(json.dumps(rows, indent=1) if arguments.json else table(rows))

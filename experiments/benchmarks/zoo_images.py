@@ -213,13 +213,14 @@ class MobileNet(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         """Draw the weights."""
-        self.stem = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+        self.stem = nnx.Conv(3, 8, (3, 3), use_bias=False, rngs=rngs)
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
         self.blocks = nnx.List([Separable(8, 16, rngs), Separable(16, 16, rngs)])
         self.head = nnx.Linear(16, NUM_CLASSES, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         """Return logits."""
-        x = self.stem(x)
+        x = nnx.relu6(self.norm(self.stem(x)))
         for block in self.blocks:
             x = block(x)
         return self.head(x.mean((1, 2)))
@@ -265,6 +266,7 @@ class EfficientNet(nn.Module):
     def __call__(self, x: Array, training: bool) -> Array:
         """Return logits."""
         x = nn.Conv(8, (3, 3), use_bias=False, name="stem")(x)
+        x = nn.swish(nn.BatchNorm(use_running_average=not training)(x))
         for _ in range(2):
             x = InvertedResidual()(x, training)
         return nn.Dense(NUM_CLASSES, name="head")(x.mean((1, 2)))
@@ -442,7 +444,8 @@ class ViT(nn.Module):
 def vit() -> Call:
     """Vision transformer in Linen, with its variables."""
     x, labels = images()
-    return Call(((ViT(), ViT().init(KEY, x, train=False)), x, labels))
+    variables = jax.jit(ViT().init, static_argnames="train")(KEY, x, train=False)
+    return Call(((ViT(), variables), x, labels))
 
 
 class MixerBlock(nn.Module):

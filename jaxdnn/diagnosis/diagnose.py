@@ -175,8 +175,8 @@ def _judged(score: float, causes: Sequence[Cause]) -> float:
 # Steps after which weights and gates that begin at zero let a gradient through.
 _WAKING = 10
 _AWAKE = (
-    "the rows of layers are those after {} steps: at the start weights or gates of zero, as they"
-    " are meant to be, keep the gradient from some"
+    "the rows of layers are those after {} steps: at the start some get no gradient, as where"
+    " weights or gates begin at zero"
 )
 
 

@@ -49,6 +49,7 @@ _REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "argmax"
 _SHAPES = _PASSES | {"broadcast_in_dim"}
 _AFFINE = {"add", "sub", "mul", "div", "neg", "add_any"}
 _CUTS = {"slice", "dynamic_slice", "gather", "pad", "slice_of_scan", "rev", "concatenate"}
+_TAKES = _CUTS - {"pad", "concatenate"} | {"lt", "add", "select_n", "clamp", "mul", "div"}
 _ADDS = {"add", "add_any"}
 # What makes one entry of many, so that it is no activation.
 _MIXES = {
@@ -297,7 +298,8 @@ def _kind(program: Program, region: Sequence[Step], start: int, end: int) -> Seg
     if names & _MIXES:
         return "other"
     if names & _CUTS:
-        return "pooling"
+        # A part that is taken, such as the last time step; to put parts together is something else.
+        return "pooling" if names <= _TAKES | _SHAPES else "other"
     if names & {"slice_of_scan", "stack_of_scan"} or names <= _SHAPES:
         return "shape"
     if len(region) == 1 and region[0].name in _AFFINE and _is_affine(program, region[0], start):

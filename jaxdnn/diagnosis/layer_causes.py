@@ -9,6 +9,7 @@ finds what does not fit the numbers' format.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -208,10 +209,12 @@ def saturating_activation(exam: Exam) -> Iterator[Finding]:
     """Find activations whose slope is unlike that of the others."""
     # The gates of a recurrent cell are used at every step, and flat on purpose; what has no slope
     # at all, such as rounding, is no activation.
+    gates = _gates(exam)
     hidden = {
         each: gain.slope
         for each, gain in exam.gains.items()
         if each.above is not None and gain.slope > 0 and not _is_repeated(exam, each.below)
+        if each.below not in gates
     }
     if len(hidden) < 3:
         return
@@ -227,6 +230,17 @@ def saturating_activation(exam: Exam) -> Iterator[Finding]:
             flat = exam.measured.slopes[segment].saturated > _MANY_SATURATED
             deviation = abs(log(gain) - usual) if flat else usual - log(gain)
             yield Finding(segment.below, text, deviation / ACTIVATION_SPREAD)
+
+
+def _gates(exam: Exam) -> set[int]:
+    """Layers whose outputs, after an activation, are factors of another signal."""
+    found = set()
+    for edge in exam.graph.edges:
+        for first, second in itertools.pairwise(edge.segments):
+            joins = second.kind == "other" and second.label == "mul"
+            if edge.below is not None and first.kind == "activation" and joins:
+                found.add(edge.below)
+    return found
 
 
 def _is_repeated(exam: Exam, index: int | None) -> bool:
@@ -245,7 +259,11 @@ def missing_norm(exam: Exam) -> Iterator[Finding]:
     Norms that open residual blocks do not count: the way out of the last block has none.
     """
     alike: dict[tuple[str, ...], list[tuple[int, bool]]] = defaultdict(list)
+    gates = _gates(exam)
     for edge in exam.graph.edges[:-1]:
+        # What leads to a gate, as in squeeze and excitation, has no norm on purpose.
+        if edge.above in gates or edge.below in gates:
+            continue
         kinds = edge.kinds
         opens = "norm" in kinds and "residual" in kinds[: kinds.index("norm")]
         if edge.below is not None:

@@ -265,3 +265,16 @@ def test_a_loss_by_example_or_by_entry_is_averaged():
     exam = examine((lambda p, x: x @ p, KERNEL), X, targets, loss=loss)
     expected = np.mean((np.asarray(X @ KERNEL) - np.asarray(targets)[:, None]) ** 2)
     chex.assert_trees_all_close(exam.measured.loss, expected, rtol=1e-5)
+
+
+def test_parameters_may_be_a_module_that_can_be_called():
+    params, rest = eqx.partition(Convolution(KEY), eqx.is_inexact_array)
+
+    def apply(params, images):
+        return jax.vmap(eqx.combine(params, rest))(images, key=jax.random.split(KEY, ROWS))
+
+    def loss(params, batch):
+        return jnp.mean(apply(params, batch) ** 2)
+
+    assert examine((apply, params), IMAGES, LABELS).outputs.shape == (ROWS, CLASSES)
+    assert examine(loss, params, IMAGES).outputs.shape == (ROWS, CLASSES)
