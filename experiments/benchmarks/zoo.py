@@ -92,7 +92,10 @@ def run(name: str, entry: Entry) -> Row:
             **examined(call, found),
         }
     row["cpu_seconds"] = round(time.process_time() - started, 1)
-    loss, steps = train(entry, call)
+    try:
+        loss, steps = train(entry, call)
+    except Exception as error:  # Of the model's own.
+        return row | {"works": False, "error": f"training: {error}".splitlines()[0][:300]}
     return row | {"learns": steps < MOST_STEPS, "steps": steps, "loss": round(loss, 4)}
 
 

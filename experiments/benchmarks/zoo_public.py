@@ -118,7 +118,7 @@ def _bonsai_vgg(vgg: Any) -> Call:
 
 def _bonsai_unet(unet: Any) -> Call:
     x, _ = images(8, 32)
-    config = unet.ModelConfig(in_channels=3, num_classes=1, features=(8, 8, 16, 16, 16))
+    config = unet.ModelConfig(in_channels=3, num_classes=1, features=(4, 8, 16, 32, 64))
     return Call((unet.UNet(config, rngs=nnx.Rngs(0)), x, x[..., :1]))
 
 
