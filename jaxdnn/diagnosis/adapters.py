@@ -80,12 +80,17 @@ def convert(model: Any, inputs: Any, key: Array) -> Network:
     if len(parts) == 2 and isinstance(first, tuple | list) and len(first) == 2:
         # (init, apply) of a pair such as stax makes, and its parameters.
         return _from_function(first[1], parts[1])
-    if len(parts) == 2 and callable(first) and not callable(parts[1]):
+    if len(parts) == 2 and callable(first) and _holds_numbers(parts[1]):
         return _from_function(first, parts[1])
     raise InputError(
         f"a model of type {type(model).__name__} came; give a module of flax.nnx, Linen, Equinox or"
         " Haiku, or (function of (params, inputs), params)"
     )
+
+
+def _holds_numbers(params: Any) -> bool:
+    """Tell parameters, which may be a module that can be called, from a function."""
+    return not callable(params) or any(map(_is_weight, jax.tree.leaves(params)))
 
 
 def _is_of(thing: Any, library: str) -> bool:

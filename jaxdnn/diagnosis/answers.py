@@ -12,6 +12,10 @@ can come down at all, and without the last activation, how far if that did not s
 What a loss takes is asked of the loss as well, not of its name: one that does not change when all
 outputs rise together takes a softmax of them itself; one that does not change with their scale
 divides by their sum; one that is flat or not a number outside (0, 1) takes probabilities.
+
+A loss without targets may fall without end for one answer to all, such as the likelihood of a
+normalising flow, which would have no volume then. No network gives that answer, so that such a loss
+is compared with what it is at the start.
 """
 
 from __future__ import annotations
@@ -42,6 +46,8 @@ _AT_ONCE, _MOST_NUMBERS = 10, 4_000_000
 _EQUAL = 1e-4
 # Factors on a constant answer that show a loss without a lower bound.
 _GROWING = (1e2, 1e4, 1e6)
+# Sizes of the loss at the start that no answer is better by.
+_ENDLESS = 10.0
 # Slopes that add up to less, of their sizes, cancel.
 _CANCELS = 1e-3
 # A slope that counts as none, of the loss where that is below 1.
@@ -55,11 +61,20 @@ class Answers(NamedTuple):
       constant: with the same answer for every example.
       reachable: with any answers that the network's last activation can give.
       floor: with any numbers.
+      from_start: whether they are counted from the loss at the start, for want of a constant.
     """
 
     constant: float
     reachable: float
     floor: float
+    from_start: bool = False
+
+    def or_from(self, start: float) -> Answers:
+        """Return what a loss without targets is compared with, given its value at the start."""
+        size = max(abs(start), 1.0)
+        if not math.isfinite(start) or self.constant > start - _ENDLESS * size:
+            return self
+        return Answers(start, start - size, start - size, from_start=True)
 
     @property
     def to_learn(self) -> float:
@@ -163,7 +178,11 @@ Slopes = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def best_answers(
-    probe: LossProbe, z: Array, outputs: Array, tail: Callable[[Array], Array] | None
+    probe: LossProbe,
+    z: Array,
+    outputs: Array,
+    tail: Callable[[Array], Array] | None,
+    tied: np.ndarray | None = None,
 ) -> Answers:
     """Fit answers by the loss.
 
@@ -172,6 +191,8 @@ def best_answers(
       z: pre-activations of the last layer at the start, (batch, ...); the outputs without a tail.
       outputs: what the network gives at the start, (batch, ...).
       tail: what the network makes of z, elementwise or by example; None for nothing.
+      tied: for each column of the outputs the number of its kind, (column,): a constant answer is
+        the same in all columns of one kind; None where each is its own.
     """
     start, given = np.asarray(z, np.float64), np.asarray(outputs, np.float64)
     scale = _scale(start, probe.targets)
@@ -183,7 +204,7 @@ def best_answers(
     if wanted is not None and wanted.shape == start.shape:
         every.append(wanted)
     slopes = probe.through(tail)
-    constant = _fit(slopes, one, start.shape, scale)
+    constant = _fit(slopes, one, start.shape, scale, tied if tail is None else None)
     lower = [_fit(slopes, every, start.shape, scale)]
     if tail is not None:
         free = [given, np.full(given.shape, 0.5), *([] if wanted is None else [wanted])]
@@ -213,8 +234,20 @@ def _rms(x: Any) -> float:
     return float(np.sqrt(np.mean(np.square(np.asarray(x, np.float64)))))
 
 
+def _pool(tied: np.ndarray) -> np.ndarray:
+    """The matrix that puts the mean of each kind in the place of its entries."""
+    same = (tied[:, None] == tied).astype(np.float64)
+    return same / same.sum(0)
+
+
 @np.errstate(all="ignore")
-def _fit(slopes: Slopes, starts: list[np.ndarray], shape: tuple[int, ...], scale: float) -> float:
+def _fit(
+    slopes: Slopes,
+    starts: list[np.ndarray],
+    shape: tuple[int, ...],
+    scale: float,
+    tied: np.ndarray | None = None,
+) -> float:
     """The least finite loss on the ways of Adam from several starts at several rates.
 
     Args:
@@ -222,18 +255,22 @@ def _fit(slopes: Slopes, starts: list[np.ndarray], shape: tuple[int, ...], scale
       starts: each of the points' shape, or of one that is broadcast to it: the same for all.
       shape: of a point.
       scale: the size of the answers.
+      tied: number of the kind of each entry of the last axis; those of one kind stay the same.
     """
+    pool = None if tied is None else _pool(tied)
     sizes = sorted({rate * size for rate in _RATES for size in (1.0, scale)})
     x = np.concatenate([np.stack(starts)] * len(sizes))
     rates = np.repeat(sizes, len(starts)).reshape(-1, *[1] * len(shape))
     thinned = slice(None, None, max(1, math.ceil(len(x) * math.prod(shape) / _MOST_NUMBERS)))
     x, rates = x[thinned], rates[thinned]
+    x = x if pool is None else x @ pool
     shared = tuple(axis + 1 for axis, n in enumerate(shape) if x.shape[axis + 1] != n)
     first, second, least = np.zeros_like(x), np.zeros_like(x), math.inf
     for index in range(_NUM_STEPS + 1):
         values, grads = slopes(np.broadcast_to(x, (len(x), *shape)))
         least = min(least, float(np.min(values, where=np.isfinite(values), initial=math.inf)))
         grads = np.nan_to_num(grads.sum(shared, keepdims=True), posinf=0.0, neginf=0.0)
+        grads = grads if pool is None else grads @ pool
         first = _KEPT * first + (1 - _KEPT) * grads
         second = _MEMORY * second + (1 - _MEMORY) * grads**2
         way = first / (1 - _KEPT ** (index + 1))

@@ -340,7 +340,8 @@ def _judge_use(index: int, tokens: np.ndarray, size: int) -> Iterator[Finding]:
         yield Finding(index, text, CERTAIN)
         return
     counts = np.bincount(_without_padding(tokens), minlength=size)
-    total, unused = int(counts.sum()), int((counts == 0).sum())
+    used = np.bincount(inside.reshape(-1), minlength=size) > 0
+    total, unused = int(counts.sum()), int((~used).sum())
     most = int(np.argmax(counts))
     if total and counts[most] > _MOST_USED * total and size > 4:
         text = (
@@ -349,7 +350,7 @@ def _judge_use(index: int, tokens: np.ndarray, size: int) -> Iterator[Finding]:
         )
         yield Finding(index, text, STRUCTURAL * 2)
     elif total >= _ENOUGH_LOOK_UPS * size and unused >= _MOST_UNUSED * size:
-        listed = ", ".join(map(str, np.flatnonzero(counts == 0)[:5]))
+        listed = ", ".join(map(str, np.flatnonzero(~used)[:5]))
         text = (
             f"{unused} of the {size} rows of the table are never looked up in {total} look-ups"
             f" ({listed}, ...): they stay as they were drawn"

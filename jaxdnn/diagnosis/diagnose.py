@@ -18,9 +18,9 @@ from jaxdnn.diagnosis import printout
 from jaxdnn.diagnosis.causes import Cause, find_causes, find_rounding, ranked
 from jaxdnn.diagnosis.findings import BLOCKING, STRUCTURAL
 from jaxdnn.diagnosis.loss_door import is_loss_function
-from jaxdnn.diagnosis.measure import Exam, examine
+from jaxdnn.diagnosis.measure import Exam, examine, examine_later
 from jaxdnn.diagnosis.model import check_inputs
-from jaxdnn.diagnosis.profile import layer_profiles, redrawn_deltas
+from jaxdnn.diagnosis.profile import layer_profiles, parameter_rows, redrawn_deltas
 from jaxdnn.diagnosis.reach import frozen
 from jaxdnn.diagnosis.result import Diagnosis, Prescription, rate_curve_of
 from jaxdnn.diagnosis.search import confirm, find_fixes
@@ -127,6 +127,9 @@ def diagnose(
     if any(jnp.result_type(leaf).itemsize < _WHOLE for leaf in jax.tree.leaves(exam.params)):
         causes = ranked([*causes, *find_rounding(exam, take_first_step(exam, transformation))])
     score = _judged(base.score if exam.measured.finite else 0.0, causes)
+    shown = _once_awake(exam, trials) if score >= TRAINS else exam
+    if shown is not exam:
+        causes = _still_there(causes, shown)
     tried: tuple[Tried, ...] = ()
     rates = None
     if try_changes:
@@ -136,22 +139,26 @@ def diagnose(
             causes = causes if trials.is_late else confirm(exam, causes)
         else:
             causes = tuple(cause for cause in causes if cause.kind.regardless)
-    deltas = redrawn_deltas(exam)
     return Diagnosis(
         verdict=verdict_of(score),
         score=score,
         reason=_reason(exam, base.trial, score, horizon),
-        layers=layer_profiles(exam, deltas),
+        layers=layer_profiles(shown, redrawn_deltas(shown)),
+        parameters=parameter_rows(shown),
         causes=causes,
         prescriptions=tuple(_prescription(trials, each, score) for each in tried[:_MOST_SHOWN]),
         loss=exam.measured.loss,
         optimizer=optimizer if isinstance(optimizer, str) else "the given optimizer",
         loss_name=printout.loss_name(model if is_loss_function(model) else loss, targets),
-        notes=(*_notes(exam, base), *_late(trials, budget, score)),
+        notes=(
+            *_notes(exam, base),
+            *([_AWAKE.format(_WAKING)] if shown is not exam else []),
+            *_late(trials, budget, score),
+        ),
         rates=None if rates is None else rate_curve_of(*rates, exam.measured.loss),
         recurrences=exam.recurrences,
-        attentions=exam.measured.attentions,
-        streams=exam.measured.streams,
+        attentions=shown.measured.attentions,
+        streams=shown.measured.streams,
     )
 
 
@@ -167,6 +174,35 @@ def _judged(score: float, causes: Sequence[Cause]) -> float:
     return 0.0 if max(strengths) >= BLOCKING else min(score, BY_HEART)
 
 
+# Steps after which weights and gates that begin at zero let a gradient through.
+_WAKING = 10
+_AWAKE = (
+    "the rows of layers are those after {} steps: at the start some get no gradient, as where"
+    " weights or gates begin at zero"
+)
+
+
+def _once_awake(exam: Exam, trials: Trials) -> Exam:
+    """The exam after some steps, where layers that had no gradient at the start have one then."""
+    asleep = _asleep(exam)
+    if not asleep or not exam.measured.finite:
+        return exam
+    later = examine_later(exam, trials.params_after(_WAKING))
+    return later if later.measured.finite and _asleep(later) < asleep else exam
+
+
+def _still_there(causes: Sequence[Cause], later: Exam) -> tuple[Cause, ...]:
+    """The causes that do not go away by themselves."""
+    if not causes:
+        return ()
+    left = {(cause.cause, cause.path) for cause in find_causes(later)}
+    return tuple(c for c in causes if c.kind.regardless or (c.cause, c.path) in left)
+
+
+def _asleep(exam: Exam) -> int:
+    return sum(exam.measured.delta[layer.z] == 0 for layer in exam.graph.layers)
+
+
 def _late(trials: Trials, budget: float, score: float) -> Iterator[str]:
     # Of a network that learns nothing more was to be tried.
     if trials.is_late and score < TRAINS:
@@ -180,6 +216,11 @@ _SAME_OUTPUTS = 0.05
 def _notes(exam: Exam, base: Tried) -> Iterator[str]:
     """Say what the batch, the mode and the length of the trial leave open."""
     num = len(exam.outputs)
+    if exam.answers.from_start:
+        yield (
+            "the loss has no targets, and one answer to all would lower it without end: what"
+            " counts is how far it falls below its start"
+        )
     if base.held_out < HOLDS:
         yield (
             f"of the batch that is held out {max(base.held_out, 0):.0%} of what there is to learn"

@@ -285,6 +285,12 @@ def added_activations(exam: Exam, index: int) -> Iterator[Fix]:
         yield Fix("add_activations", words, "x = nnx.relu(self.layer(x))", size=2, edits=edits)
 
 
+def _loop_of(exam: Exam, index: int | None) -> int | None:
+    if index is None:
+        return None
+    return exam.graph.program.steps[exam.graph.layers[index].step].loop
+
+
 def bare_layers(exam: Exam) -> list[int]:
     """Return the layers from which a linear way, and no other, leads straight to the next."""
     uses = Counter(number for step in exam.graph.program.steps for number in set(step.inputs))
@@ -294,6 +300,7 @@ def bare_layers(exam: Exam) -> list[int]:
         if edge.below is not None
         and set(edge.kinds) <= _LINEAR_WAYS
         and exam.graph.layers[edge.below].kind != "embedding"
-        # What a shortcut takes besides is the start of a residual stream.
+        # What a shortcut takes besides, or a loop carries, is the start of a residual stream.
         and uses[exam.graph.layers[edge.below].z] < 2
+        and _loop_of(exam, edge.below) == _loop_of(exam, edge.above)
     ]

@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 Content = Mapping[str, Any]
@@ -23,7 +23,7 @@ class Row(NamedTuple):
 
     Attributes:
       name: the path, with a range where several layers are one row.
-      layers: those that it stands for.
+      layers: those that it stands for; other things with a path likewise.
     """
 
     name: str
@@ -37,31 +37,51 @@ def folded(layers: Sequence[Content], named: Collection[str] = ()) -> list[Row]:
       layers: as in `Diagnosis.to_dict`.
       named: paths of layers that have a row of their own.
     """
-    groups = _groups(layers)
+
+    def alike(group: Sequence[int]) -> list[int]:
+        usual = (each for each in group if _is_usual(layers, group, each))
+        return [each for each in usual if layers[each]["path"] not in named]
+
+    return _rows(layers, "kind", alike)
+
+
+def folded_by_name(items: Sequence[Content], kind: str) -> list[Row]:
+    """Return rows of what differs in one number of its path only.
+
+    Args:
+      items: each with a `path`.
+      kind: key of what must be the same.
+    """
+    return _rows(items, kind, list)
+
+
+def _rows(
+    items: Sequence[Content], kind: str, alike: Callable[[Sequence[int]], list[int]]
+) -> list[Row]:
+    groups = _groups(items, kind)
     rows: list[Row] = []
     done: set[int] = set()
-    for index, layer in enumerate(layers):
+    for index, item in enumerate(items):
         if index in done:
             continue
-        members = [each for each in groups[index] if _is_usual(layers, groups[index], each)]
-        members = [each for each in members if layers[each]["path"] not in named]
+        members = [each for each in alike(groups[index]) if each not in done]
         if index in members and len(members) >= _FEWEST:
             done.update(members)
-            own = tuple(layers[each] for each in members)
+            own = tuple(items[each] for each in members)
             rows.append(Row(_range([each["path"] for each in own]), own))
         else:
-            rows.append(Row(layer["path"], (layer,)))
+            rows.append(Row(item["path"], (item,)))
     return rows
 
 
-def _groups(layers: Sequence[Content]) -> list[list[int]]:
+def _groups(layers: Sequence[Content], kind: str) -> list[list[int]]:
     """For each layer those that differ from it in one number of the path: the most there are."""
     by_pattern: dict[tuple[str, ...], list[int]] = defaultdict(list)
     patterns = []
     for index, layer in enumerate(layers):
         path = layer["path"]
         own = [
-            (path[: found.start()], path[found.end() :], layer["kind"])
+            (path[: found.start()], path[found.end() :], layer[kind])
             for found in _NUMBER.finditer(path)
         ]
         patterns.append(own)

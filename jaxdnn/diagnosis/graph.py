@@ -49,10 +49,19 @@ _REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "argmax"
 _SHAPES = _PASSES | {"broadcast_in_dim"}
 _AFFINE = {"add", "sub", "mul", "div", "neg", "add_any"}
 _CUTS = {"slice", "dynamic_slice", "gather", "pad", "slice_of_scan", "rev", "concatenate"}
+_TAKES = _CUTS - {"pad", "concatenate"} | {"lt", "add", "select_n", "clamp", "mul", "div"}
 _ADDS = {"add", "add_any"}
+# What makes one entry of many, so that it is no activation.
+_MIXES = {
+    *("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort", "top_k", "fft", "while"),
+    *("scan", "scatter", "scatter-add", "scatter_add", "scatter_mul", "scatter_max"),
+}
 _BORDERS = {CARRY, LAST, SLICE, STACK}
 _KINDS = {"dot_general": "dense", "conv_general_dilated": "conv"}
 _PRODUCTS = frozenset(_KINDS)
+_EXPONENTIALS = frozenset({"exp", "exp2"})
+# Steps between a product and its softmax: a scale, a mask, minus the maximum, dropout.
+_NEAR = 8
 # Above all values; no value has this number.
 _ROOT = -1
 
@@ -105,9 +114,12 @@ def _find_layers(program: Program, names: Sequence[str]) -> tuple[Layer, ...]:
         uses[path] += 1
         if uses[path] > 1:
             path = f"{path}#{uses[path]}"
-        z, bias = _after_bias(program, consumers, step.outputs[0])
         fans = _fans(step.linear, program.values[kernel].shape)
         kind = "embedding" if step.linear is None else _KINDS[step.linear.primitive.name]
+        z, bias = step.outputs[0], None
+        if kind != "embedding":
+            units = math.prod(program.values[kernel].shape) / fans[0]
+            z, bias = _after_bias(program, consumers, z, units)
         shown = None if kind == "embedding" else x
         layers.append(Layer(path, kind, index, shown, leaf, z, bias, *fans))
     return tuple(layers)
@@ -146,20 +158,30 @@ def _main_leaf(program: Program, kernel: int, names: Sequence[str]) -> Leaf:
 
 
 def _after_bias(
-    program: Program, consumers: dict[int, list[Step]], y: int
+    program: Program, consumers: dict[int, list[Step]], y: int, units: float
 ) -> tuple[int, int | None]:
-    """Return the numbers of the pre-activation and of the bias."""
+    """Return the numbers of the pre-activation and of the bias, no more than one for each unit.
+
+    What is more, such as a table of positions, is another input.
+    """
     value = y
     while len(consumers[value]) == 1:
         (step,) = consumers[value]
         if step.name in _ADDS:
             others = [number for number in step.inputs if number != value]
             if len(others) == 1 and program.values[others[0]].depends is Dependence.PARAMS:
-                return step.outputs[0], others[0]
+                sizes = [_size(program, leaf) for leaf in program.values[others[0]].leaves]
+                return (step.outputs[0], others[0]) if max(sizes) <= units else (y, None)
         if step.name not in _PASSES:
             break
         value = step.outputs[0]
     return y, None
+
+
+def _size(program: Program, leaf: Leaf) -> int:
+    """Entries of a leaf, or of one layer's part of it."""
+    shape = program.values[program.arguments[leaf.index]].shape
+    return math.prod(shape if leaf.part is None else shape[1:])
 
 
 def _fans(linear: core.JaxprEqn | None, kernel: tuple[int, ...]) -> tuple[float, float, float]:
@@ -237,20 +259,33 @@ class Segment:
 def _classify(program: Program, region: Sequence[Step], start: int, end: int) -> Segment:
     """Name a region without layers."""
     label = next((step.label for step in region[::-1] if step.label), "")
-    return Segment(_kind(program, region, start, end), start, end, tuple(region), label)
+    kind = _kind(program, region, start, end)
+    if kind == "other":
+        # Named by its primitive: that of a product or of what mixes, before any other.
+        label = max((step.name for step in region), key=lambda name: name in _MIXES | _PRODUCTS)
+    return Segment(kind, start, end, tuple(region), label)
 
 
-def _join(step: Step, branch: int, end: int) -> Segment:
-    """Name the step at which a branch with layers meets another."""
+def _join(step: Step, branch: int, end: int, *, weighted: bool) -> Segment:
+    """Name the step at which a branch with layers meets another.
+
+    Args:
+      step: takes both.
+      branch: number of the operand that is followed.
+      end: number of what the step gives.
+      weighted: whether a softmax makes an operand of it, or is made of its result.
+    """
     kinds: dict[str, SegmentKind] = {"add": "residual", "add_any": "residual", "sub": "residual"}
-    kind: SegmentKind = "attention" if step.inner & _PRODUCTS else kinds.get(step.name, "other")
-    return Segment(kind, branch, end, (step,), step.label)
+    kind = kinds.get(step.name, "other")
+    if weighted and step.inner & _PRODUCTS:
+        kind = "attention"
+    return Segment(kind, branch, end, (step,), step.label or (step.name if kind == "other" else ""))
 
 
 def _kind(program: Program, region: Sequence[Step], start: int, end: int) -> SegmentKind:
     names = frozenset().union(*(step.inner | {step.name} for step in region))
     if names & _PRODUCTS:
-        return "attention" if "exp" in names or len(region) > 1 else "other"
+        return "attention" if names & _EXPONENTIALS and "reduce_sum" in names else "other"
     if names & _BORDERS:
         return "shape"
     if _has_mask(program, region):
@@ -260,8 +295,11 @@ def _kind(program: Program, region: Sequence[Step], start: int, end: int) -> Seg
     if names & _REDUCTIONS:
         same = program.values[start].shape == program.values[end].shape
         return _kind_of_reduction(names, same)
+    if names & _MIXES:
+        return "other"
     if names & _CUTS:
-        return "pooling"
+        # A part that is taken, such as the last time step; to put parts together is something else.
+        return "pooling" if names <= _TAKES | _SHAPES else "other"
     if names & {"slice_of_scan", "stack_of_scan"} or names <= _SHAPES:
         return "shape"
     if len(region) == 1 and region[0].name in _AFFINE and _is_affine(program, region[0], start):
@@ -431,6 +469,7 @@ class _Walker:
     def __init__(self, program: Program, layers: Sequence[Layer]) -> None:
         self._program = program
         self._producers = {number: step for step in program.steps for number in step.outputs}
+        self._consumers = _find_consumers(program)
         self._by_z = {layer.z: index for index, layer in enumerate(layers)}
         self._layer_steps = {id(program.steps[layer.step]) for layer in layers}
         self._dominator: dict[int, int] = {}
@@ -478,7 +517,7 @@ class _Walker:
                 continue
             step = self._producers[value]
             branch = self._branch(step)
-            segments.append(_join(step, branch, value))
+            segments.append(_join(step, branch, value, weighted=self._meets_softmax(step)))
             value = branch
         below = None if value is None else self._by_z.get(value)
         own = [
@@ -486,6 +525,26 @@ class _Walker:
             for segment in _tidy(segments[::-1])
         ]
         return Edge(below, above, tuple(own))
+
+    def _meets_softmax(self, step: Step) -> bool:
+        """Tell whether few steps lead from a softmax to a step, or from it to one."""
+        before, after = {*step.inputs}, {*step.outputs}
+        for _ in range(_NEAR):
+            made_by = [self._producers[n] for n in before if n in self._producers]
+            taken_by = [each for n in after for each in self._consumers.get(n, ())]
+            near = [s for s in (*made_by, *taken_by) if id(s) not in self._layer_steps]
+            if any(self._is_softmax(each) for each in near):
+                return True
+            before = {n for s in made_by if not s.inner & _PRODUCTS for n in s.inputs}
+            after = {n for s in taken_by if not s.inner & _PRODUCTS for n in s.outputs}
+        return False
+
+    def _is_softmax(self, step: Step) -> bool:
+        """Tell an exponential that is divided by its own sum."""
+        if not step.inner & _EXPONENTIALS:
+            return False
+        later = {each.name for n in step.outputs for each in self._consumers.get(n, ())}
+        return "reduce_sum" in step.inner or "reduce_sum" in later
 
     def _region(self, end: int, start: int) -> list[Step]:
         """All steps between two values, in the order in which they run."""

@@ -9,6 +9,7 @@ finds what does not fit the numbers' format.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,7 @@ from jaxdnn.diagnosis.profile import log, log_factor
 _ROUNDING = 0.01
 # An activation that passes less on of the gradient, in the mean, makes it vanish with depth.
 _FLAT = 0.5
+_MANY_SATURATED = 0.1
 # Variance times fan of the initializers of LeCun and Glorot, and of He.
 _USUAL_GAINS = (1.0, 2.0)
 # A mean of weights so large beside their spread is none of chance; fewer weights tell nothing.
@@ -82,7 +84,8 @@ def one_sided_weights(exam: Exam) -> Iterator[Finding]:
 def fan_out_weights(exam: Exam) -> Iterator[Finding]:
     """Find kernels that deviate from the others', and would not if fan_out were fan_in."""
     for scale in _weight_scales(exam):
-        if scale.is_fan_out:
+        # Cells scale all their kernels by the size of their state.
+        if scale.is_fan_out and not _is_repeated(exam, scale.layer):
             layer = exam.graph.layers[scale.layer]
             text = f"weights scaled by fan_out {layer.fan_out:.0f}, not fan_in {layer.fan_in:.0f}"
             yield scale.finding(text)
@@ -181,13 +184,18 @@ def _fan_mode(deviations: np.ndarray) -> int:
 def heavy_bias(exam: Exam, *, dead: bool) -> Iterator[Finding]:
     """Find biases that outweigh the signal, and leave most units without a slope or do not."""
     for index in range(len(exam.graph.layers)):
-        ratio = _bias_over_signal(exam, index)
+        ratio = 0.0 if _is_usual_bias(exam, index) else _bias_over_signal(exam, index)
         following = exam.graph.following(index, "activation")
         share = exam.measured.slopes[following[0]].dead if following else 0.0
         if ratio > 1 and (share > 0.5) == dead:
             text = f"the bias is {ratio:.3g} x the signal"
             text += f"; {share:.0%} of the units are dead" if share else ""
             yield Finding(index, text, STRUCTURAL * (1 + log(ratio)))
+
+
+def _is_usual_bias(exam: Exam, index: int) -> bool:
+    """Tell whether a bias is no greater than where it is drawn like the weights."""
+    return exam.measured.bias_rms[index] ** 2 * exam.graph.layers[index].fan_in < 1.2 / 3
 
 
 def _bias_over_signal(exam: Exam, index: int) -> float:
@@ -201,10 +209,12 @@ def saturating_activation(exam: Exam) -> Iterator[Finding]:
     """Find activations whose slope is unlike that of the others."""
     # The gates of a recurrent cell are used at every step, and flat on purpose; what has no slope
     # at all, such as rounding, is no activation.
+    gates = _gates(exam)
     hidden = {
         each: gain.slope
         for each, gain in exam.gains.items()
         if each.above is not None and gain.slope > 0 and not _is_repeated(exam, each.below)
+        if each.below not in gates
     }
     if len(hidden) < 3:
         return
@@ -216,7 +226,21 @@ def saturating_activation(exam: Exam) -> Iterator[Finding]:
                 f" others' {math.exp(usual):.3g};"
                 f" {exam.measured.slopes[segment].saturated:.0%} saturated"
             )
-            yield Finding(segment.below, text, abs(log(gain) - usual) / ACTIVATION_SPREAD)
+            # A greater slope is a fault where it comes with flat sides, as of a steep tanh.
+            flat = exam.measured.slopes[segment].saturated > _MANY_SATURATED
+            deviation = abs(log(gain) - usual) if flat else usual - log(gain)
+            yield Finding(segment.below, text, deviation / ACTIVATION_SPREAD)
+
+
+def _gates(exam: Exam) -> set[int]:
+    """Layers whose outputs, after an activation, are factors of another signal."""
+    found = set()
+    for edge in exam.graph.edges:
+        for first, second in itertools.pairwise(edge.segments):
+            joins = second.kind == "other" and second.label == "mul"
+            if edge.below is not None and first.kind == "activation" and joins:
+                found.add(edge.below)
+    return found
 
 
 def _is_repeated(exam: Exam, index: int | None) -> bool:
@@ -235,7 +259,11 @@ def missing_norm(exam: Exam) -> Iterator[Finding]:
     Norms that open residual blocks do not count: the way out of the last block has none.
     """
     alike: dict[tuple[str, ...], list[tuple[int, bool]]] = defaultdict(list)
+    gates = _gates(exam)
     for edge in exam.graph.edges[:-1]:
+        # What leads to a gate, as in squeeze and excitation, has no norm on purpose.
+        if edge.above in gates or edge.below in gates:
+            continue
         kinds = edge.kinds
         opens = "norm" in kinds and "residual" in kinds[: kinds.index("norm")]
         if edge.below is not None:

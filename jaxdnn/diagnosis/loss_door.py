@@ -4,7 +4,9 @@ Whatever library a model is written in, its training has `loss_fn(params, batch)
 steps, it falls into two parts: up to the last use of a weight it is the network, and from there on
 the loss, which takes nothing but what the network gives and the batch. What passes from one to the
 other are the outputs: logits; for a variational autoencoder reconstruction, mean and variance side
-by side. A sum of the weights alone, such as a penalty, stays what it was at the start.
+by side. What the same weights make of several parts of a batch, such as of real images and of false
+ones, is tied: an answer that does not look at its input is one for all of them. A sum of the
+weights alone, such as a penalty, stays what it was at the start.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxdnn.diagnosis.adapters import Network
@@ -35,12 +38,15 @@ class Door(NamedTuple):
       inputs: leaves of the batch that the network takes: one array, or a dictionary by path.
       targets: leaves that the loss takes, likewise.
       loss: `(outputs, targets) -> scalar`.
+      tied: for each column of the outputs the number of its kind, (column,), where the same weights
+        make several; otherwise None.
     """
 
     network: Network
     inputs: Any
     targets: Any
     loss: Callable[[Any, Any], Array]
+    tied: np.ndarray | None
 
 
 def is_loss_function(model: Any) -> bool:
@@ -104,6 +110,7 @@ class _Opened:
             self._chosen(self._parts.before),
             self._chosen(self._parts.after),
             self._loss,
+            _tied(self._parts.program, self._parts.cut, self._rows(self._leaves)),
         )
 
     def _by_row(self, places: Iterable[int]) -> list[int]:
@@ -276,6 +283,39 @@ def _taken_apart(program: Program) -> _Parts:
         frozenset(places[n] for n in used_before if n in places),
         frozenset(places[n] for n in used_after if n in places),
     )
+
+
+def _tied(program: Program, cut: Sequence[int], rows: int) -> np.ndarray | None:
+    """Tell which columns of the outputs the same weights make, for want of a look at the inputs.
+
+    Of values of one width each column with its like, otherwise all that they hold.
+    """
+    made_by = [frozenset(_weights_of(program, number)) for number in cut]
+    if len(set(made_by)) == len(cut):
+        return None
+    shapes = [program.values[number].shape for number in cut]
+    columns: list[tuple[frozenset[int], int]] = []
+    for weights, shape in zip(made_by, shapes, strict=True):
+        widths = {
+            s[-1] if len(s) > 1 else 1 for s, w in zip(shapes, made_by, strict=True) if w == weights
+        }
+        width = widths.pop() if len(widths) == 1 else 1
+        count = math.prod(shape) // rows if shape else 1
+        columns += [(weights, place % width) for place in range(count)]
+    names = list(dict.fromkeys(columns))
+    return np.array([names.index(column) for column in columns])
+
+
+def _weights_of(program: Program, number: int) -> set[int]:
+    """Numbers of the parameters that a value rests on."""
+    found, queue = set[int](), {number}
+    for step in reversed(program.steps):
+        if queue.intersection(step.outputs):
+            queue.update(step.inputs)
+    for argument in program.arguments:
+        if argument in queue and program.values[argument].depends & Dependence.PARAMS:
+            found.add(argument)
+    return found
 
 
 def _depends(program: Program, step: Step) -> Dependence:

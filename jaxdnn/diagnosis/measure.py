@@ -201,6 +201,8 @@ class Exam:
       answers: how low the loss can come.
       traits: what the loss takes.
       examples: whether rows are examples that have nothing to do with each other.
+      tied: for each column of the outputs the number of its kind, where the same weights make
+        several, (column,); otherwise None.
     """
 
     network: Network
@@ -219,6 +221,7 @@ class Exam:
     answers: Answers
     traits: LossTraits
     examples: bool = True
+    tied: np.ndarray | None = None
 
     @property
     def params(self) -> Any:
@@ -269,13 +272,13 @@ def examine(
 ) -> Exam:
     """Pass a batch forward and back; arguments and errors as in `jaxdnn.diagnose`."""
     key = jax.random.key(seed)
-    examples = not is_loss_function(model)
+    examples, tied = not is_loss_function(model), None
     if not examples:
         if loss is not None or outputs is not None:
             raise InputError(
                 "loss= or outputs= came with a loss function; give (loss_fn, params, batch) alone"
             )
-        network, inputs, targets, loss = open_loss(model, inputs, targets, key)
+        network, inputs, targets, loss, tied = open_loss(model, inputs, targets, key)
         model = network.apply, network.params
     check_inputs(inputs, targets)
     network = make_network(model, inputs, key, outputs=outputs)
@@ -297,7 +300,7 @@ def examine(
     ending = _ending(outline, graph, network.params, arrays)
     probe = LossProbe(mean_loss, targets, arrays.logits.dtype)
     with ThreadPoolExecutor(1) as background:
-        asked = background.submit(_ask_loss, probe, ending, arrays.logits)
+        asked = background.submit(_ask_loss, probe, ending, arrays, tied)
         measured = _reduce(graph, network.params, arrays)
         gains = _activation_gains(graph, network.params)
         answers, traits = asked.result()
@@ -318,11 +321,35 @@ def examine(
         answers,
         traits,
         examples,
+        tied,
     )
 
 
-def _ask_loss(probe: LossProbe, ending: Ending, outputs: Array) -> tuple[Answers, LossTraits]:
-    return best_answers(probe, ending.z, outputs, ending.tail), loss_traits(probe, outputs)
+def _ask_loss(
+    probe: LossProbe, ending: Ending, arrays: PassArrays, tied: np.ndarray | None
+) -> tuple[Answers, LossTraits]:
+    answers = best_answers(probe, ending.z, arrays.logits, ending.tail, tied)
+    if not jax.tree.leaves(probe.targets):
+        answers = answers.or_from(float(arrays.loss))
+    return answers, loss_traits(probe, arrays.logits)
+
+
+def examine_later(exam: Exam, params: Any) -> Exam:
+    """Pass the same batch through a network with other parameters, such as those after some steps.
+
+    Args:
+      exam: of the network as it came.
+      params: a tree like its own.
+    """
+    arrays = exam.run_pass(params, exam.inputs, exam.targets, exam.key)
+    return dataclasses.replace(
+        exam,
+        network=exam.network._replace(params=params),
+        measured=_reduce(exam.graph, params, arrays),
+        grads=jax.device_get(arrays.grads),
+        gains=_activation_gains(exam.graph, params),
+        outputs=np.asarray(arrays.logits),
+    )
 
 
 # What may stand between the last layer and the outputs for the loss to look through it.

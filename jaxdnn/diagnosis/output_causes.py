@@ -193,6 +193,9 @@ def wrong_sign(exam: Exam) -> Iterator[Finding]:
     targets, answers = describe_targets(exam.targets), exam.answers
     if not targets.is_float or targets.values.size != exam.outputs.size or exam.traits.mixes:
         return
+    if not exam.examples and not exam.traits.unbounded:
+        # Such as a score, which is to be the noise turned round.
+        return
     wanted = jnp.asarray(targets.values, jnp.float32).reshape(exam.outputs.shape)
     at = float(exam.loss(wanted.astype(exam.outputs.dtype), exam.targets))
     if not at > answers.constant + 0.1 * max(abs(answers.constant), 1e-12):

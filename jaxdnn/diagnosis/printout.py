@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdnn.diagnosis.answers import Answers
-from jaxdnn.diagnosis.folding import Row, folded
+from jaxdnn.diagnosis.folding import Row, folded, folded_by_name
 from jaxdnn.diagnosis.trial import TRAINS, Trial, shares
 from jaxdnn.names import printable, printable_lines
 
@@ -82,7 +82,9 @@ def reason(
         return f"learns to tell the inputs apart within about {_steps(score, horizon)} steps"
     parts = [f"loss {amount(losses[0])} -> {amount(losses[-1])} in {len(losses) - 1} steps"]
     share = shares(trial, answers)
-    best = f"the best answer that ignores the inputs ({amount(answers.constant)})"
+    ignoring = "the best answer that ignores the inputs"
+    best = "the loss at its start" if answers.from_start else ignoring
+    best = f"{best} ({amount(answers.constant)})"
     if not math.isfinite(share[-1]):
         parts.append("and no answer that ignores the inputs to compare it with")
     elif share[-1] < _NO_BETTER:
@@ -163,6 +165,7 @@ def full_text(content: Content, *, fold: bool = True) -> str:
         ),
         *attention_words(content),
         *_table(rows),
+        *_others(content["parameters"], fold=fold),
     ]
     return "\n".join(lines)
 
@@ -386,6 +389,27 @@ def _cells(row: Row) -> tuple[str, ...]:
         band("pre_activation_rms"),
         band("dead", ".0%"),
     )
+
+
+def _others(parameters: Sequence[Content], *, fold: bool) -> list[str]:
+    """The rows of what is trained besides kernels and biases."""
+    others = [each for each in parameters if not each["layer"]]
+    rows = folded_by_name(others, "role") if fold else [Row(e["path"], (e,)) for e in others]
+    if not rows:
+        return []
+    width = max(9, *(len(row.name) for row in rows))
+    sizes, grads = (
+        [_span(_ends(each[name] for each in row.layers)) for row in rows]
+        for name in ("rms", "grad_rms")
+    )
+    wide, wider = (max(8, *map(len, column)) for column in (sizes, grads))
+    return [
+        f"{'parameter':{width}}  {'RMS':>{wide}}  {'gradient':>{wider}}  role",
+        *(
+            f"{row.name:{width}}  {size:>{wide}}  {grad:>{wider}}  {row.layers[0]['role']}"
+            for row, size, grad in zip(rows, sizes, grads, strict=True)
+        ),
+    ]
 
 
 def _mostly(row: Row) -> str:

@@ -9,6 +9,9 @@ would do; what the real ones do besides stands in the remainder.
 Each factor comes with its band: what the same network gives with its weights redrawn, each
 kernel replaced by independent normal numbers of the same root mean square. Where the real factor
 lies outside, it is the weights' structure that acts, not their scale.
+
+Whatever else is trained, such as the gain of a norm, a table of positions or a class token, has a
+row of its own, which says how the signal meets it.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxdnn.diagnosis.graph import Graph
-from jaxdnn.diagnosis.measure import Exam, rms_of
+from jaxdnn.diagnosis.measure import Exam, host_rms, rms_of
+from jaxdnn.diagnosis.program import Dependence, Program
 
 TERMS = (
     "weights",
@@ -86,6 +90,84 @@ class LayerProfile:
     kernel_rms: float
     kernel_grad_rms: float
     kernel_grad_ratio: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterRow:
+    """One leaf of the parameters.
+
+    Attributes:
+      path: in the user's model, such as `norm/scale`.
+      layer: path of the row of the layer whose kernel or bias it is; empty for any other leaf.
+      role: how the signal meets it: `kernel`, `bias`, `gain` (a factor), `shift` (added), `table`
+        (added, and different from place to place), `token` (put beside the signal), or the
+        primitive that takes both, such as `scan`; behind it in parentheses what is made of the leaf
+        first, such as `gain (exp)`; `unused` where the outputs do not depend on it.
+      shape: of its array.
+      rms: root mean square.
+      grad_rms: root mean square of its gradient.
+    """
+
+    path: str
+    layer: str
+    role: str
+    shape: tuple[int, ...]
+    rms: float
+    grad_rms: float
+
+
+# What gives the same numbers in another order or shape.
+_MOVES = {
+    *("broadcast_in_dim", "reshape", "transpose", "squeeze", "expand_dims", "copy", "slice"),
+    *("convert_element_type", "gather", "dynamic_slice", "concatenate", "slice_of_scan", "tile"),
+    *("carry_of_loop", "slice_of_loop", "last_of_loop", "stack_of_loop", "split", "stack_of_scan"),
+}
+_ROLES = {
+    **dict.fromkeys(("mul", "div"), "gain"),
+    **dict.fromkeys(("add", "sub", "add_any"), "shift"),
+    **dict.fromkeys(("dot_general", "conv_general_dilated"), "kernel"),
+    **dict.fromkeys(("concatenate", "stack_of_scan", "pad"), "token"),
+    "gather": "table",
+}
+
+
+def parameter_rows(exam: Exam) -> tuple[ParameterRow, ...]:
+    """Return a row for every leaf of the parameters, in the order of the tree."""
+    graph, leaves, grads = exam.graph, jax.tree.leaves(exam.params), jax.tree.leaves(exam.grads)
+    owners: dict[int, tuple[str, str]] = {}
+    for layer in graph.layers[::-1]:
+        if layer.bias is not None:
+            of_bias = graph.program.values[layer.bias].leaves
+            owners |= {leaf.index: (layer.path, "bias") for leaf in of_bias}
+    for layer in graph.layers[::-1]:
+        # A cell's kernel may be put together of several.
+        made_of = [graph.program.values[n] for n in graph.program.steps[layer.step].inputs]
+        kernels = {leaf.index for value in made_of for leaf in value.leaves}
+        owners |= dict.fromkeys(kernels, (layer.path, "kernel"))
+    owners |= {layer.leaf.index: (layer.path, "kernel") for layer in graph.layers[::-1]}
+    rows = []
+    for index, (name, leaf, grad) in enumerate(zip(exam.names, leaves, grads, strict=True)):
+        path, role = owners.get(index) or ("", _role(graph.program, index))
+        rows.append(
+            ParameterRow(name, path, role, tuple(jnp.shape(leaf)), host_rms(leaf), host_rms(grad))
+        )
+    return tuple(rows)
+
+
+def _role(program: Program, index: int) -> str:
+    """Follow a leaf to where the signal meets it."""
+    values, made, changes = program.values, {program.arguments[index]}, list[str]()
+    is_table = sum(size > 1 for size in values[program.arguments[index]].shape) > 1
+    for step in program.steps:
+        if not made.intersection(step.inputs):
+            continue
+        if any(values[number].depends & Dependence.INPUTS for number in step.outputs):
+            role = _ROLES.get(step.name, step.name)
+            role = "table" if role == "shift" and is_table else role
+            return f"{role} ({', '.join(dict.fromkeys(changes))})" if changes else role
+        made.update(step.outputs)
+        changes += [] if step.name in _MOVES else [step.name]
+    return "unused"
 
 
 def layer_profiles(

@@ -14,7 +14,7 @@ from jax import Array
 from jaxdnn.diagnosis import printout
 from jaxdnn.diagnosis.attention import AttentionProfile, StreamProfile
 from jaxdnn.diagnosis.causes import Cause
-from jaxdnn.diagnosis.profile import LayerProfile
+from jaxdnn.diagnosis.profile import LayerProfile, ParameterRow
 from jaxdnn.diagnosis.recurrence import Recurrence
 from jaxdnn.diagnosis.trial import Verdict
 from jaxdnn.run_folder import without_nan
@@ -73,6 +73,7 @@ class Diagnosis:
       score: in [0, 1]; see `jaxdnn.diagnosis.trial`.
       reason: the numbers behind the verdict, in a line.
       layers: in the order in which they run.
+      parameters: every leaf of the parameters, in the order of the tree.
       causes: what is wrong, worst first.
       prescriptions: changes that help, best first.
       loss: mean over the batch, at the start.
@@ -99,6 +100,7 @@ class Diagnosis:
     recurrences: tuple[Recurrence, ...] = ()
     attentions: tuple[AttentionProfile, ...] = ()
     streams: tuple[StreamProfile, ...] = ()
+    parameters: tuple[ParameterRow, ...] = ()
 
     def __str__(self) -> str:
         return printout.short_text(self.to_dict())

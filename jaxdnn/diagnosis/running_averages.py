@@ -63,6 +63,8 @@ class _Off(NamedTuple):
 # Running standard deviations that lie between the means; factor between the deviations.
 _FAR_MEAN, _FAR_RATIO = 1.0, 3.0
 _FAR_SHARE = 0.3
+# What is added to a variance of 1 is less.
+_EPSILON = 0.01
 # In nats. A norm that is a little off makes those after it far off: it is named, not they.
 _OFF = 0.15
 
@@ -76,6 +78,8 @@ def foreign_averages(exam: Exam) -> Iterator[Finding]:
     if not averages or not exam.measured.finite:
         return
     seen = _look(exam, averages)
+    if all(_is_fresh(mean, std) for _, mean, std, _ in seen):
+        return
     off = [_compare(*each) for each in seen]
     far = sum(each.share > _FAR_SHARE for each in off)
     if not far:
@@ -159,13 +163,23 @@ def _look(exam: Exam, averages: Sequence[_Average]) -> list[_Seen]:
     triples = zip(looked[::3], looked[1::3], looked[2::3], strict=True)
     for each, (x, mean, spread) in zip(averages, triples, strict=True):
         mean = np.broadcast_to(mean, x.shape)
-        axes = tuple(axis for axis in range(x.ndim) if axis == 0 or _is_same(mean, axis))
         std = np.sqrt(spread) if each.rooted else spread
+        axes = tuple(axis for axis in range(x.ndim) if axis == 0 or _is_same(mean, axis))
         shape = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
+        if 1 < std.size != math.prod(shape):
+            # Means that are all alike, such as those of a norm that has seen nothing yet.
+            sizes = (1,) * (x.ndim - std.ndim) + std.shape
+            axes = tuple(axis for axis in range(x.ndim) if axis == 0 or sizes[axis] == 1)
+            shape = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
         first = mean[tuple(slice(0, size) for size in shape)]
         wide = np.broadcast_to(std.reshape(shape) if std.size == math.prod(shape) else std, shape)
         found.append((x, first, wide, axes))
     return found
+
+
+def _is_fresh(mean: np.ndarray, std: np.ndarray) -> bool:
+    """Tell averages that have seen no data yet: zeros and ones, but for an epsilon."""
+    return not mean.any() and bool(np.abs(std - 1).max() < _EPSILON)
 
 
 def _is_same(array: np.ndarray, axis: int) -> bool:

@@ -368,6 +368,13 @@ class Trials:
         brief = Trial(*(np.asarray(each)[: BRIEF + 1] for each in trial))
         return score_trial(brief, self.exam.answers, horizon=self.horizon)
 
+    def params_after(self, num_steps: int) -> Any:
+        """Return the parameters after some steps of the network as it is."""
+        setup = self.setup(AS_IT_IS)
+        run_trial = self._program(AS_IT_IS, setup, self.exam.answers)
+        batch = setup.params, setup.inputs, setup.targets, setup.key
+        return run_trial(*batch, most_steps=num_steps)[1]
+
     def _learnt_elsewhere(self, fix: Fix, setup: Setup, params: Any, answers: Answers) -> float:
         """Return the share that trained parameters have learnt of the batch that is held out."""
         if self.held_out is None:
@@ -438,7 +445,7 @@ class Trials:
             elif ending.tail is not None:
                 tail, z = ending.tail, ending.z
             probe = LossProbe(setup.loss, setup.targets, outputs.dtype)
-            self._answers[same] = best_answers(probe, z, outputs, tail)
+            self._answers[same] = best_answers(probe, z, outputs, tail, self.exam.tied)
         return self._answers[same]
 
 

@@ -354,6 +354,8 @@ def score_trial(trial: Trial, answers: Answers, *, horizon: int = HORIZON) -> fl
     loss, shrunk, constant = (np.asarray(x, np.float64) for x in trial)
     if not (np.isfinite(loss).all() and np.isfinite(constant).all()):
         return 0.0
+    if answers.from_start:
+        constant = np.full_like(constant, answers.constant)
     to_learn = max(answers.to_learn, 1e-12)
     share = shares(trial, answers)
     half = _half_learnt(share)

@@ -15,7 +15,7 @@ from flax.core import freeze
 from jax.example_libraries import stax
 
 from jaxdnn import diagnose
-from jaxdnn.diagnosis import examine
+from jaxdnn.diagnosis import examine, find_causes
 from jaxdnn.diagnosis.model import make_network
 from jaxdnn.errors import InputError
 
@@ -265,3 +265,28 @@ def test_a_loss_by_example_or_by_entry_is_averaged():
     exam = examine((lambda p, x: x @ p, KERNEL), X, targets, loss=loss)
     expected = np.mean((np.asarray(X @ KERNEL) - np.asarray(targets)[:, None]) ** 2)
     chex.assert_trees_all_close(exam.measured.loss, expected, rtol=1e-5)
+
+
+def test_norms_that_have_seen_nothing_are_taken_in_evaluation_mode():
+    """With one place left, means that are all zero hide which axis the channels are."""
+    model = nnx.Sequential(
+        nnx.Conv(3, 8, (6, 6), padding="VALID", rngs=nnx.Rngs(0)),
+        nnx.BatchNorm(8, use_running_average=True, rngs=nnx.Rngs(0)),
+        lambda x: nnx.relu(x).reshape(len(x), -1),
+        nnx.Linear(8, CLASSES, rngs=nnx.Rngs(1)),
+    )
+    exam = examine(model, IMAGES.transpose(0, 2, 3, 1), LABELS)
+    assert "foreign running averages" not in {each.cause for each in find_causes(exam)}
+
+
+def test_parameters_may_be_a_module_that_can_be_called():
+    params, rest = eqx.partition(Convolution(KEY), eqx.is_inexact_array)
+
+    def apply(params, images):
+        return jax.vmap(eqx.combine(params, rest))(images, key=jax.random.split(KEY, ROWS))
+
+    def loss(params, batch):
+        return jnp.mean(apply(params, batch) ** 2)
+
+    assert examine((apply, params), IMAGES, LABELS).outputs.shape == (ROWS, CLASSES)
+    assert examine(loss, params, IMAGES).outputs.shape == (ROWS, CLASSES)

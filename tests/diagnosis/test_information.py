@@ -196,6 +196,13 @@ def test_tokens_that_are_never_or_always_used_are_named(use, finders):
     assert named([token_use], tokens, np.arange(64) % 3, model) == finders
 
 
+def test_a_table_of_two_rows_that_fills_up_sentences_is_used():
+    """Segments 0 and 1, one after the other: the second is no padding."""
+    types = np.broadcast_to(np.arange(10) > 4, (64, 10)).astype(np.int32)
+    model = (lambda p, x: p[0][x].mean(1) @ p[1], [zoo.normal(13, 2, 6), zoo.normal(14, 6, 3)])
+    assert named([token_use], types, np.arange(64) % 3, model) == []
+
+
 def test_finders_take_any_tree_and_any_loss():
     """Rows of two arrays with a mask: nothing is known of such targets, and nothing is said."""
     inputs = {"a": jnp.asarray(INPUTS), "b": jnp.asarray(INPUTS[:, :1])}

@@ -6,10 +6,12 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 from jaxdnn import diagnose
+from jaxdnn.diagnosis import examine
 from jaxdnn.diagnosis.loss_door import open_loss
 from jaxdnn.errors import InputError
 
@@ -212,3 +214,37 @@ def test_what_cannot_be_taken_apart_is_refused_in_a_line(function, line):
     with pytest.raises(InputError, match=line) as refused:
         diagnose(function, layers(8, 16, 3), {"x": X, "y": LABELS})
     assert "\n" not in str(refused.value)
+
+
+def test_what_the_same_weights_make_of_two_inputs_has_one_constant_answer():
+    """A discriminator that looks at nothing says the same of real and of false: 2 log 2."""
+
+    def discriminator(params, batch):
+        real, fake = (perceptron(params, batch[name]) for name in ("real", "fake"))
+        return jnp.mean(jax.nn.softplus(-real)) + jnp.mean(jax.nn.softplus(fake))
+
+    batch = {"real": X + 1.0, "fake": zoo.normal(60, ROWS, 8)}
+    answers = examine(discriminator, layers(8, 8, 1), batch).answers
+    chex.assert_trees_all_close(answers.constant, 2 * np.log(2), rtol=1e-3)
+    assert answers.floor < 0.01
+
+
+def test_parts_of_other_weights_have_constant_answers_of_their_own():
+    def apart(params, batch):
+        one, other = perceptron(params["a"], batch), perceptron(params["b"], batch)
+        return jnp.mean((one - 1.0) ** 2) + jnp.mean((other + 1.0) ** 2)
+
+    params = {"a": layers(8, 8, 1), "b": layers(8, 8, 1, seed=3)}
+    assert examine(apart, params, X).answers.constant < 1e-3
+
+
+def test_a_likelihood_without_targets_is_counted_from_its_start():
+    """One answer to all would make a flow's volume as great as one likes."""
+
+    def flow(params, batch):
+        z, log_volume = perceptron(params["z"], batch), perceptron(params["volume"], batch)
+        return jnp.mean(0.5 * jnp.sum(z**2, -1) - jnp.sum(log_volume, -1))
+
+    exam = examine(flow, {"z": layers(8, 8, 4), "volume": layers(8, 8, 4, seed=3)}, X)
+    assert exam.answers.from_start
+    chex.assert_trees_all_close(exam.answers.constant, exam.measured.loss, rtol=1e-6)

@@ -15,7 +15,14 @@ from flax import nnx
 from jaxdnn.activations import make_activation
 from jaxdnn.diagnosis import examine
 from jaxdnn.diagnosis.measure import Exam
-from jaxdnn.diagnosis.profile import NUM_SEEDS, bands, layer_terms, log_factor, redrawn_deltas
+from jaxdnn.diagnosis.profile import (
+    NUM_SEEDS,
+    bands,
+    layer_terms,
+    log_factor,
+    parameter_rows,
+    redrawn_deltas,
+)
 from jaxdnn.layers import BlockOptions
 from jaxdnn.models import make_mlp
 
@@ -262,3 +269,33 @@ def test_a_band_has_the_scale_of_the_weights_and_shows_what_is_not_chance():
     exam, found = examined(lambda kernel: jnp.full_like(kernel, kernel.std()))
     deltas = [exam.measured.delta[layer.z] for layer in exam.graph.layers]
     assert deltas[-2] / deltas[-1] < 1e-3 * found[-2].factor[0]
+
+
+def test_a_table_of_positions_is_no_bias():
+    def apply(params, x):
+        h = jnp.einsum("btf,fg->btg", x, params["kernel"]) + params["places"]
+        return (jnp.tanh(h + params["bias"])).mean(1) @ params["head"]
+
+    params = {
+        "kernel": zoo.normal(1, 4, 8),
+        "places": zoo.normal(2, 5, 8),
+        "bias": zoo.normal(3, 8),
+        "head": zoo.normal(4, 8, 3),
+    }
+    exam = examine((apply, params), zoo.normal(5, 6, 5, 4), zoo.TARGETS)
+    assert [layer.bias for layer in exam.graph.layers] == [None, None]
+    roles = {row.path: row.role for row in parameter_rows(exam)}
+    assert roles == {"bias": "shift", "head": "kernel", "kernel": "kernel", "places": "table"}
+
+
+def test_a_running_sum_is_no_activation_and_a_product_without_softmax_no_attention():
+    def apply(params, x):
+        h = jnp.cumsum(x @ params[0], axis=1) @ params[1]
+        h = (h @ h.swapaxes(1, 2)) @ h
+        return h.mean(1) @ params[2]
+
+    params = [zoo.normal(1, 4, 8), zoo.normal(2, 8, 8), zoo.normal(3, 8, 3)]
+    graph = examine((apply, params), zoo.normal(5, 6, 5, 4), zoo.TARGETS).graph
+    found = {(each.kind, each.label) for edge in graph.edges for each in edge.segments}
+    assert ("other", "cumsum") in found
+    assert not {"activation", "attention"} & {kind for kind, _ in found}

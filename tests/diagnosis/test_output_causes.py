@@ -56,7 +56,8 @@ def asked(
     """An examination with what is asked for, and with what `loss` is said to take."""
     taken: dict[str, Any] = dict.fromkeys(traits, True)
     return dataclasses.replace(
-        ending_in(ending, width), targets=targets, loss=loss, answers=Answers(*answers),
+        ending_in(ending, width), targets=targets, loss=loss,
+        answers=Answers(*answers, from_start=False),
         traits=LossTraits(**taken), **others,
     )  # fmt: skip
 
