@@ -72,7 +72,7 @@ class Layer:
 
     Attributes:
       path: in the user's model, `#2` for the second use of the same kernel.
-      kind: `dense`, `conv` or `embedding`.
+      kind: `dense`, `conv`, `depthwise conv`, `grouped conv` or `embedding`.
       step: index of the product among the steps of the program.
       x: number of what the layer takes; None for a look-up by indices.
       leaf: the largest parameter that it is made of.
@@ -115,7 +115,7 @@ def _find_layers(program: Program, names: Sequence[str]) -> tuple[Layer, ...]:
         if uses[path] > 1:
             path = f"{path}#{uses[path]}"
         fans = _fans(step.linear, program.values[kernel].shape)
-        kind = "embedding" if step.linear is None else _KINDS[step.linear.primitive.name]
+        kind = "embedding" if step.linear is None else _kind_of_layer(step.linear)
         z, bias = step.outputs[0], None
         if kind != "embedding":
             units = math.prod(program.values[kernel].shape) / fans[0]
@@ -123,6 +123,14 @@ def _find_layers(program: Program, names: Sequence[str]) -> tuple[Layer, ...]:
         shown = None if kind == "embedding" else x
         layers.append(Layer(path, kind, index, shown, leaf, z, bias, *fans))
     return tuple(layers)
+
+
+def _kind_of_layer(linear: core.JaxprEqn) -> str:
+    kind, groups = _KINDS[linear.primitive.name], linear.params.get("feature_group_count", 1)
+    if groups == 1:
+        return kind
+    _, channel, *_ = linear.params["dimension_numbers"].lhs_spec
+    return f"depthwise {kind}" if groups == _shapes(linear)[0][channel] else f"grouped {kind}"
 
 
 def _find_consumers(program: Program) -> dict[int, list[Step]]:

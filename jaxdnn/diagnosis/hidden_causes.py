@@ -167,7 +167,7 @@ def _flips(layer: Layer, kernel: np.ndarray) -> Iterator[tuple[str, np.ndarray]]
             square = kernel.reshape(math.prod(kernel.shape[:split]), -1)
             if layer.kind == "dense" and square.shape[0] == square.shape[1]:
                 yield "transposed", square.T.reshape(kernel.shape)
-    if layer.kind == "conv":
+    if layer.kind.endswith("conv"):
         if kernel.shape[-1] == kernel.shape[-2]:
             yield "transposed (inputs for outputs)", kernel.swapaxes(-1, -2)
         if kernel.ndim == 4 and kernel.shape[0] == kernel.shape[1] > 1:

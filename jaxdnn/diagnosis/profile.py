@@ -53,7 +53,7 @@ class LayerProfile:
 
     Attributes:
       path: where it is in the user's own model, such as `layers/3`.
-      kind: `dense`, `conv` or `embedding`.
+      kind: `dense`, `conv`, `depthwise conv`, `grouped conv` or `embedding`.
       fan_in: summands of a pre-activation.
       fan_out: pre-activations that an input reaches.
       pre_activation_mean: mean of z over batch and units.

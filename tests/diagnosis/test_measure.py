@@ -299,3 +299,14 @@ def test_a_running_sum_is_no_activation_and_a_product_without_softmax_no_attenti
     found = {(each.kind, each.label) for edge in graph.edges for each in edge.segments}
     assert ("other", "cumsum") in found
     assert not {"activation", "attention"} & {kind for kind, _ in found}
+
+
+@pytest.mark.parametrize(
+    ("groups", "kind"), [(1, "conv"), (2, "grouped conv"), (4, "depthwise conv")]
+)
+def test_convolutions_are_named_by_their_groups(groups, kind):
+    conv = nnx.Conv(4, 8, (3, 3), feature_group_count=groups, rngs=nnx.Rngs(0))
+    images = jax.random.normal(jax.random.key(0), (4, 6, 6, 4))
+    (layer,) = examine(conv, images, images.mean() * jnp.ones((4, 6, 6, 8))).graph.layers
+    assert layer.kind == kind
+    assert layer.fan_in == 9 * 4 / groups
