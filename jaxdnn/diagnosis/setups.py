@@ -35,6 +35,7 @@ from jaxdnn.diagnosis.program import (
     trace,
 )
 from jaxdnn.diagnosis.trial import (
+    AT_RISK,
     BRIEF,
     BY_HEART,
     HOLDS,
@@ -357,7 +358,9 @@ class Trials:
         score = score_trial(trial, answers, horizon=self.horizon)
         held_out = self._learnt_elsewhere(fix, setup, params, answers)
         if held_out < HOLDS:
-            score = min(score, BY_HEART)
+            # Some of it holds elsewhere: more of it would with more examples.
+            share = max(held_out, 0.0) / HOLDS
+            score = min(score, AT_RISK + (BY_HEART - AT_RISK) * share)
         return Tried(fix, setup, trial, score, held_out)
 
     def _worth(self, trial: Trial) -> bool:
