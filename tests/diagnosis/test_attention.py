@@ -196,7 +196,9 @@ class Blocks(nnx.Module):
         return self.head(x)
 
 
-@pytest.mark.parametrize("norm", ["before", "after", "none"])
+@pytest.mark.parametrize(
+    "norm", ["before", *(pytest.param(norm, marks=pytest.mark.slow) for norm in ("after", "none"))]
+)
 def test_where_norms_stand(norm):
     measured = examine(Blocks(norm), SEQUENCES, LABELS).measured
     assert [each.norm for each in measured.streams] == [norm] * 4
