@@ -136,7 +136,8 @@ def diagnose(
         if score < TRAINS or (score < _WELL and causes):
             found = find_fixes(trials, causes, base._replace(score=score), progress=progress)
             causes, tried, rates = found.causes, found.tried, found.rates
-            causes = causes if trials.is_late else confirm(exam, causes)
+            brief = trials.is_late or trials.is_heavy
+            causes = causes if brief else confirm(exam, causes)
         else:
             causes = tuple(cause for cause in causes if cause.kind.regardless)
     return Diagnosis(

@@ -43,9 +43,9 @@ from jaxdnn.errors import InputError
 from jaxdnn.progress import progress_bar
 
 # Findings that are answered, the strongest first; fewer where a step is slow.
-_MOST_ANSWERED, _MOST_ANSWERED_SLOW = 10, 5
+_MOST_ANSWERED, _MOST_ANSWERED_SLOW, _MOST_ANSWERED_HEAVY = 10, 5, 3
 # Edits of the forward pass that are compiled for what helps many networks.
-_MOST_EDITED, _MOST_EDITED_SLOW, _MOST_BESIDE = 6, 3, 2
+_MOST_EDITED, _MOST_EDITED_SLOW, _MOST_EDITED_HEAVY, _MOST_BESIDE = 6, 3, 1, 2
 _MOST_PAIRS = 8
 # So many trials a search takes mostly; for the progress bar.
 _USUAL_TRIALS = 20
@@ -186,6 +186,7 @@ class _Answered:
 def _answer(run: Search, causes: Sequence[Cause]) -> list[_Answered]:
     """Repair every finding alone."""
     most = _MOST_ANSWERED_SLOW if run.slow else _MOST_ANSWERED
+    most = _MOST_ANSWERED_HEAVY if run.trials.is_heavy else most
     answered: list[_Answered] = []
     done: dict[str, list[Tried]] = {}
     blocked = any(cause.strength >= _BLOCKS for cause in causes)
@@ -280,6 +281,7 @@ def _look_wider(run: Search, answered: Sequence[_Answered]) -> list[_Answered]:
 def _teach(run: Search, start: Fix, *, most: int = _MOST_EDITED) -> bool:
     """Try what the lecture teaches on top of another fix; tell whether it is enough."""
     most = _MOST_EDITED_SLOW if run.slow else most
+    most = _MOST_EDITED_HEAVY if run.trials.is_heavy else most
     fixes = itertools.islice(_lecture(run.exam), most)
     done = run.try_all(
         (fix if start is AS_IT_IS else both(start, fix) for fix in fixes), until=run.good
