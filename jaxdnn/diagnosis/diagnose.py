@@ -149,7 +149,7 @@ def diagnose(
         causes=causes,
         prescriptions=tuple(_prescription(trials, each, score) for each in tried[:_MOST_SHOWN]),
         loss=exam.measured.loss,
-        optimizer=optimizer if isinstance(optimizer, str) else "the given optimizer",
+        optimizer=printout.optimizer_name(optimizer),
         loss_name=printout.loss_name(model if is_loss_function(model) else loss, targets),
         notes=(
             *_notes(exam, base),

@@ -59,6 +59,39 @@ def loss_name(loss: Callable[..., Any] | None, targets: Any) -> str:
     return "the given loss" if name == "<lambda>" else name
 
 
+def optimizer_name(optimizer: Any) -> str:
+    """Return what a reader calls an optimizer.
+
+    Args:
+      optimizer: such as `sgd:0.1`, or an optax transformation, of which the parts are named.
+    """
+    if isinstance(optimizer, str):
+        return optimizer
+    parts = dict.fromkeys(_parts_of(optimizer.update))
+    return f"optax {' + '.join(parts)}" if parts else "the given optimizer"
+
+
+# Parts that do nothing of their own, or have no name.
+_NAMELESS = {"init_empty_state", "identity", "<lambda>", "chain"}
+
+
+def _parts_of(update: Callable[..., Any]) -> Iterator[str]:
+    """The names of the functions of optax that an update function was made by."""
+    inner, numbers = [], []
+    for cell in getattr(update, "__closure__", None) or ():
+        found = cell.cell_contents
+        if isinstance(found, tuple) and found and all(map(callable, found)):
+            inner += found
+        elif isinstance(found, float):
+            numbers.append(found)
+    name = getattr(update, "__qualname__", "").partition(".")[0]
+    if inner:
+        for each in inner:
+            yield from _parts_of(each)
+    elif name.isidentifier() and name not in _NAMELESS and "optax" in update.__module__:
+        yield f"{name}({numbers[0]:.3g})" if name == "scale" and numbers else name
+
+
 def reason(
     trial: Trial, answers: Answers, *, score: float, horizon: int, finite: bool, alike: float
 ) -> str:

@@ -414,8 +414,25 @@ def _conclude(run: Search, answered: Sequence[_Answered]) -> Found:
     first = [each for each in own[:1] if each is not None and (blocks or run.helps(each))]
     if first and first[0].score < TRAINS and helped and helped[0].score >= TRAINS:
         first = []
-    ordered = list({id(each): each for each in [*first, *helped]}.values())
+    ordered = with_alternative(list({id(each): each for each in [*first, *helped]}.values()))
     return Found(tuple(each.cause for each in kept), tuple(ordered), run.rates)
+
+
+def with_alternative(ordered: list[Tried]) -> list[Tried]:
+    """Return trials with what makes a network learn best, and is another than the first, second.
+
+    Args:
+      ordered: trials of fixes that help, first what to try first.
+    """
+    others = [
+        each
+        for each in ordered[1:]
+        if each.fix.name != ordered[0].fix.name and each.score >= TRAINS
+    ]
+    if not others:
+        return ordered
+    best = max(others, key=lambda each: each.score)
+    return [ordered[0], best, *(each for each in ordered[1:] if each is not best)]
 
 
 def _matters(run: Search, each: _Answered, trains: bool, cured: bool, blocked: bool) -> bool:

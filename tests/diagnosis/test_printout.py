@@ -16,7 +16,7 @@ import pytest
 import jaxdnn.diagnosis
 from jaxdnn.diagnosis import CAUSES, Trial, error_json
 from jaxdnn.diagnosis.answers import Answers
-from jaxdnn.diagnosis.printout import MOST_BYTES, SCHEMA, amount, loss_name, reason
+from jaxdnn.diagnosis.printout import MOST_BYTES, SCHEMA, amount, loss_name, optimizer_name, reason
 from jaxdnn.names import printable_lines
 from tests.hostile_files import ESCAPES
 
@@ -102,6 +102,27 @@ def test_what_is_not_defined_is_a_dash_and_zero_is_zero():
     assert amount(0.0) == "0"
     assert amount(math.nan) == "-"
     assert amount(26941.7) == "26942"
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "name"),
+    [
+        ("sgd:0.1", "sgd:0.1"),
+        (optax.adam(1e-3), "optax scale_by_adam + scale(-0.001)"),
+        (
+            optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9)),
+            "optax clip_by_global_norm + trace + scale(-0.1)",
+        ),
+        (
+            optax.GradientTransformation(
+                lambda params: (), lambda updates, state, params=None: (updates, state)
+            ),
+            "the given optimizer",
+        ),
+    ],
+)
+def test_an_optimizer_is_named_by_its_parts(optimizer, name):
+    assert optimizer_name(optimizer) == name
 
 
 def test_blocks_that_are_alike_are_one_row_unless_all_are_asked_for():

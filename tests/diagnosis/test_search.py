@@ -11,7 +11,8 @@ import optax
 import pytest
 
 from jaxdnn.diagnosis import AS_IT_IS, Trials, diagnose, examine, find_causes, find_fixes
-from jaxdnn.diagnosis.search import bridged_change
+from jaxdnn.diagnosis.search import bridged_change, with_alternative
+from jaxdnn.diagnosis.setups import Fix
 from jaxdnn.diagnosis.trial import AT_RISK, TRAINS
 
 from . import zoo
@@ -67,6 +68,24 @@ def test_a_finding_whose_repair_alone_cures_stands_first():
     assert best.fix.name == "standardise_inputs"
     assert best.score == first.repaired
     assert all(each.score - base.score > 0.1 * (1 - base.score) for each in found.tried)
+
+
+@pytest.mark.parametrize(
+    ("scores", "order"),
+    [
+        ({"rate": 0.9, "other rate": 0.95, "norm": 0.7, "activation": 0.8}, (0, 3, 1, 2)),
+        ({"rate": 0.9, "other rate": 0.95, "norm": 0.2}, (0, 1, 2)),
+        ({"rate": 0.9}, (0,)),
+        ({}, ()),
+    ],
+)
+def test_the_second_change_is_another_that_cures_best(scores, order):
+    base, _ = searched("nothing")
+    tried = [
+        base._replace(fix=Fix(words.removeprefix("other "), words, ""), score=score)
+        for words, score in scores.items()
+    ]
+    assert with_alternative(tried) == [tried[place] for place in order]
 
 
 def test_where_two_together_cure_both_are_said():
