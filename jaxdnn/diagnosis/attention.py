@@ -60,7 +60,6 @@ class Attention:
       weights: number of what the softmax gives.
       queries: number of an operand of the scores, and the axis that is summed over.
       keys: as queries.
-      result: number of what the weights give of the values.
     """
 
     layer: int | None
@@ -69,7 +68,6 @@ class Attention:
     weights: int
     queries: tuple[int, int]
     keys: tuple[int, int]
-    result: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +129,6 @@ def find_attentions(graph: Graph) -> list[Attention]:
                         softmax.outputs[0],
                         queries,
                         keys,
-                        step.outputs[0],
                     )
                 )
                 break
@@ -140,12 +137,13 @@ def find_attentions(graph: Graph) -> list[Attention]:
 
 def _climb(producers: Mapping[int, Step], number: int, wanted: Any) -> Step | None:
     """The nearest step below a value, past what may stand between, that is what is wanted."""
-    waiting = [(number, 0)]
+    waiting, seen = [(number, 0)], set[int]()
     while waiting:
         value, far = waiting.pop(0)
         step = producers.get(value)
-        if step is None or far > _NEAR:
+        if step is None or far > _NEAR or value in seen:
             continue
+        seen.add(value)
         if wanted(step, producers):
             return step
         if step.name in _BESIDE or step.inner & {"custom_jvp_call"}:
