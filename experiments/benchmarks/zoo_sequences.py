@@ -200,7 +200,7 @@ class BERTLayer(nn.Module):
     @nn.compact
     def __call__(self, x: Array, deterministic: bool) -> Array:
         """Return norm(x + MLP(norm(x + attention)))."""
-        y = nn.SelfAttention(num_heads=2, deterministic=deterministic)(x)
+        y = nn.MultiHeadDotProductAttention(num_heads=2, deterministic=deterministic)(x)
         x = nn.LayerNorm()(x + nn.Dropout(0.1)(y, deterministic=deterministic))
         y = nn.Dense(x.shape[-1])(nn.gelu(nn.Dense(32)(x)))
         return nn.LayerNorm()(x + nn.Dropout(0.1)(y, deterministic=deterministic))

@@ -252,7 +252,7 @@ def test_what_is_told_first_and_asked_last_needs_a_longer_memory(name, answer):
     labels = xs[:, 0].argmax(-1)
     # Nothing but the first step tells anything.
     found = diagnose(Remembering(CELLS[name]), xs.at[:, 1:].set(0), labels, optimizer="adam:0.01")
-    assert found.verdict == "will not train"
+    assert found.verdict != "trains"
     assert found.causes[0].cause == "gradient vanishes through time"
     assert found.prescriptions[0].name == answer
 
