@@ -206,6 +206,8 @@ def _three_channels(images: Array) -> Array:
     return jnp.broadcast_to(images, (*images.shape[:-1], 3))
 
 
+# Tracing 49 layers takes most of a second; what is made twice is the same.
+@functools.cache
 def make_efficientnet_lite0(num_outputs: int = NUM_CLASSES) -> Model:
     """Make the network: images of any size, grey (used as three equal channels) or RGB.
 
