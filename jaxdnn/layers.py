@@ -8,7 +8,7 @@ z is the pre-activation. It is kept by the layer's path, and a probe is added wh
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import jax
@@ -36,6 +36,7 @@ class BlockOptions:
       norm: `batch` (its beta replaces the bias), `layer` or `none`.
       norm_momentum: share of the old running average that a training step keeps; in [0, 1).
       dropout: share of the units dropped in training; in [0, 1).
+      batch_norm_epsilon: added to the variance; above 0.
     """
 
     activation: Activation = dataclasses.field(default_factory=relu)
@@ -44,6 +45,7 @@ class BlockOptions:
     norm: Norm = "none"
     norm_momentum: float = 0.9
     dropout: float = 0.0
+    batch_norm_epsilon: float = BATCH_NORM_EPSILON
 
 
 @dataclasses.dataclass
@@ -83,7 +85,7 @@ class Block(nnx.Module):
     def __init__(
         self,
         path: str,
-        linear: nnx.Linear | Conv3x3,
+        linear: Callable[[Array], Array],
         num_features: int,
         options: BlockOptions,
         *,
@@ -126,7 +128,7 @@ def _make_norm(num_features: int, options: BlockOptions) -> nnx.BatchNorm | nnx.
         return nnx.BatchNorm(
             num_features,
             momentum=options.norm_momentum,
-            epsilon=BATCH_NORM_EPSILON,
+            epsilon=options.batch_norm_epsilon,
             rngs=rngs,
         )
     if options.norm == "layer":

@@ -3,7 +3,7 @@
     model = make_mlp((28, 28, 1), num_outputs=2, widths=(512,), options=BlockOptions(norm="batch"))
     params, batch_stats = model.init(key)
     output = model.apply(params, batch_stats, images, training=True, key=key)
-    output.logits, output.batch_stats, output.pre_activations
+    output.logits, output.features, output.batch_stats, output.pre_activations
 
 `apply` returns the pre-activation of every layer by its path, and adds to it a probe where one is
 given: the gradient of the loss with respect to a probe of zeros is delta = dL/dz, the signal that
@@ -39,11 +39,13 @@ class Output(NamedTuple):
 
     Attributes:
       logits: (batch, output).
+      features: (batch, feature), what the dense layer that ends the network makes logits of.
       batch_stats: running averages of the batch norms, moved by one step if `training`.
       pre_activations: path of each layer -> its z.
     """
 
     logits: Array
+    features: Array
     batch_stats: BatchStats
     pre_activations: dict[str, Array]
 
@@ -91,11 +93,11 @@ class _MLP(nnx.Module):
         )
         self.head = make_dense(sizes[-1], num_outputs, options, head_key, bias=True)
 
-    def __call__(self, images: Array, forward: ForwardContext) -> Array:
+    def __call__(self, images: Array, forward: ForwardContext) -> tuple[Array, Array]:
         x = images.reshape(images.shape[0], -1)
         for layer in self.layers:
             x = layer(x, forward)
-        return forward.record("head", self.head(x))
+        return x, forward.record("head", self.head(x))
 
 
 def make_mlp(
@@ -115,7 +117,7 @@ def make_mlp(
         defaults of `BlockOptions`.
     """
     size, filled = math.prod(input_shape), options or BlockOptions()
-    return _export(lambda key: _MLP(size, widths, num_outputs, filled, key))
+    return export(lambda key: _MLP(size, widths, num_outputs, filled, key))
 
 
 class _Residual(nnx.Module):
@@ -180,11 +182,12 @@ class _ConvNet(nnx.Module):
         )
         self.head = make_dense(widths[-1], num_outputs, options, head_key, bias=True)
 
-    def __call__(self, images: Array, forward: ForwardContext) -> Array:
+    def __call__(self, images: Array, forward: ForwardContext) -> tuple[Array, Array]:
         x = space_to_depth(images, self.stem)
         for index, stage in enumerate(self.stages):
             x = stage(mean_pool(x) if index else x, forward)
-        return forward.record("head", self.head(x.mean((1, 2))))
+        features = x.mean((1, 2))
+        return features, forward.record("head", self.head(features))
 
 
 def make_convnet(
@@ -214,11 +217,16 @@ def make_convnet(
     height, width, channels = input_shape
     side = max(2, round(max(height, width) / 28)) if stem is None else stem
     filled = options or BlockOptions()
-    return _export(lambda key: _ConvNet(channels, side, widths, blocks, num_outputs, filled, key))
+    return export(lambda key: _ConvNet(channels, side, widths, blocks, num_outputs, filled, key))
 
 
-def _export(make_module: Callable[[Array], nnx.Module]) -> Model:
-    """Turn a module called with (images, ForwardContext) into pure init and apply functions."""
+def export(make_module: Callable[[Array], nnx.Module]) -> Model:
+    """Turn a module into pure init and apply functions.
+
+    Args:
+      make_module: `key -> module`, called with (images, ForwardContext); it returns features and
+        logits.
+    """
 
     def split(key: Array) -> tuple[nnx.GraphDef, Params, BatchStats]:
         graphdef, params, batch_stats = nnx.split(make_module(key), nnx.Param, nnx.BatchStat)
@@ -240,11 +248,11 @@ def _export(make_module: Callable[[Array], nnx.Module]) -> Model:
     ) -> Output:
         module = nnx.merge(graphdef, params, batch_stats, copy=True)
         forward = ForwardContext(training, key, probes or {})
-        logits = module(images, forward)
+        features, logits = module(images, forward)
         if unknown := forward.probes.keys() - forward.pre_activations.keys():
             known = ", ".join(forward.pre_activations)
             raise ValueError(f"no layer is called {', '.join(unknown)}; there are {known}")
         stats = nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
-        return Output(logits, stats, forward.pre_activations)
+        return Output(logits, features, stats, forward.pre_activations)
 
     return Model(init, apply)

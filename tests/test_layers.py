@@ -86,12 +86,17 @@ def test_convnet(norm):
 
     def loss(probes):
         output = model.apply(params, batch_stats, images, training=True, probes=probes)
-        return cross_entropy(output.logits, labels).mean(), output.pre_activations
+        return cross_entropy(output.logits, labels).mean(), (
+            output.pre_activations,
+            output.features,
+        )
 
     probes = jax.tree.map(jnp.zeros, shapes, is_leaf=lambda leaf: isinstance(leaf, tuple))
     # One program gives the losses too.
     examine = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    (_, pre_activations), gradients = examine(probes)
+    (_, (pre_activations, features)), gradients = examine(probes)
+    ended = features @ params["head"]["kernel"] + params["head"]["bias"]
+    chex.assert_trees_all_close(pre_activations["head"], ended, rtol=1e-5, atol=1e-6)
     chex.assert_trees_all_equal_shapes_and_dtypes(pre_activations, probes)
     for path in shapes:
         # Two routes: the directional derivative, and central differences with float32's accuracy.

@@ -50,6 +50,9 @@ def test_shapes(norm):
     chex.assert_shape([output.logits, *layers], [(8, 3), (8, 5), (8, 4), (8, 3)])
     assert list(output.pre_activations) == ["layers/0", "layers/1", "head"]
     chex.assert_trees_all_equal(output.pre_activations["head"], output.logits)
+    head = params["head"]
+    expected = output.features @ head["kernel"] + head["bias"]
+    chex.assert_trees_all_close(output.logits, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_without_hidden_layers_it_is_linear_and_images_are_flattened_row_by_row():

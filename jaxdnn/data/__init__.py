@@ -3,7 +3,7 @@
 from jaxdnn.data.augmentation import make_augment
 from jaxdnn.data.cache import PixelCache
 from jaxdnn.data.dataset import Dataset, Split, load
-from jaxdnn.data.decode import UnreadableImage
+from jaxdnn.data.decode import Resampling, UnreadableImage
 from jaxdnn.data.images import Images, ImagesInMemory, take_survey
 from jaxdnn.data.pipeline import (
     PixelStats,
@@ -26,6 +26,7 @@ __all__ = [
     "PixelCache",
     "PixelStats",
     "Reader",
+    "Resampling",
     "Source",
     "Split",
     "UnreadableImage",

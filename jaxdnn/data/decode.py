@@ -20,7 +20,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -45,6 +45,13 @@ _UPRIGHT = {
 }
 _EXIF_ORIENTATION = 0x0112
 _DRAFT_MARGIN = 2  # Nearer to the target, photographs differ visibly from a full decoding.
+Resampling = Literal["bilinear", "bicubic"]
+"""How pixels are weighed where an image is resized; both antialiased where it becomes smaller."""
+
+_FILTERS: dict[Resampling, Image.Resampling] = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 
 _TOO_DARK = (
@@ -95,7 +102,11 @@ DECODING = "1"
 
 
 def decode(
-    item: Stored, *, image_size: int | None, channels: int | None
+    item: Stored,
+    *,
+    image_size: int | None,
+    channels: int | None,
+    resampling: Resampling = "bilinear",
 ) -> tuple[UInt8[np.ndarray, "height width channel"], Header]:
     """Decode the first frame of one image.
 
@@ -113,6 +124,7 @@ def decode(
         returned itself if nothing is to be done.
       image_size: side of the square in pixels; None keeps the image's own height and width.
       channels: 1 for grey (BT.601 luma), 3 for RGB; None keeps grey grey and colour colour.
+      resampling: how it is resized.
 
     Returns:
       The pixels, and what `read_header` would say, with a note where there is one.
@@ -127,7 +139,7 @@ def decode(
         if array.shape == (image_size, image_size, channels):
             return array, header
         picture = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
-        return _square(picture, image_size, channels), header
+        return _square(picture, image_size, channels, resampling), header
     assert isinstance(item, bytes)
     with _opened(item) as image:
         header = Header(*image.size, _is_grey(image), image.mode)
@@ -136,7 +148,7 @@ def decode(
             image.draft("L" if channels == 1 else None, reduced)
         image.load()
         header = header._replace(note=_note(image))
-        return _square(image, image_size, channels), header
+        return _square(image, image_size, channels, resampling), header
 
 
 def read_header(item: Stored) -> Header:
@@ -191,14 +203,14 @@ def _note(image: Image.Image) -> str:
 
 
 def _square(
-    image: Image.Image, image_size: int | None, channels: int | None
+    image: Image.Image, image_size: int | None, channels: int | None, resampling: Resampling
 ) -> UInt8[np.ndarray, "height width channel"]:
     turn = _UPRIGHT.get(_orientation(image))
     image = _to_8_bit(image, channels=channels)
     if turn is not None:
         image = image.transpose(turn)
     if image_size is not None and image.size != (image_size, image_size):
-        image = _fit(image, image_size)
+        image = _fit(image, image_size, _FILTERS[resampling])
     pixels = np.array(image)
     return pixels if pixels.ndim == 3 else pixels[..., np.newaxis]
 
@@ -210,11 +222,11 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _fit(image: Image.Image, image_size: int) -> Image.Image:
+def _fit(image: Image.Image, image_size: int, weighting: Image.Resampling) -> Image.Image:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     box = (left, top, left + side, top + side)
-    return image.resize((image_size, image_size), Image.Resampling.BILINEAR, box=box)
+    return image.resize((image_size, image_size), weighting, box=box)
 
 
 def _is_grey(image: Image.Image) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxdnn.data.decode import UnreadableImage, decode
+from jaxdnn.data.decode import Resampling, UnreadableImage, decode
 from jaxdnn.data.files import (
     digest,
     folder_files,
@@ -132,7 +132,11 @@ _Found = tuple[str, Callable[[], bytes] | UnreadableImage]
 
 
 def read_images(
-    paths: Iterable[str | Path], *, image_size: int, channels: int
+    paths: Iterable[str | Path],
+    *,
+    image_size: int,
+    channels: int,
+    resampling: Resampling = "bilinear",
 ) -> Iterator[tuple[str, np.ndarray | UnreadableImage]]:
     """Decode every image in the given files, folders (all levels) and zips, in order.
 
@@ -142,6 +146,7 @@ def read_images(
       paths: files of any name; below folders and in zips the files named like images are read.
       image_size: side of the decoded squares in pixels.
       channels: 1 or 3.
+      resampling: how images are resized.
 
     Yields:
       The path ('archive.zip/inner/name.png' in a zip) with uint8 values [height, width, channel],
@@ -154,7 +159,10 @@ def read_images(
         if isinstance(read, UnreadableImage):
             return name, read
         try:
-            return name, decode(read(), image_size=image_size, channels=channels)[0]
+            pixels, _ = decode(
+                read(), image_size=image_size, channels=channels, resampling=resampling
+            )
+            return name, pixels
         except UnreadableImage as error:
             return name, error
 

@@ -2,7 +2,7 @@
 
 from jaxdnn.training.checkpoint import Checkpoints
 from jaxdnn.training.keys import epoch_key, run_keys, seed_keys, step_keys
-from jaxdnn.training.predictor import Predictor, load_predictor
+from jaxdnn.training.predictor import Predictor, load_predictor, load_pretrained_predictor
 from jaxdnn.training.recorder import Recorder
 from jaxdnn.training.run import train
 from jaxdnn.training.setup import (
@@ -34,6 +34,7 @@ __all__ = [
     "epoch_key",
     "init_state",
     "load_predictor",
+    "load_pretrained_predictor",
     "make_indices",
     "make_init",
     "make_loop",

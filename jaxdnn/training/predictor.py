@@ -1,4 +1,4 @@
-"""Prediction with a trained network, from its run folder alone."""
+"""Prediction with a trained network: from its run folder alone, or with ImageNet's weights."""
 
 # Apart from the face because who predicts reads this, and nothing of how to train.
 
@@ -6,21 +6,28 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
+from jaxdnn import backbone
 from jaxdnn.config import load_config
-from jaxdnn.data import ImagesInMemory, PixelStats
+from jaxdnn.data import ImagesInMemory, PixelStats, Resampling
 from jaxdnn.errors import InputError
 from jaxdnn.losses import probabilities
+from jaxdnn.models import BatchStats, Params
 from jaxdnn.run_folder import RunFolder, read_dataset
 from jaxdnn.training.checkpoint import Checkpoints
 from jaxdnn.training.evaluate import make_predict
 from jaxdnn.training.provenance import check_unchanged
 from jaxdnn.training.setup import make_model
 from jaxdnn.training.step import Variables
+
+# A photograph by itself waits for a whole batch.
+_PRETRAINED_BATCH = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +39,16 @@ class Predictor:
       image_size: height and width of the images that it takes.
       channels: 1 (grey) or 3 (colour).
       predict: uint8 images (num, height, width, channel) -> probabilities (num, class).
+      resampling: how images are to be resized.
+      batch_size: images that are to be given at a time, so that the network is compiled once.
     """
 
     class_names: tuple[str, ...]
     image_size: int
     channels: int
     predict: Callable[[np.ndarray], np.ndarray]
+    resampling: Resampling = "bilinear"
+    batch_size: int = 64
 
 
 def load_predictor(folder: RunFolder) -> Predictor:
@@ -70,3 +81,33 @@ def load_predictor(folder: RunFolder) -> Predictor:
         return scores
 
     return Predictor(tuple(about["class_names"]), shape[0], shape[2], predict)
+
+
+def load_pretrained_predictor(*, channels: Literal[1, 3] = 3) -> Predictor:
+    """Load the network that tells dogs from other photographs without training.
+
+    It is EfficientNet-Lite0 with ImageNet's weights; the probability of a dog is the sum over
+    ImageNet's 118 breeds.
+
+    Args:
+      channels: 1 to look at all photographs in grey, 3 in colour.
+    """
+    model = backbone.make_efficientnet_lite0()
+    variables = backbone.load_weights()
+
+    @jax.jit
+    def scores(variables: tuple[Params, BatchStats], images: Array) -> Array:
+        logits = model.apply(*variables, backbone.scale_pixels(images)).logits
+        return probabilities(backbone.dog_logits(logits))
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        return np.asarray(scores(variables, jnp.asarray(images)))
+
+    return Predictor(
+        ("other", "dog"),
+        backbone.IMAGE_SIZE,
+        channels,
+        predict,
+        resampling="bicubic",
+        batch_size=_PRETRAINED_BATCH,
+    )

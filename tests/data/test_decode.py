@@ -227,6 +227,16 @@ def test_enlarging_stays_within_the_values_and_grows_with_a_ramp():
     assert (np.diff(large.astype(int), axis=1) >= 0).all()
 
 
+@pytest.mark.parametrize("side", [11, 64])
+def test_bicubic_is_pillows(side):
+    image = Image.fromarray(noise(30, 30, 3))
+    expected = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
+    data = encoded(image, "PNG")
+    given, _ = module.decode(data, image_size=side, channels=3, resampling="bicubic")
+    chex.assert_trees_all_equal(given, expected)
+    assert (given != decode(data, image_size=side, channels=3)).any()
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("image_size", [20, 32, 50])
 def test_a_jpeg_at_reduced_scale_looks_like_the_full_one_reduced(image_size, channels):

@@ -53,6 +53,20 @@ def test_nothing_scored(run_dir, call, tmp_path):
     assert "holds no run" in call(predict, tmp_path, "x.png")[2]
 
 
+def test_pretrained_needs_no_run(run_dir, photos, call, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    args = ("--pretrained", photos / "dog" / "000.png", tmp_path / "broken.png", "--json")
+    code, said, errors = call(predict, *args)
+    assert code == 1
+    # 8x8 pixels of noise are no dog.
+    assert [result["label"] for result in json.loads(said)] == ["other"]
+    assert "broken.png" in errors
+    assert "no images named" in call(predict, "--pretrained")[2]
+    code, _, errors = call(predict, "--pretrained", run_dir, photos / "dog" / "000.png")
+    assert code == 2
+    assert "is a run folder, and --pretrained needs none" in errors
+
+
 def test_images_that_are_not_read_are_named_by_kind(run_dir, call, tmp_path):
     code, said, complaints = call(predict, run_dir, with_unread(tmp_path), "--json")
     assert code == 1

@@ -7,6 +7,7 @@ from .conftest import load_program
 PROGRAMS = [
     *("deep_dog", "grad_flow", "predict"),
     *(f"benchmarks/{name}" for name in ("bench", "chaos", "results", "scale", "suite_coverage")),
+    "benchmarks/untrained_dogs",
     "benchmarks/nonfinite_operations",
 ]
 
