@@ -24,6 +24,7 @@ import numpy as np
 
 from jaxdnn.diagnosis.findings import BLOCKING, CERTAIN, STRUCTURAL, Finding
 from jaxdnn.diagnosis.graph import Layer
+from jaxdnn.diagnosis.layer_causes import is_orthogonal
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.model import Forward, leaf_names
 from jaxdnn.diagnosis.program import compile_quickly
@@ -459,7 +460,7 @@ def _fresh_kernels(exam: Exam) -> dict[int, str]:
         ]
         fresh = [index for index, layer, kernel in alike if _is_fresh(draw, layer, kernel)]
         moved = sum(
-            kernel.max() > _BEYOND * draw.edge(layer) and not _is_normal(layer, kernel)
+            kernel.max() > _BEYOND * draw.edge(layer) and not is_orthogonal(layer.leaf.take(leaves))
             for _, layer, kernel in alike
         )
         if fresh and moved >= max(3, _MOST_OTHERS * (len(kernels) - 1)):
@@ -478,15 +479,3 @@ def _is_fresh(draw: _Draw, layer: Layer, kernel: np.ndarray) -> bool:
     off = abs(math.sqrt(float(np.mean(kernel**2))) / draw.rms(layer) - 1)
     reach = kernel.max() / draw.edge(layer)
     return kernel.size >= 200 and 1 - band <= reach <= 1 + 1e-4 and off < 3 / math.sqrt(kernel.size)
-
-
-def _is_normal(layer: Layer, kernel: np.ndarray) -> bool:
-    """Tell whether a kernel is as an initialiser without bounds leaves it: normal, orthogonal.
-
-    Training leaves a kernel of normal entries too, but hardly ever of exactly such a size.
-    """
-    squares = kernel**2
-    rms, size = math.sqrt(float(squares.mean())), kernel.size
-    usual = any(abs(rms / draw.rms(layer) - 1) < 3 / math.sqrt(2 * size) for draw in _DRAWS)
-    kurtosis = float((squares**2).mean()) / rms**4
-    return usual and abs(kurtosis - 3) < 4 * math.sqrt(24 / size)

@@ -156,13 +156,17 @@ def _is_usual(exam: Exam, layer: Layer, rms: float) -> bool:
         *window, num_in, num_out = jnp.shape(leaf)
         fans += (math.prod(window) * (num_in + num_out) / 2,)
     near = 0.02 + 3 / math.sqrt(2 * jnp.size(leaf))
-    return _is_orthogonal(leaf) or any(
+    return is_orthogonal(leaf) or any(
         abs(math.log(rms * math.sqrt(fan / gain))) < near for fan in fans for gain in _USUAL_GAINS
     )
 
 
-def _is_orthogonal(kernel: Any) -> bool:
-    """Tell whether a matrix keeps lengths, of rows or of columns."""
+def is_orthogonal(kernel: Any) -> bool:
+    """Tell whether a matrix keeps all lengths on the side of its fewer rows or columns.
+
+    Args:
+      kernel: an array; only one of two axes can be.
+    """
     if jnp.ndim(kernel) != 2:
         return False
     matrix = np.asarray(kernel, np.float64)
