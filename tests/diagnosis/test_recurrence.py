@@ -244,17 +244,15 @@ class Remembering(nnx.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "answer"), [("gru", "open_gates"), ("lstm", "open_gates"), ("simple", "slow_state")]
-)
-def test_what_is_told_first_and_asked_last_needs_a_longer_memory(name, answer):
+@pytest.mark.parametrize("name", ["gru", "lstm"])
+def test_what_is_told_first_and_asked_last_needs_a_longer_memory(name):
     xs = jax.random.normal(KEY, (64, 60, 4))
     labels = xs[:, 0].argmax(-1)
     # Nothing but the first step tells anything.
     found = diagnose(Remembering(CELLS[name]), xs.at[:, 1:].set(0), labels, optimizer="adam:0.01")
     assert found.verdict != "trains"
     assert found.causes[0].cause == "gradient vanishes through time"
-    assert found.prescriptions[0].name == answer
+    assert found.prescriptions[0].name == "open_gates"
 
 
 @pytest.mark.parametrize(
