@@ -124,8 +124,8 @@ def find_attentions(graph: Graph) -> list[Attention]:
                 found.append(
                     Attention(
                         _next_layer(graph, step.outputs[0]),
-                        _layer_below(graph, producers, queries[0]),
-                        _layer_below(graph, producers, keys[0]),
+                        graph.layer_below(queries[0]),
+                        graph.layer_below(keys[0]),
                         softmax.outputs[0],
                         queries,
                         keys,
@@ -172,20 +172,6 @@ def _next_layer(graph: Graph, number: int) -> int | None:
             if place in layers:
                 return layers[place]
             made.update(step.outputs)
-    return None
-
-
-def _layer_below(graph: Graph, producers: Mapping[int, Step], number: int) -> int | None:
-    """The layer nearest below a value."""
-    by_z = {layer.z: index for index, layer in enumerate(graph.layers)}
-    waiting, seen = [number], set()
-    while waiting:
-        value = waiting.pop(0)
-        if value in by_z:
-            return by_z[value]
-        if value not in seen and value in producers:
-            waiting.extend(producers[value].inputs)
-        seen.add(value)
     return None
 
 

@@ -439,6 +439,20 @@ class Graph:
         """Return shape and type of a layer's pre-activation."""
         return self.program.values[layer.z]
 
+    def layer_below(self, number: int) -> int | None:
+        """Return the index of the layer nearest below a value; None for the inputs."""
+        by_z = {layer.z: index for index, layer in enumerate(self.layers)}
+        producers = {n: step for step in self.program.steps for n in step.outputs}
+        waiting, seen = [number], set()
+        while waiting:
+            value = waiting.pop(0)
+            if value in by_z:
+                return by_z[value]
+            if value not in seen and value in producers:
+                waiting.extend(producers[value].inputs)
+            seen.add(value)
+        return None
+
     def above(self, index: int) -> int | None:
         """Return the layer that a layer's gradient comes from; None for the logits."""
         if self.edges[-1].below == index:

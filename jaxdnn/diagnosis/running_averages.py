@@ -87,7 +87,7 @@ def foreign_averages(exam: Exam) -> Iterator[Finding]:
     first = next(
         i for i, each in enumerate(off) if each.share > _FAR_SHARE or each.divergence > _OFF
     )
-    worst, layer = off[first], _layer_of(exam, averages[first].x)
+    worst, layer = off[first], exam.graph.layer_below(averages[first].x)
     name = "the inputs" if layer is None else f"the output of {exam.graph.layers[layer].path}"
     text = (
         f"the norm of {name} uses running averages of other data: the batch's means lie"
@@ -204,18 +204,3 @@ def _renormalise(average: _Average, std: np.ndarray, axes: tuple[int, ...]) -> E
         return ((x - mean) * (std / (own + 1e-6))).astype(centred.dtype)
 
     return edit
-
-
-def _layer_of(exam: Exam, number: int) -> int | None:
-    """Index of the layer nearest below a value; None for the inputs."""
-    by_z = {layer.z: index for index, layer in enumerate(exam.graph.layers)}
-    producers = {n: step for step in exam.graph.program.steps for n in step.outputs}
-    waiting, seen = [number], set()
-    while waiting:
-        value = waiting.pop(0)
-        if value in by_z:
-            return by_z[value]
-        if value not in seen and value in producers:
-            waiting.extend(producers[value].inputs)
-        seen.add(value)
-    return None
