@@ -31,6 +31,7 @@ from resume import work_through
 from jaxdnn import command_line
 from jaxdnn.diagnosis import (
     HORIZON,
+    TrainingStep,
     diagnose,
     examine,
     find_causes,
@@ -150,9 +151,8 @@ def share_learnt(case: Case) -> float:
       0 for the loss of the best constant answer, or NaN, and 1 for a loss of 0.
     """
     exam = examine(case.model, case.inputs, case.targets)
-    train = make_trial(
-        exam.network.apply, exam.loss, parse_optimizer(_OPTIMIZER), num_steps=HORIZON
-    )
+    step = TrainingStep(exam.network.apply, exam.loss, parse_optimizer(_OPTIMIZER))
+    train = make_trial(step, num_steps=HORIZON)
     trial, _ = train(exam.params, case.inputs, case.targets, exam.key)
     loss = trial.loss
     counts = np.bincount(case.targets)

@@ -15,16 +15,17 @@ import optax
 from jax import Array
 
 from jaxdnn.diagnosis import printout
+from jaxdnn.diagnosis.case import open_case
 from jaxdnn.diagnosis.causes import Cause, find_causes, find_rounding, ranked
 from jaxdnn.diagnosis.findings import BLOCKING, STRUCTURAL
 from jaxdnn.diagnosis.loss_door import is_loss_function
-from jaxdnn.diagnosis.measure import Exam, examine, examine_later
+from jaxdnn.diagnosis.measure import Exam, examine_later, measure
 from jaxdnn.diagnosis.model import check_inputs
 from jaxdnn.diagnosis.profile import layer_profiles, parameter_rows, redrawn_deltas
 from jaxdnn.diagnosis.reach import frozen
 from jaxdnn.diagnosis.result import Diagnosis, Prescription, rate_curve_of
 from jaxdnn.diagnosis.search import confirm, find_fixes
-from jaxdnn.diagnosis.setups import AS_IT_IS, Trials, Tried
+from jaxdnn.diagnosis.setups import AS_IT_IS, Trials, Tried, step_as_it_is
 from jaxdnn.diagnosis.trial import (
     BY_HEART,
     FEW,
@@ -112,17 +113,24 @@ def diagnose(
         raise InputError(f"budget is {budget}; give a positive number of seconds")
     deadline = time.monotonic() + budget
     transformation = parse_optimizer(optimizer)
-    exam = examine(model, inputs, targets, loss=loss, outputs=outputs, seed=seed)
+    case = open_case(model, inputs, targets, loss=loss, outputs=outputs, seed=seed)
     if held_out is not None:
         if is_loss_function(model):
             raise InputError(
                 "held_out= came with a loss function; it is for (apply, params), inputs and targets"
             )
         check_inputs(*held_out)
-    trials = Trials(exam, transformation, horizon=horizon, held_out=held_out, deadline=deadline)
+    step = step_as_it_is(case, transformation)
     with ThreadPoolExecutor(1) as background:
+        built = background.submit(step.build, case.params, case.inputs, case.targets, case.key)
+        exam = measure(case)
+        trials = Trials(
+            exam, transformation, horizon=horizon, held_out=held_out, deadline=deadline, step=step
+        )
         trial = background.submit(trials.try_fix, AS_IT_IS)
         causes = find_causes(exam)
+        redrawn = redrawn_deltas(exam)
+        built.result()
         base = trial.result()
     if any(jnp.result_type(leaf).itemsize < _WHOLE for leaf in jax.tree.leaves(exam.params)):
         causes = ranked([*causes, *find_rounding(exam, take_first_step(exam, transformation))])
@@ -144,7 +152,7 @@ def diagnose(
         verdict=verdict_of(score),
         score=score,
         reason=_reason(exam, base.trial, score, horizon),
-        layers=layer_profiles(shown, redrawn_deltas(shown)),
+        layers=layer_profiles(shown, redrawn if shown is exam else redrawn_deltas(shown)),
         parameters=parameter_rows(shown),
         causes=causes,
         prescriptions=tuple(_prescription(trials, each, score) for each in tried[:_MOST_SHOWN]),

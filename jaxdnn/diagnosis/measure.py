@@ -26,17 +26,9 @@ from jaxdnn.diagnosis.attention import (
     shown_numbers,
     stream_profiles,
 )
-from jaxdnn.diagnosis.graph import Graph, Segment, make_graph
-from jaxdnn.diagnosis.loss_door import is_loss_function, open_loss
-from jaxdnn.diagnosis.model import (
-    Loss,
-    Network,
-    check_inputs,
-    leaf_names,
-    logits_shape,
-    make_loss,
-    make_network,
-)
+from jaxdnn.diagnosis.case import Case, open_case
+from jaxdnn.diagnosis.graph import Graph, Segment
+from jaxdnn.diagnosis.model import Loss
 from jaxdnn.diagnosis.program import (
     Dependence,
     Edit,
@@ -47,10 +39,8 @@ from jaxdnn.diagnosis.program import (
     replay,
     replay_all,
     run,
-    trace,
 )
 from jaxdnn.diagnosis.recurrence import Recurrence, find_recurrences
-from jaxdnn.errors import InputError
 from jaxdnn.propagation import SATURATED
 
 
@@ -181,57 +171,28 @@ class Ending:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Exam:
-    """A network with a batch, and what one pass forward and back shows.
+class Exam(Case):
+    """A case, and what one pass forward and back shows.
 
     Attributes:
-      network: the model as a pure function, in training mode.
-      graph: its layers and what lies between them.
-      loss: `(logits, targets) -> scalar`.
-      inputs: an array or a tree of arrays, the batch axis first.
-      targets: what the loss takes besides the logits.
-      key: a typed key, from which dropout draws.
       run_pass: compiled `(params, inputs, targets, key) -> PassArrays`.
       measured: what the pass shows with the parameters as they came.
       grads: gradient of the loss with respect to the parameters as they came, a tree like these.
       gains: what each activation does that takes nothing but its input and parameters.
-      outline: layers and ways with every scan in one piece; `graph` itself where there is none.
       ending: what the network makes of its last layer's pre-activations.
       outputs: what the network gives, (batch, ...).
       answers: how low the loss can come.
       traits: what the loss takes.
-      examples: whether rows are examples that have nothing to do with each other.
-      tied: for each column of the outputs the number of its kind, where the same weights make
-        several, (column,); otherwise None.
     """
 
-    network: Network
-    graph: Graph
-    loss: Loss
-    inputs: Any
-    targets: Any
-    key: Array
     run_pass: Callable[..., PassArrays]
     measured: Measurement
     grads: Any
     gains: dict[Segment, Gain]
-    outline: Graph
     ending: Ending
     outputs: np.ndarray
     answers: Answers
     traits: LossTraits
-    examples: bool = True
-    tied: np.ndarray | None = None
-
-    @property
-    def params(self) -> Any:
-        """The parameters as they came."""
-        return self.network.params
-
-    @property
-    def names(self) -> list[str]:
-        """Path of every parameter leaf."""
-        return leaf_names(self.network.params)
 
     @functools.cached_property
     def recurrences(self) -> tuple[Recurrence, ...]:
@@ -261,67 +222,33 @@ class Exam:
         return wanted(self.params, self.inputs, self.key)
 
 
-def examine(
-    model: Any,
-    inputs: Any,
-    targets: Any,
-    *,
-    loss: Loss | None = None,
-    outputs: Callable[[Any], Any] | None = None,
-    seed: int = 0,
-) -> Exam:
-    """Pass a batch forward and back; arguments and errors as in `jaxdnn.diagnose`."""
-    key = jax.random.key(seed)
-    examples, tied = not is_loss_function(model), None
-    if not examples:
-        if loss is not None or outputs is not None:
-            raise InputError(
-                "loss= or outputs= came with a loss function; give (loss_fn, params, batch) alone"
-            )
-        network, inputs, targets, loss, tied = open_loss(model, inputs, targets, key)
-        model = network.apply, network.params
-    check_inputs(inputs, targets)
-    network = make_network(model, inputs, key, outputs=outputs)
-    mean_loss = make_loss(loss, targets, logits_shape(network, inputs, key))
-    names = leaf_names(network.params)
-    program = trace(network.apply, network.params, inputs, key)
-    graph = make_graph(program, names)
-    if not graph.layers:
-        raise InputError(
-            "no layer was found: no parameter multiplies the inputs; give the model's own forward"
-            " function"
-        )
-    outline = graph
-    if any(step.name == "slice_of_scan" for step in program.steps):
-        folded = trace(network.apply, network.params, inputs, key, unroll=False)
-        outline = make_graph(folded, names)
-    run_pass = make_pass(graph, mean_loss)
-    arrays = run_pass(network.params, inputs, targets, key)
-    ending = _ending(outline, graph, network.params, arrays)
-    probe = LossProbe(mean_loss, targets, arrays.logits.dtype)
+def examine(model: Any, inputs: Any, targets: Any, **options: Any) -> Exam:
+    """Open a case and measure it; arguments and errors as in `open_case`."""
+    return measure(open_case(model, inputs, targets, **options))
+
+
+def measure(case: Case) -> Exam:
+    """Pass the batch forward and back."""
+    graph, params = case.graph, case.params
+    run_pass = make_pass(graph, case.loss)
+    arrays = run_pass(params, case.inputs, case.targets, case.key)
+    ending = _ending(case.outline, graph, params, arrays)
+    probe = LossProbe(case.loss, case.targets, arrays.logits.dtype)
     with ThreadPoolExecutor(1) as background:
-        asked = background.submit(_ask_loss, probe, ending, arrays, tied)
-        measured = _reduce(graph, network.params, arrays)
-        gains = _activation_gains(graph, network.params)
+        asked = background.submit(_ask_loss, probe, ending, arrays, case.tied)
+        measured = _reduce(graph, params, arrays)
+        gains = _activation_gains(graph, params)
         answers, traits = asked.result()
     return Exam(
-        network,
-        graph,
-        mean_loss,
-        inputs,
-        targets,
-        key,
-        run_pass,
-        measured,
-        jax.device_get(arrays.grads),
-        gains,
-        outline,
-        ending,
-        np.asarray(arrays.logits),
-        answers,
-        traits,
-        examples,
-        tied,
+        **vars(case),
+        run_pass=run_pass,
+        measured=measured,
+        grads=jax.device_get(arrays.grads),
+        gains=gains,
+        ending=ending,
+        outputs=np.asarray(arrays.logits),
+        answers=answers,
+        traits=traits,
     )
 
 

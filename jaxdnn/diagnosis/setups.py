@@ -22,6 +22,7 @@ import optax
 from jax import Array
 
 from jaxdnn.diagnosis.answers import Answers, LossProbe, best_answers
+from jaxdnn.diagnosis.case import Case
 from jaxdnn.diagnosis.graph import Graph, make_graph
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.model import Forward, Loss
@@ -42,6 +43,7 @@ from jaxdnn.diagnosis.trial import (
     HORIZON,
     NUM_STEPS,
     Scales,
+    TrainingStep,
     Trial,
     make_trial,
     rate_curve,
@@ -283,6 +285,7 @@ class Trials:
         horizon: int = HORIZON,
         held_out: tuple[Any, Any] | None = None,
         deadline: float = math.inf,
+        step: TrainingStep | None = None,
     ) -> None:
         """Close over a network with its batch.
 
@@ -292,6 +295,7 @@ class Trials:
           horizon: steps that the training may take.
           held_out: (inputs, targets) of another batch, for which what is learnt must hold.
           deadline: by the monotonic clock; trials end then, with what they have shown.
+          step: what `step_as_it_is` makes of the same case and optimizer.
         """
         self.deadline = deadline
         self.exam = exam
@@ -300,10 +304,7 @@ class Trials:
         self.horizon = horizon
         affordable = affordable_steps(exam.outline.program, exam.params)
         self.num_steps = min(horizon, affordable)
-        steps = exam.outline.program.steps
-        scans = any(step.name == "scan" or step.loop is not None for step in steps)
-        num_params = sum(jnp.size(leaf) for leaf in jax.tree.leaves(exam.params))
-        self._light = affordable >= HORIZON and not scans and num_params <= _LIGHT
+        self._step, self._light = step, _is_light(exam)
         # Where a step takes long, a change has all its steps only if the first few promise much.
         self.is_heavy = _HEAVY * _step_cost(exam.outline.program, exam.params) > _AFFORDABLE
         self._brief_score = 0.0
@@ -419,14 +420,11 @@ class Trials:
             id(fix.output), id(fix.loss), id(fix.optimizer), id(fix.targets),
         )  # fmt: skip
         if same not in self._programs:
+            step = self._step if fix is AS_IT_IS else None
+            if step is None:
+                step = TrainingStep(setup.forward, setup.loss, setup.optimizer, light=self._light)
             trial = make_trial(
-                setup.forward,
-                setup.loss,
-                setup.optimizer,
-                num_steps=self.num_steps,
-                answers=answers,
-                horizon=self.horizon,
-                light=self._light,
+                step, num_steps=self.num_steps, answers=answers, horizon=self.horizon
             )
             # The fix is kept, so that no other object takes its place in memory.
             self._programs[same] = functools.partial(_run_with, trial, fix)
@@ -457,6 +455,21 @@ def _run_with(
 ) -> tuple[Trial, Any]:
     del fix
     return trial(*arguments, **options)
+
+
+def step_as_it_is(case: Case, optimizer: optax.GradientTransformation) -> TrainingStep:
+    """Return a step of a network without any fix, to be built while the network is measured."""
+    forward = _narrowed(case.network.apply, case.params)
+    return TrainingStep(forward, case.loss, optimizer, light=_is_light(case))
+
+
+def _is_light(case: Case) -> bool:
+    """Tell whether to build a step's program takes longer than to run it."""
+    program = case.outline.program
+    scans = any(step.name == "scan" or step.loop is not None for step in program.steps)
+    num_params = sum(jnp.size(leaf) for leaf in jax.tree.leaves(case.params))
+    is_cheap = affordable_steps(program, case.params) >= HORIZON
+    return is_cheap and not scans and num_params <= _LIGHT
 
 
 def affordable_steps(program: Program, params: Any) -> int:

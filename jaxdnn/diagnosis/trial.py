@@ -53,6 +53,7 @@ import optax
 from jax import Array, lax
 from jaxtyping import Float
 
+from jaxdnn import xla
 from jaxdnn.diagnosis.answers import Answers
 from jaxdnn.diagnosis.measure import Exam, host_rms
 from jaxdnn.diagnosis.model import Forward, Loss
@@ -158,15 +159,63 @@ class Trial(NamedTuple):
     constant_loss: Array | np.ndarray
 
 
+class TrainingStep:
+    """One step of a trial as a program that is compiled when it is first needed, or before."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        loss: Loss,
+        optimizer: optax.GradientTransformation,
+        *,
+        light: bool = False,
+    ) -> None:
+        """Close over what is trained.
+
+        Args:
+          forward: `(params, inputs, key) -> logits`.
+          loss: `(logits, targets) -> scalar`.
+          optimizer: starts from a state of its own at every trial.
+          light: whether a step costs so little that building the program costs more than running
+            it.
+        """
+        step = _make_step(forward, loss, optimizer)
+
+        def advance(*arguments: Any) -> tuple[Any, Array]:
+            carry, losses = step(*arguments)
+            return carry, jnp.stack(losses)
+
+        options: dict[str, Any] = {"compiler_options": xla.QUICK} if light else {}
+        self._init = compile_quickly(optimizer.init)
+        self._advance = jax.jit(advance, donate_argnums=0, **options)
+        self._built: dict[Any, Callable[..., tuple[Any, Array]]] = {}
+
+    def start(self, params: Any) -> Any:
+        """Return (params, state of the optimizer), of which each step makes use for the next."""
+        return jax.tree.map(jnp.copy, (params, self._init(params)))
+
+    def build(self, *batch: Any) -> None:
+        """Compile for (params, inputs, targets, key) of these shapes."""
+        params, *rest = batch
+        lowered = self._advance.lower((params, self._init(params)), 0, *rest, Scales())
+        self._built[_kinds(batch)] = lowered.compile()
+
+    def of(self, *batch: Any) -> Callable[..., tuple[Any, Array]]:
+        """Return `(carry, index, inputs, targets, key, scales) -> (carry, losses)` for these."""
+        return self._built.get(_kinds(batch), self._advance)
+
+
+def _kinds(batch: Any) -> Any:
+    leaves, structure = jax.tree.flatten(batch)
+    return structure, tuple(jax.typeof(leaf) for leaf in leaves)
+
+
 def make_trial(
-    forward: Forward,
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
+    step: TrainingStep,
     *,
     num_steps: int,
     answers: Answers | None = None,
     horizon: int = HORIZON,
-    light: bool = False,
 ) -> Callable[..., tuple[Trial, Any]]:
     """Return `(params, inputs, targets, key, scales, most_steps, ...) -> (Trial, params)`.
 
@@ -178,25 +227,15 @@ def make_trial(
     a loop of its own.
 
     Args:
-      forward: `(params, inputs, key) -> logits`.
-      loss: `(logits, targets) -> scalar`.
-      optimizer: starts from a state of its own at every trial.
+      step: what is taken.
       num_steps: at least 1.
       answers: how low the loss can come; a trial that has come there ends early. So does one that
         is too short to come there, once it is clearly on the way, or has gained nothing.
       horizon: steps that the training may take.
-      light: whether a step costs so little that building the program costs more than running it.
     """
     enough = -math.inf
     if answers is not None:
         enough = answers.constant - _LEARNT * answers.to_learn
-    compiled = compile_quickly if light else jax.jit
-    step, init = _make_step(forward, loss, optimizer), compile_quickly(optimizer.init)
-
-    @compiled
-    def advance(*arguments: Any) -> tuple[Any, Array]:
-        carry, losses = step(*arguments)
-        return carry, jnp.stack(losses)
 
     def decided(rows: Sequence[Any], impatient: bool) -> bool:
         if answers is None or num_steps >= horizon:
@@ -218,7 +257,8 @@ def make_trial(
         deadline: float = math.inf,
         worth: Callable[[Trial], bool] | None = None,
     ) -> tuple[Trial, Any]:
-        carry, rows, known = (params, init(params)), [], 0
+        advance = step.of(params, inputs, targets, key)
+        carry, rows, known = step.start(params), [], 0
         for index in range(most_steps + 1):
             carry, losses = advance(carry, index, inputs, targets, key, scales or Scales())
             rows.append(losses)

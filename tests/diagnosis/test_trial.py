@@ -15,6 +15,7 @@ from jaxdnn.diagnosis import (
     AS_IT_IS,
     Answers,
     Scales,
+    TrainingStep,
     Trial,
     Trials,
     examine,
@@ -31,6 +32,10 @@ INPUTS, TARGETS = zoo.DEEP_INPUTS, zoo.DEEP_TARGETS
 
 
 ANSWERS = Answers(1.0, 0.0, 0.0)
+
+
+def trial_of(forward, loss, optimizer, **options):
+    return make_trial(TrainingStep(forward, loss, optimizer), **options)
 
 
 def tried(loss, constant=1.0, shrunk=None):
@@ -77,7 +82,7 @@ def test_a_step_traces_the_loss_once():
         traced.append(outputs)
         return jnp.mean((outputs - targets) ** 2)
 
-    trial = make_trial(lambda params, x, _: x @ params, loss, optax.sgd(0.1), num_steps=3)
+    trial = trial_of(lambda params, x, _: x @ params, loss, optax.sgd(0.1), num_steps=3)
     trial(jnp.ones((3, 2)), jnp.ones((8, 3)), jnp.zeros((8, 2)), jax.random.key(0))
     assert len(traced) == 1
 
@@ -167,7 +172,7 @@ def test_an_early_end_gives_the_score_of_the_whole_trial():
     answers, arguments = exam.answers, (exam.params, INPUTS, TARGETS, exam.key)
     options = {"loss": exam.loss, "optimizer": optax.adam(0.001), "num_steps": 250}
     early, whole = (
-        make_trial(exam.network.apply, answers=given, horizon=250, **options)(*arguments)[0]
+        trial_of(exam.network.apply, answers=given, horizon=250, **options)(*arguments)[0]
         for given in (answers, None)
     )
     assert len(early.loss) < len(whole.loss) == 251
@@ -183,7 +188,7 @@ def test_a_trial_shorter_than_the_horizon_ends_once_it_is_decided(rate, verdict)
     exam = examine(zoo.deep(depth=3), INPUTS, TARGETS)
     options = {"loss": exam.loss, "optimizer": optax.adam(rate), "num_steps": 250}
     patient, impatient, whole = (
-        make_trial(exam.network.apply, answers=answers, **options)(
+        trial_of(exam.network.apply, answers=answers, **options)(
             exam.params, INPUTS, TARGETS, exam.key, impatient=hurried
         )[0]
         for answers, hurried in ((exam.answers, False), (exam.answers, True), (None, False))
@@ -196,7 +201,7 @@ def test_a_trial_shorter_than_the_horizon_ends_once_it_is_decided(rate, verdict)
 
 
 def test_what_stands_still_ends_early_and_is_filled_up():
-    frozen = make_trial(
+    frozen = trial_of(
         lambda params, x, _: x @ params, zoo.cross_entropy, optax.sgd(0.0), num_steps=200,
     )  # fmt: skip
     trial, _ = frozen(zoo.normal(0, zoo.WIDTH, 4), INPUTS, TARGETS, jax.random.key(0))
@@ -225,7 +230,7 @@ def test_the_curve_of_rates_has_no_hole_and_shows_where_steps_become_unstable():
 def test_rate_of_a_trial_is_a_factor_on_the_learning_rate():
     def losses(learning_rate, rate=1.0):
         options = {"loss": zoo.cross_entropy, "optimizer": optax.sgd(learning_rate)}
-        trial = make_trial(lambda params, x, _: x @ params, num_steps=5, **options)
+        trial = trial_of(lambda params, x, _: x @ params, num_steps=5, **options)
         start = jnp.zeros((zoo.WIDTH, 4))
         return trial(start, INPUTS, TARGETS, jax.random.key(0), Scales(rate))[0].loss
 
@@ -235,17 +240,37 @@ def test_rate_of_a_trial_is_a_factor_on_the_learning_rate():
 
 def test_one_program_serves_all_parameters_and_scales():
     forward: Any = chex.assert_max_traces(lambda params, x, _: x @ params, n=1)
-    trial = make_trial(forward, zoo.cross_entropy, optax.sgd(0.1), num_steps=3)
+    trial = trial_of(forward, zoo.cross_entropy, optax.sgd(0.1), num_steps=3)
     for seed, scales in enumerate((Scales(), Scales(rate=10.0), Scales(gradient=0.1, loss=8.0))):
         start = zoo.normal(seed, zoo.WIDTH, 4)
         chex.assert_tree_all_finite(trial(start, INPUTS, TARGETS, jax.random.key(0), scales))
+
+
+def test_a_step_built_ahead_is_the_step_and_serves_other_shapes_too():
+    traced = []
+
+    def loss(outputs, targets):
+        traced.append(outputs)
+        return jnp.mean((outputs - targets) ** 2)
+
+    step = TrainingStep(lambda params, x, _: x @ params, loss, optax.adam(0.1))
+    batch = jnp.ones((3, 2)), zoo.normal(0, 8, 3), jnp.zeros((8, 2)), jax.random.key(0)
+    step.build(*batch)
+    assert len(traced) == 1
+    ahead, params = make_trial(step, num_steps=3)(*batch)
+    assert len(traced) == 1
+    chex.assert_trees_all_equal(batch[0], jnp.ones((3, 2)))
+    fresh = trial_of(lambda params, x, _: x @ params, loss, optax.adam(0.1), num_steps=3)
+    chex.assert_trees_all_equal((ahead, params), fresh(*batch))
+    fewer = batch[0], batch[1][:4], batch[2][:4], batch[3]
+    chex.assert_trees_all_equal(make_trial(step, num_steps=3)(*fewer), fresh(*fewer))
 
 
 def test_trials_by_call_and_in_one_program_agree():
     options = {"loss": zoo.cross_entropy, "optimizer": optax.adam(0.01), "num_steps": 5}
     (apply, kernels), key = zoo.deep(), jax.random.key(0)
     arguments = kernels, INPUTS, TARGETS, key
-    called, _ = make_trial(lambda p, x, _: apply(p, x), **options)(*arguments)
+    called, _ = trial_of(lambda p, x, _: apply(p, x), **options)(*arguments)
     scanned = make_scanned_trial(lambda p, x, _: apply(p, x), **options)(*arguments)
     chex.assert_trees_all_close(called, scanned, rtol=1e-4)
 
@@ -253,7 +278,7 @@ def test_trials_by_call_and_in_one_program_agree():
 def test_a_loss_scale_changes_nothing_in_float32_and_saves_float16():
     def learnt(optimizer, dtype, scale):
         apply, kernels = zoo.deep(dtype=dtype)
-        trial = make_trial(lambda p, x, _: apply(p, x), zoo.times(1e-6), optimizer, num_steps=20)
+        trial = trial_of(lambda p, x, _: apply(p, x), zoo.times(1e-6), optimizer, num_steps=20)
         loss = trial(kernels, INPUTS, TARGETS, jax.random.key(0), Scales(loss=scale))[0].loss
         return loss[0] / loss[-1]
 
