@@ -84,8 +84,9 @@ _FAR = 2.0
 _THERE = 1.05
 # Nothing more is waited for once so much of what there is to learn is learnt.
 _LEARNT = 0.95
-# Scores with which a short trial is decided.
+# Scores with which a short trial is decided; and with which already after half of its steps.
 _CLEAR, _HOPELESS = 0.6, 0.02
+_CERTAIN, _SOON = 0.8, NUM_STEPS // 2
 # Steps in which a change must have gained something.
 _PATIENCE = 300
 # A share that grows by so much over the last half of the horizon is still growing.
@@ -241,6 +242,8 @@ def make_trial(
         if answers is None or num_steps >= horizon:
             return False
         score = score_trial(Trial(*np.array(rows).T), answers, horizon=horizon)
+        if len(rows) <= NUM_STEPS:
+            return score > _CERTAIN
         return score > _CLEAR or (impatient and score < _HOPELESS)
 
     def gained(rows: Sequence[Any]) -> bool:
@@ -269,6 +272,8 @@ def make_trial(
             if index % _CHECKED == 0 and index and time.monotonic() > deadline:
                 break
             if index == BRIEF and worth is not None and not worth(_on_host(rows)):
+                break
+            if index == _SOON and decided(jax.device_get(rows), impatient):
                 break
             if index % _CHECKED == 0 and index >= NUM_STEPS:
                 rows[known:], known = jax.device_get(rows[known:]), len(rows)
