@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +17,7 @@ from jax import Array, lax
 
 from jaxdnn.activations import Activation, relu
 from jaxdnn.initializers import Draw, he_normal
-
-Norm = Literal["none", "batch", "layer"]
-
-BATCH_NORM_EPSILON = 1e-5
-LAYER_NORM_EPSILON = 1e-6
+from jaxdnn.norms import BATCH_NORM_EPSILON, LAYER_NORM_EPSILON, Norm
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from jaxdnn.activations import make_activation
-from jaxdnn.layers import BATCH_NORM_EPSILON, BlockOptions
+from jaxdnn.layers import BlockOptions
 from jaxdnn.losses import cross_entropy
 from jaxdnn.models import make_mlp
+from jaxdnn.norms import BATCH_NORM_EPSILON
 
 IDENTITY = make_activation("leaky_relu", negative_slope=1.0)
 RNG = np.random.default_rng(0)

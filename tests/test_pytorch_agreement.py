@@ -23,8 +23,9 @@ import pytest
 from jaxdnn import optim
 from jaxdnn.activations import tanh
 from jaxdnn.data import PixelStats, make_prepare, normalise_images
-from jaxdnn.layers import BlockOptions, Norm
+from jaxdnn.layers import BlockOptions
 from jaxdnn.models import Model, make_mlp
+from jaxdnn.norms import Norm
 from jaxdnn.options import AugmentOptions, OptimizerOptions
 from jaxdnn.training.step import Sums, make_init, make_step
 

@@ -13,7 +13,7 @@ from jaxdnn.config import Config
 from jaxdnn.data import load as load_images
 from jaxdnn.data import normalise_images
 from jaxdnn.errors import Interrupted
-from jaxdnn.layers import Norm
+from jaxdnn.norms import Norm
 from jaxdnn.options import DataOptions, ModelOptions, OptimizerOptions, TrainOptions
 from jaxdnn.propagation import measure
 from jaxdnn.race import (

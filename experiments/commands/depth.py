@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from jaxdnn import command_line, initializers
-from jaxdnn.layers import Norm
+from jaxdnn.norms import Norm
 from jaxdnn.propagation import (
     FORMATS,
     LONGEST,

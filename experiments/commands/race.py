@@ -22,8 +22,8 @@ from jaxdnn import activations, command_line, initializers
 from jaxdnn.config import Config
 from jaxdnn.data import Dataset, load
 from jaxdnn.errors import InputError
-from jaxdnn.layers import Norm
 from jaxdnn.names import resolve
+from jaxdnn.norms import Norm
 from jaxdnn.options import ModelOptions, OptimizerOptions, TrainOptions
 from jaxdnn.propagation import Architecture, Combination, Flow
 from jaxdnn.race import Outcome, Race, Results, guess_loss, race_summary, run_race, write_race_csv

@@ -27,7 +27,7 @@ import numpy as np
 from jaxdnn import command_line, processes
 from jaxdnn.data import load, normalise_images
 from jaxdnn.initializers import Initializer, make_initializer, parameters_of
-from jaxdnn.layers import Norm
+from jaxdnn.norms import Norm
 from jaxdnn.options import DataOptions, ProcessOptions
 from jaxdnn.propagation import (
     OUTSIDE,

@@ -1,6 +1,7 @@
 """What people have, as one pure function: modules of Flax, Equinox and Haiku, pairs, functions.
 
-A library is told by the names of its classes and never imported: whoever has a model of it has it.
+A library is told by the names of its classes and not imported before: whoever has a model of it has
+it. Of Flax, which takes as long to import as all of ours, that is so too.
 Each model is called as its own users call it. What its signature leaves open is asked of it: a flag
 that it misses, a stream of random numbers, an axis for its norms.
 """
@@ -10,14 +11,16 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import linen, nnx
 from jax import Array
 
 from jaxdnn.errors import InputError
+
+if TYPE_CHECKING:
+    from flax import linen, nnx
 
 # (params, inputs, key) -> outputs
 Forward = Callable[[Any, Any, Array | None], Any]
@@ -65,12 +68,15 @@ def convert(model: Any, inputs: Any, key: Array) -> Network:
     """
     parts = tuple(model) if isinstance(model, tuple | list) else (model,)
     first = parts[0] if parts else None
-    if isinstance(first, nnx.GraphDef):
-        return _from_nnx(nnx.merge(*parts))
-    if isinstance(first, nnx.Module) and len(parts) == 1:
-        return _from_nnx(first)
-    if isinstance(first, linen.Module) and len(parts) <= 2:
-        return _from_linen(first, *parts[1:], inputs=inputs, key=key)
+    if _is_of(first, "flax"):
+        from flax import linen, nnx
+
+        if isinstance(first, nnx.GraphDef):
+            return _from_nnx(nnx.merge(*parts))
+        if isinstance(first, nnx.Module) and len(parts) == 1:
+            return _from_nnx(first)
+        if isinstance(first, linen.Module) and len(parts) <= 2:
+            return _from_linen(first, *parts[1:], inputs=inputs, key=key)
     if _is_of(first, "equinox") and len(parts) <= 2:
         return _from_equinox(first, *parts[1:])
     if _is_of(model, "haiku"):
@@ -190,6 +196,8 @@ def _with_axis(forward: Forward) -> Forward:
 
 
 def _from_nnx(model: nnx.Module) -> Network:
+    from flax import nnx
+
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
     def forward(trains: bool) -> Forward:
@@ -223,6 +231,8 @@ def _partial(call: Callable[..., Any], **fixed: Any) -> Callable[..., Any]:
 
 def _evaluates(model: nnx.Module) -> bool:
     """Tell whether a norm or a dropout inside is in evaluation mode."""
+    from flax import nnx
+
     modes = ("deterministic", "use_running_average")
     return any(
         getattr(module, mode, None) is True for _, module in nnx.iter_graph(model) for mode in modes
@@ -231,6 +241,8 @@ def _evaluates(model: nnx.Module) -> bool:
 
 def _like(state: nnx.State, params: Any) -> nnx.State:
     """Put plain arrays into a state of the model's own structure."""
+    from flax import nnx
+
     leaves = dict(nnx.to_flat_state(nnx.State(params)))
     flat = [(path, var.replace(leaves[path])) for path, var in nnx.to_flat_state(state)]
     return nnx.from_flat_state(flat)

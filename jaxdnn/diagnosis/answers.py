@@ -33,7 +33,7 @@ import numpy as np
 from jax import Array
 
 from jaxdnn.diagnosis.model import Loss
-from jaxdnn.diagnosis.program import compile_quickly
+from jaxdnn.diagnosis.replay import compile_quickly
 
 # Steps of a fit, and its rates in units of the answers' scale.
 _NUM_STEPS = 300

@@ -24,7 +24,8 @@ from jaxdnn.diagnosis.hidden_causes import (
     recovery,
 )
 from jaxdnn.diagnosis.measure import Exam
-from jaxdnn.diagnosis.program import Dependence, compile_quickly
+from jaxdnn.diagnosis.program import Dependence
+from jaxdnn.diagnosis.replay import compile_quickly
 
 # Of a feature's standard deviation over the median of the others'.
 _OUTWEIGHS = 100.0

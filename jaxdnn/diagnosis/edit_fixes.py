@@ -18,7 +18,7 @@ from jaxdnn.diagnosis.graph import Graph, Segment
 from jaxdnn.diagnosis.measure import Exam, Gain
 from jaxdnn.diagnosis.program import Edit
 from jaxdnn.diagnosis.setups import Fix, both
-from jaxdnn.layers import BATCH_NORM_EPSILON
+from jaxdnn.norms import BATCH_NORM_EPSILON
 
 # What leaves a way linear.
 _LINEAR_WAYS = {"shape", "scale", "gain", "dropout", "norm"}

@@ -27,7 +27,7 @@ from jaxdnn.diagnosis.graph import Layer
 from jaxdnn.diagnosis.layer_causes import is_orthogonal
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.model import Forward, leaf_names
-from jaxdnn.diagnosis.program import compile_quickly
+from jaxdnn.diagnosis.replay import compile_quickly
 from jaxdnn.diagnosis.trial import FirstStep
 
 # Rows that a candidate is judged by.

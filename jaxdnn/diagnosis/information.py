@@ -29,7 +29,7 @@ from jax import lax
 from jaxdnn.diagnosis.findings import BLOCKING, CERTAIN, Finding
 from jaxdnn.diagnosis.hidden_causes import Reading, is_trained, take_rows, takes_rows
 from jaxdnn.diagnosis.measure import Exam
-from jaxdnn.diagnosis.program import compile_quickly
+from jaxdnn.diagnosis.replay import compile_quickly
 from jaxdnn.diagnosis.setups import Fix, FixKind
 
 # Fewer rows cannot tell.

@@ -22,7 +22,8 @@ import numpy as np
 from jax import Array
 
 from jaxdnn.diagnosis.adapters import Network
-from jaxdnn.diagnosis.program import Dependence, Environment, Program, Step, run, trace
+from jaxdnn.diagnosis.program import Dependence, Environment, Program, Step, trace
+from jaxdnn.diagnosis.replay import run
 from jaxdnn.errors import InputError
 
 # What a network may end in, before its outputs meet anything.

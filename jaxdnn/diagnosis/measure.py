@@ -29,18 +29,9 @@ from jaxdnn.diagnosis.attention import (
 from jaxdnn.diagnosis.case import Case, open_case
 from jaxdnn.diagnosis.graph import Graph, Segment
 from jaxdnn.diagnosis.model import Loss
-from jaxdnn.diagnosis.program import (
-    Dependence,
-    Edit,
-    Environment,
-    Program,
-    bridge,
-    compile_quickly,
-    replay,
-    replay_all,
-    run,
-)
+from jaxdnn.diagnosis.program import Dependence, Edit, Environment, Program
 from jaxdnn.diagnosis.recurrence import Recurrence, find_recurrences
+from jaxdnn.diagnosis.replay import bridge, compile_quickly, replay, replay_all, run
 from jaxdnn.propagation import SATURATED
 
 

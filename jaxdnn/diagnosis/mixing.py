@@ -22,7 +22,8 @@ from jax import Array
 
 from jaxdnn.diagnosis.findings import STRUCTURAL, Finding
 from jaxdnn.diagnosis.measure import Exam
-from jaxdnn.diagnosis.program import Dependence, Edit, Program, Step, compile_quickly, run
+from jaxdnn.diagnosis.program import Dependence, Edit, Program, Step
+from jaxdnn.diagnosis.replay import compile_quickly, run
 
 _REDUCTIONS = {
     "psum",

@@ -16,7 +16,6 @@ import numpy as np
 
 from jaxdnn.diagnosis.findings import BLOCKING, NAMED, STRUCTURAL, Finding
 from jaxdnn.diagnosis.measure import Exam
-from jaxdnn.diagnosis.program import compile_quickly
 from jaxdnn.diagnosis.recurrence import forgotten
 from jaxdnn.diagnosis.repairs import (
     class_targets,
@@ -25,6 +24,7 @@ from jaxdnn.diagnosis.repairs import (
     input_scale,
     takes_probabilities,
 )
+from jaxdnn.diagnosis.replay import compile_quickly
 from jaxdnn.diagnosis.targets import TargetKind, Targets, describe_targets
 
 # A last activation that lets less than this share through cannot reach the targets.

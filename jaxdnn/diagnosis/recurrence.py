@@ -27,7 +27,8 @@ import numpy as np
 from jax import Array
 
 from jaxdnn.diagnosis.graph import Graph
-from jaxdnn.diagnosis.program import Dependence, Loop, Program, Step, compile_quickly, run
+from jaxdnn.diagnosis.program import Dependence, Loop, Program, Step
+from jaxdnn.diagnosis.replay import compile_quickly, run
 
 # What passes a value on as it is, or adds to it.
 _PASSES = {"add", "add_any", "convert_element_type", "reshape", "transpose", "copy", "squeeze"}

@@ -18,7 +18,8 @@ from jax.extend import core
 
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.model import Loss
-from jaxdnn.diagnosis.program import Edit, Environment, Program, run, trace
+from jaxdnn.diagnosis.program import Edit, Environment, Program, trace
+from jaxdnn.diagnosis.replay import run
 from jaxdnn.diagnosis.setups import Fix, FixKind, Output
 from jaxdnn.diagnosis.targets import TargetKind, Targets, describe_targets
 

@@ -22,7 +22,8 @@ import numpy as np
 from jaxdnn.diagnosis.findings import STRUCTURAL, Finding
 from jaxdnn.diagnosis.hidden_causes import LEAST_MEASURED, read_forward, recovery
 from jaxdnn.diagnosis.measure import Exam
-from jaxdnn.diagnosis.program import Dependence, Edit, Environment, Step, run
+from jaxdnn.diagnosis.program import Dependence, Edit, Environment, Step
+from jaxdnn.diagnosis.replay import run
 
 
 class _Average(NamedTuple):

@@ -26,15 +26,8 @@ from jaxdnn.diagnosis.case import Case
 from jaxdnn.diagnosis.graph import Graph, make_graph
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.model import Forward, Loss
-from jaxdnn.diagnosis.program import (
-    Edit,
-    Environment,
-    Program,
-    Step,
-    compile_quickly,
-    run,
-    trace,
-)
+from jaxdnn.diagnosis.program import Edit, Environment, Program, Step, trace
+from jaxdnn.diagnosis.replay import compile_quickly, run
 from jaxdnn.diagnosis.trial import (
     AT_RISK,
     BRIEF,

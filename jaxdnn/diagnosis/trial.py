@@ -57,7 +57,7 @@ from jaxdnn import xla
 from jaxdnn.diagnosis.answers import Answers
 from jaxdnn.diagnosis.measure import Exam, host_rms
 from jaxdnn.diagnosis.model import Forward, Loss
-from jaxdnn.diagnosis.program import compile_quickly
+from jaxdnn.diagnosis.replay import compile_quickly
 from jaxdnn.errors import InputError
 
 Verdict = Literal["trains", "at risk", "will not train"]

@@ -1,9 +1,13 @@
 """What signals and gradients do inside a network: the theory, and what is measured.
 
-`lecture`, `sweep_theory` and `table` are offered as modules.
+`lecture`, `sweep_theory` and `table` are offered as modules. The first is not imported before it is
+asked for: it trains networks, with all that this takes.
 """
 
-from jaxdnn.propagation import lecture, sweep_theory, table
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from jaxdnn.propagation import sweep_theory, table
 from jaxdnn.propagation.activation_table import (
     ActivationRow,
     activation_table,
@@ -47,6 +51,9 @@ from jaxdnn.propagation.phase_diagram import PhaseDiagram, phase_diagram
 from jaxdnn.propagation.spectrum import jacobian_spectrum
 from jaxdnn.propagation.sweep import CompiledSweep, Grid, cached_chunk, make_sweep, run_grid
 from jaxdnn.propagation.table import Combination, Flow
+
+if TYPE_CHECKING:
+    from jaxdnn.propagation import lecture
 
 __all__ = [
     "FORMATS",
@@ -101,3 +108,9 @@ __all__ = [
     "theory",
     "write_table",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "lecture":
+        return importlib.import_module("jaxdnn.propagation.lecture")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

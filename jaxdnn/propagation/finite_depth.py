@@ -62,7 +62,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from jaxdnn.layers import BATCH_NORM_EPSILON, LAYER_NORM_EPSILON, Norm
+from jaxdnn.norms import BATCH_NORM_EPSILON, LAYER_NORM_EPSILON, Norm
 from jaxdnn.propagation.mean_field import expectation, phi_moments
 from jaxdnn.propagation.nonlinearity import Phi, in_float64
 from jaxdnn.propagation.quadrature import Number

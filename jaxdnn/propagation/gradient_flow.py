@@ -15,9 +15,9 @@ from jax import Array, lax
 from jaxdnn.activations import Activation, Range, make_activation
 from jaxdnn.errors import InputError
 from jaxdnn.initializers import Initializer, make_initializer
-from jaxdnn.layers import Norm
 from jaxdnn.losses import cross_entropy
 from jaxdnn.names import resolve
+from jaxdnn.norms import Norm
 from jaxdnn.propagation.moments import Kernels, Loss, Moments, measure
 from jaxdnn.propagation.nonlinearity import SEARCHED, Phi, make_nonlinearity
 

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from jaxdnn.layers import BATCH_NORM_EPSILON, LAYER_NORM_EPSILON, Norm
+from jaxdnn.norms import BATCH_NORM_EPSILON, LAYER_NORM_EPSILON, Norm
 from jaxdnn.propagation.nonlinearity import Phi
 
 # |phi'| below this share of its maximum counts as saturated.

@@ -9,7 +9,6 @@ from jax.lax import stop_gradient
 
 from jaxdnn.diagnosis import examine
 from jaxdnn.diagnosis.findings import NAMED
-from jaxdnn.diagnosis.program import run
 from jaxdnn.diagnosis.reach import (
     find_cuts,
     frozen,
@@ -17,6 +16,7 @@ from jaxdnn.diagnosis.reach import (
     loss_without_gradient,
     no_gradient,
 )
+from jaxdnn.diagnosis.replay import run
 
 from . import zoo
 

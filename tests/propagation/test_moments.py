@@ -9,8 +9,9 @@ import pytest
 from jaxdnn import gradient_flow
 from jaxdnn.activations import make_activation
 from jaxdnn.initializers import make_initializer
-from jaxdnn.layers import BlockOptions, Norm
+from jaxdnn.layers import BlockOptions
 from jaxdnn.models import make_mlp
+from jaxdnn.norms import Norm
 from jaxdnn.propagation.gradient_flow import (
     LOSSES,
     Architecture,
