@@ -180,7 +180,8 @@ def _show_augmentations(arguments: Arguments, folder: RunFolder) -> int:
     picks = np.linspace(0, len(dataset.train.labels) - 1, 8).astype(int)
     originals = dataset.train.images[picks]
     keys = jax.random.split(jax.random.key(config.seed), (len(picks), 10))
-    augment = jax.vmap(jax.vmap(make_augment(config.augment), (0, None)))
+    fill = dataset.train.pixel_stats().mean
+    augment = jax.vmap(jax.vmap(make_augment(config.augment, fill), (0, None)))
     path = folder.chart("augmentations")
     draw_augmentations(originals, np.asarray(augment(keys, jnp.asarray(originals))), path)
     print(f"wrote {path}")

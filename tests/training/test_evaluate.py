@@ -120,7 +120,7 @@ def test_statistics_do_not_depend_on_whether_the_images_are_sorted_by_class():
         few = Split(ImagesInMemory(train.images[:4]), train.labels[:4], train.names[:4])
         setup = make_setup(config, Dataset(("dark", "bright"), train, few, few, (), "random"))
         _, stats = make_trainer(setup).evaluate(init_state(setup))
-        return stats["layers"][1]["norm"]
+        return stats.batch_stats["layers"][1]["norm"]
 
     ours, theirs = second_layer(np.arange(num)), second_layer(RNG.permutation(num))
     # Two estimates of mean and variance, each from 4096 images: 5 sigma = 5 * sqrt(2 * 2 / 4096).
