@@ -4,6 +4,8 @@ python experiments/deep_dog.py                     the deep recipe on the embedd
 python experiments/deep_dog.py shallow             the lecture's counter-example, which fails
 python experiments/deep_dog.py lecture             the lecture's deep network
 python experiments/deep_dog.py conv                a residual convolutional network
+python experiments/deep_dog.py photo --data photos/ --positive dog --image-size 64
+                                                   a plain one, for small photographs in colour
 python experiments/deep_dog.py --data photos/ --positive dog       your own photographs
 python experiments/deep_dog.py --resume runs/deep                  go on after an interruption
 python experiments/deep_dog.py --resume auto --out runs/deep       go on, or begin if there is none
