@@ -52,11 +52,11 @@ PHOTO = Config(
     data=DataOptions(balance="batches"),
     model=ModelOptions(model="convnet", widths=(64, 128, 256), blocks=0),
     optimizer=OptimizerOptions(
-        learning_rate=0.2, momentum=0.9, nesterov=True, schedule="cosine_decay", l2=20.0
+        learning_rate=0.2, momentum=0.9, nesterov=True, schedule="cosine_decay", l2=10.0
     ),
     augment=AugmentOptions(random_crop=4, horizontal_flip=0.5, brightness=0.2, contrast=0.2),
     train=TrainOptions(
-        epochs=18,
+        epochs=16,
         monitor="val/auc",
         evaluate_every=2,
         label_smoothing=0.1,
