@@ -4,6 +4,8 @@ python experiments/deep_dog.py                     the deep recipe on the embedd
 python experiments/deep_dog.py shallow             the lecture's counter-example, which fails
 python experiments/deep_dog.py lecture             the lecture's deep network
 python experiments/deep_dog.py conv                a residual convolutional network
+python experiments/deep_dog.py photo --data photos/ --positive dog --image-size 64
+                                                   a plain one, for small photographs in colour
 python experiments/deep_dog.py --data photos/ --positive dog       your own photographs
 python experiments/deep_dog.py --resume runs/deep                  go on after an interruption
 python experiments/deep_dog.py --resume auto --out runs/deep       go on, or begin if there is none
@@ -180,7 +182,8 @@ def _show_augmentations(arguments: Arguments, folder: RunFolder) -> int:
     picks = np.linspace(0, len(dataset.train.labels) - 1, 8).astype(int)
     originals = dataset.train.images[picks]
     keys = jax.random.split(jax.random.key(config.seed), (len(picks), 10))
-    augment = jax.vmap(jax.vmap(make_augment(config.augment), (0, None)))
+    fill = dataset.train.pixel_stats().mean
+    augment = jax.vmap(jax.vmap(make_augment(config.augment, fill), (0, None)))
     path = folder.chart("augmentations")
     draw_augmentations(originals, np.asarray(augment(keys, jnp.asarray(originals))), path)
     print(f"wrote {path}")

@@ -31,6 +31,33 @@ def cross_entropy(
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
+def soft_cross_entropy(
+    logits: Float[Array, "batch output"], targets: Float[Array, "batch class"]
+) -> Float[Array, " batch"]:
+    """Return -sum over the classes of target * log p(class), of every example, in nats.
+
+    Args:
+      logits: as of `cross_entropy`.
+      targets: what the probability of each class should be, or that times a weight; 0 or more.
+    """
+    if logits.shape[-1] == 1:
+        log_p = jax.nn.log_sigmoid(jnp.concatenate([-logits, logits], axis=-1))
+    else:
+        log_p = jax.nn.log_softmax(logits)
+    return -jnp.sum(targets * log_p, axis=-1)
+
+
+def smooth(
+    labels: Int[Array, " batch"], num_classes: int, share: float
+) -> Float[Array, "batch class"]:
+    """Return the target probabilities of labels, of which a share in [0, 1) is spread alike.
+
+    Rethinking the Inception architecture for computer vision (Szegedy, Vanhoucke, Ioffe, Shlens and
+    Wojna, 2016).
+    """
+    return (1 - share) * jax.nn.one_hot(labels, num_classes) + share / num_classes
+
+
 def probabilities(logits: Float[Array, "batch output"]) -> Float[Array, "batch class"]:
     """Return the probability of every class: k >= 2 columns that sum to 1."""
     if logits.shape[-1] == 1:

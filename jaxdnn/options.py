@@ -314,12 +314,17 @@ class AugmentOptions:
     """Rotated by an angle within ± so many degrees."""
     noise: float = 0.0
     """Standard deviation of the noise added to every pixel; black to white is 1."""
+    cutout: int = 0
+    """Side in pixels of a square, centred on any pixel, that is replaced by the mean colour of the
+    training images (DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks
+    with Cutout", 2017)."""
 
     def __post_init__(self) -> None:
         for name in ("brightness", "contrast", "saturation", "horizontal_flip", "vertical_flip"):
             _check_range(self, name, 0, 1)
         _check_range(self, "random_scale", 0, 0.9)
-        _check_range(self, "random_crop", 0, 10_000)
+        for name in ("random_crop", "cutout"):
+            _check_range(self, name, 0, 10_000)
         _check_range(self, "rotation", 0, 180)
         _check_range(self, "noise", 0)
 
@@ -335,6 +340,20 @@ class TrainOptions:
     norm and dropout see one of them at a time."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the network's arithmetic in training; parameters, statistics and loss stay float32."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread over all classes alike (Szegedy et al., "Rethinking the
+    Inception Architecture for Computer Vision", 2016)."""
+    mixup: float = 0.0
+    """alpha: each image is mixed with another of its batch, labels alike, in shares drawn from
+    Beta(alpha, alpha) (Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018)."""
+    ema_decay: float = 0.0
+    """Share that each step keeps of a running average of the weights, which is what is evaluated,
+    kept and predicted with (Polyak and Juditsky, "Acceleration of Stochastic Approximation by
+    Averaging", 1992); 0: the weights themselves."""
+    flip_test: bool = False
+    """Average the logits of every image and its mirror image, wherever the network is not being
+    trained (Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks",
+    2012)."""
     epochs: int = 10
     """Passes over the training images, at most."""
     monitor: Literal["val/loss", "val/accuracy", "val/balanced_accuracy", "val/auc"] = (
@@ -370,7 +389,9 @@ class TrainOptions:
         )
         for name in ("accumulate", "epochs", "patience", "evaluate_every"):
             _check_range(self, name, 1)
-        for name in ("min_improvement", "checkpoint_seconds", "watch_gradients"):
+        for name in ("label_smoothing", "ema_decay"):
+            _check_share(self, name)
+        for name in ("mixup", "min_improvement", "checkpoint_seconds", "watch_gradients"):
             _check_range(self, name, 0)
         _check_range(self, "divergence_factor", 1)
 

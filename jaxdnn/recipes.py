@@ -1,7 +1,8 @@
 """The training recipes: named settings, each a point that the lecture makes.
 
 `shallow` and `lecture` are the two training tables of the lecture's slides; `deep` and `conv` are
-what they grow into with everything that the lecture teaches.
+what they grow into with everything that the lecture teaches; `photo` is `conv` for small
+photographs in colour.
 """
 
 from jaxdnn.config import Config
@@ -47,4 +48,21 @@ CONV = Config(
     train=TrainOptions(epochs=24, monitor="val/auc"),
 )
 
-RECIPES = {"deep": DEEP, "lecture": LECTURE, "shallow": SHALLOW, "conv": CONV}
+PHOTO = Config(
+    data=DataOptions(balance="batches"),
+    model=ModelOptions(model="convnet", widths=(64, 128, 256), blocks=0),
+    optimizer=OptimizerOptions(
+        learning_rate=0.2, momentum=0.9, nesterov=True, schedule="cosine_decay", l2=10.0
+    ),
+    augment=AugmentOptions(random_crop=4, horizontal_flip=0.5, brightness=0.2, contrast=0.2),
+    train=TrainOptions(
+        epochs=16,
+        monitor="val/auc",
+        evaluate_every=2,
+        label_smoothing=0.1,
+        ema_decay=0.998,
+        flip_test=True,
+    ),
+)
+
+RECIPES = {"deep": DEEP, "lecture": LECTURE, "shallow": SHALLOW, "conv": CONV, "photo": PHOTO}

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdnn.losses import cross_entropy, predictions, probabilities
+from jaxdnn.losses import cross_entropy, predictions, probabilities, smooth, soft_cross_entropy
 
 LOGITS = np.random.default_rng(0).normal(size=(6, 4)) * 3
 LABELS = jnp.array([0, 1, 2, 3, 3, 0])
@@ -50,6 +50,29 @@ def test_probabilities_are_shares_and_agree_with_predictions_and_loss(num_output
     chex.assert_trees_all_equal(predictions(logits), np.int32(shares.argmax(1)))
     losses = -np.log(shares[np.arange(6), labels])
     chex.assert_trees_all_close(cross_entropy(logits, labels), losses, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_outputs", [1, 2, 4])
+def test_soft_targets_weigh_the_losses_of_the_classes(num_outputs):
+    logits, num_classes = jnp.float32(LOGITS[:, :num_outputs]), max(num_outputs, 2)
+    targets = np.random.default_rng(1).dirichlet(np.ones(num_classes), 6)
+    each = [cross_entropy(logits, jnp.full(6, label)) for label in range(num_classes)]
+    expected = (targets * np.stack(each, axis=1)).sum(1)
+    found = soft_cross_entropy(logits, jnp.float32(targets))
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+    sharp = soft_cross_entropy(logits, smooth(LABELS % num_classes, num_classes, 0.0))
+    chex.assert_trees_all_close(
+        sharp, cross_entropy(logits, LABELS % num_classes), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
+def test_smoothed_targets_keep_the_rest_and_share_alike(share):
+    targets = np.asarray(smooth(LABELS, 4, share))
+    chex.assert_trees_all_close(targets.sum(1), np.ones(6), rtol=1e-6)
+    own = targets[np.arange(6), LABELS]
+    chex.assert_trees_all_close(own, np.full(6, 1 - share + share / 4), rtol=1e-6)
+    chex.assert_trees_all_close(np.sort(targets)[:, :-1], np.full((6, 3), share / 4), rtol=1e-6)
 
 
 def test_a_shift_of_all_logits_changes_nothing():

@@ -27,7 +27,7 @@ from jaxdnn.layers import BlockOptions
 from jaxdnn.models import Model, make_mlp
 from jaxdnn.norms import Norm
 from jaxdnn.options import AugmentOptions, OptimizerOptions
-from jaxdnn.training.step import Sums, make_init, make_step
+from jaxdnn.training.step import Sums, make_init, make_loss, make_step
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[bench]'")
 
@@ -68,10 +68,9 @@ def train_ours(
     schedule = optim.make_schedule(options, steps_per_epoch=1, num_steps=NUM_STEPS)
     optimizer = optim.make_optimizer(options, schedule, num_examples=NUM_EXAMPLES)
     step = make_step(
-        model,
+        make_loss(model, jnp.ones(2)),
         optimizer,
         prepare=make_prepare(AugmentOptions(), STANDARD),
-        class_weights=jnp.ones(2),
         loss_limit=1e3,
     )
     state = make_init(model, optimizer)(jax.random.key(0))

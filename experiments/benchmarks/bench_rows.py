@@ -34,6 +34,7 @@ from jaxdnn.training import (
     Recorder,
     init_state,
     make_init,
+    make_loss,
     make_setup,
     make_step,
     make_trainer,
@@ -77,10 +78,9 @@ def make_step_work(
     schedule = optim.make_schedule(optimizer, steps_per_epoch=1, num_steps=1)
     chain = optim.make_optimizer(optimizer, schedule, num_examples=len(labels))
     step = make_step(
-        model,
+        make_loss(model, jnp.ones(2)),
         chain,
         prepare=lambda key, batch: batch,
-        class_weights=jnp.ones(2),
         loss_limit=np.inf,
     )
     compiled = jax.jit(step, donate_argnums=1)

@@ -2,6 +2,7 @@
 
     python experiments/benchmarks/results.py
     python experiments/benchmarks/results.py --photos photos.zip     also on grey photographs
+    python experiments/benchmarks/results.py --cifar ~/tensorflow_datasets      also on CIFAR-10
 
 Each run is `deep_dog.py` in a process of its own, timed from start to finish. What is in --out
 already is not run again.
@@ -38,6 +39,9 @@ class Arguments:
     """A folder or zip of photographs, dog or other, to be run at 227 x 227 in grey too."""
     photo_epochs: int = 10
     """Epochs on the photographs of the recipes that take more."""
+    cifar: Path | None = None
+    """Where CIFAR-10 is prepared by TFDS, to be run as dog or other in colour too: every recipe at
+    the images' size, or its own, for all its epochs."""
     photos_only: bool = False
     """Leave the silhouettes out."""
     out: Path = Path("runs/results")
@@ -50,11 +54,7 @@ def run_one(arguments: Arguments, data: str, recipe: str, seed: int) -> dict[str
     kept = out / "process.json"
     if not kept.exists():
         command = [sys.executable, str(DEEP_DOG), recipe, "--seed", str(seed), "--out", str(out)]
-        if data == "photos":
-            command += ["--data", str(arguments.photos), "--image-size", "227", "--channels", "1"]
-            command += ["--positive", "dog"]
-            epochs = min(arguments.photo_epochs, RECIPES[recipe].train.epochs)
-            command += ["--epochs", str(epochs)]
+        command += data_options(arguments, data, recipe)
         started = time.monotonic()
         done = subprocess.run([*command, "--no-progress"], capture_output=True, text=True)
         if done.returncode:
@@ -62,6 +62,19 @@ def run_one(arguments: Arguments, data: str, recipe: str, seed: int) -> dict[str
         write_json(kept, {"seconds": time.monotonic() - started})
     summary = json.loads((out / "summary.json").read_text())
     return summary | {"process_seconds": json.loads(kept.read_text())["seconds"]}
+
+
+def data_options(arguments: Arguments, data: str, recipe: str) -> list[str]:
+    """Return the options that name the data, and bound what may take too long on it."""
+    if data == "silhouettes":
+        return []
+    if data == "cifar10":
+        source = ["--data", "tfds:cifar10", "--data-dir", str(arguments.cifar)]
+    else:
+        epochs = min(arguments.photo_epochs, RECIPES[recipe].train.epochs)
+        source = ["--data", str(arguments.photos), "--image-size", "227", "--channels", "1"]
+        source += ["--epochs", str(epochs)]
+    return [*source, "--positive", "dog"]
 
 
 def row(data: str, recipe: str, runs: list[dict[str, Any]]) -> str:
@@ -89,6 +102,7 @@ def main() -> int:
     )
     kinds = [] if arguments.photos_only else ["silhouettes"]
     kinds += ["photos"] if arguments.photos else []
+    kinds += ["cifar10"] if arguments.cifar else []
     lines = [
         "| data | recipe | balanced accuracy | accuracy | AUC | commonest answer | seconds |",
         "|---|---|---|---|---|---|---|",

@@ -7,7 +7,7 @@ and positions outside it are reflected back. What changes values follows, on flo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +126,18 @@ def noise(key: Array, image: Array, std: float) -> Array:
     return jnp.clip(image + std * jax.random.normal(key, image.shape), 0, 1)
 
 
+def cutout(key: Array, image: Array, side: int, fill: Sequence[float]) -> Array:
+    """Fill a square of this side, centred on any pixel; what is beyond the edges is cut off.
+
+    Improved regularization of convolutional neural networks with cutout (DeVries and Taylor, 2017).
+    """
+    height, width = image.shape[:2]
+    top, left = jax.random.randint(key, (2,), 0, jnp.array([height, width])) - side // 2
+    rows, columns = jnp.arange(height) - top, jnp.arange(width) - left
+    inside = ((rows >= 0) & (rows < side))[:, None] & ((columns >= 0) & (columns < side))
+    return jnp.where(inside[..., None], jnp.array(fill), image)
+
+
 def _factor(key: Array, strength: float) -> Array:
     return jax.random.uniform(key, (), minval=1 - strength, maxval=1 + strength)
 
@@ -152,19 +164,29 @@ def _compose(outer: Affine, inner: Affine) -> Affine:
     return jnp.concatenate([matrix, shift], axis=1)
 
 
-def make_augment(options: AugmentOptions) -> Callable[[Array, Array], Array]:
-    """Return `(key, image) -> image`: uint8 (height, width, channel) in, float32 in [0, 1] out."""
+def make_augment(
+    options: AugmentOptions, fill: Sequence[float] = (0.5,)
+) -> Callable[[Array, Array], Array]:
+    """Return `(key, image) -> image`: uint8 (height, width, channel) in, float32 in [0, 1] out.
+
+    Args:
+      options: what is changed, and how much.
+      fill: colour of what is cut out, in [0, 1], one value or one for each channel.
+    """
     moves = {name: getattr(options, name) for name in GEOMETRIC if getattr(options, name)}
     colours = {name: getattr(options, name) for name in PHOTOMETRIC if getattr(options, name)}
 
     def augment(key: Array, image: Array) -> Array:
-        keys = dict(zip([*GEOMETRIC, *PHOTOMETRIC], jax.random.split(key, 9), strict=True))
+        names = [*GEOMETRIC, *PHOTOMETRIC, "cutout"]
+        keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
         affine = _linear(jnp.eye(2))
         for name, strength in moves.items():
             affine = _compose(affine, GEOMETRIC[name](keys[name], strength))
         pixels = warp(image, affine) if moves else image.astype(jnp.float32) / 255
         for name, strength in colours.items():
             pixels = PHOTOMETRIC[name](keys[name], pixels, strength)
+        if options.cutout:
+            pixels = cutout(keys["cutout"], pixels, options.cutout, fill)
         return pixels
 
     return augment

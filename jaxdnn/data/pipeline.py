@@ -77,7 +77,7 @@ def make_prepare(
 
     The key is one for the batch, or (batch,) keys, one for each image.
     """
-    augment = make_augment(options)
+    augment = make_augment(options, pixel_stats.mean)
 
     def prepare(key: Array, images: Array) -> Array:
         keys = key if key.shape else jax.random.split(key, images.shape[0])

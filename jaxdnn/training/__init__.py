@@ -20,6 +20,7 @@ from jaxdnn.training.step import (
     make_indices,
     make_init,
     make_loop,
+    make_loss,
     make_step,
     start_state,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "make_indices",
     "make_init",
     "make_loop",
+    "make_loss",
     "make_model",
     "make_order_of",
     "make_setup",

@@ -177,12 +177,18 @@ def _located(
 
 
 def make_predict(
-    model: Model, pixel_stats: PixelStats, *, batch_size: int = 256, layout: Layout | None = None
+    model: Model,
+    pixel_stats: PixelStats,
+    *,
+    batch_size: int = 256,
+    layout: Layout | None = None,
+    flip: bool = False,
 ) -> Callable[[Variables, Images], np.ndarray]:
     """Return `(variables, uint8 images) -> logits`, one row for each image, on the host.
 
     It goes through the images in batches; the last one is filled up with copies of the last image,
-    which are cut off again, so that every image counts once. Every process gets all logits.
+    which are cut off again, so that every image counts once. Every process gets all logits. If
+    `flip`, they are the mean of those of each image and its mirror image.
     """
     layout = layout or one_device()
 
@@ -190,7 +196,11 @@ def make_predict(
     def logits_of(variables: Variables, images: Array, indices: Array) -> Array:
         batch = normalise_images(images[indices], pixel_stats)
         params = layout.gather(variables.params, len(batch))
-        return layout.replicate(model.apply(params, variables.batch_stats, batch).logits)
+        logits = model.apply(params, variables.batch_stats, batch).logits
+        if flip:
+            mirrored = model.apply(params, variables.batch_stats, batch[:, :, ::-1]).logits
+            logits = (logits + mirrored) / 2
+        return layout.replicate(logits)
 
     def predict(variables: Variables, images: Images) -> np.ndarray:
         num, size = len(images), min(batch_size, len(images))

@@ -153,7 +153,7 @@ def fit(
 
 def _evaluate(progress: Progress, trainer: Trainer, recorder: Recorder) -> Progress:
     state, step = progress.state, int(progress.state.step)
-    metrics, batch_stats = trainer.evaluate(state)
+    metrics, variables = trainer.evaluate(state)
     loss, accuracy = _means(state)
     recorder.record(
         {
@@ -169,7 +169,7 @@ def _evaluate(progress: Progress, trainer: Trainer, recorder: Recorder) -> Progr
     stopping = progress.stopping.update(float(np.float32(metrics[trainer.monitor])), step)
     best = progress.best
     if stopping.best_step == step:
-        best = tree_copy(Variables(state.params, batch_stats))
+        best = tree_copy(variables)
     return dataclasses.replace(progress, stopping=stopping, best=best)
 
 

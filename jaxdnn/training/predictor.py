@@ -67,7 +67,7 @@ def load_predictor(folder: RunFolder) -> Predictor:
     with Checkpoints(folder.checkpoints) as checkpoints:
         check_unchanged(checkpoints.about_newest("best"), config, about, folder)
         best = checkpoints.restore("best", like)
-    logits = make_predict(model, pixel_stats)
+    logits = make_predict(model, pixel_stats, flip=config.train.flip_test)
 
     def predict(images: np.ndarray) -> np.ndarray:
         scores = np.asarray(

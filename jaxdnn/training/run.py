@@ -293,8 +293,9 @@ def _tell_damages(steps: list[int], damages: list[Damaged], then: str) -> None:
 def _measure_best(setup: Setup, end: Progress, folder: RunFolder) -> dict[str, Any]:
     """Measure the best weights on all three splits, the test images for the only time."""
     dataset = setup.dataset
-    best = end.best or end.state.variables
-    predict = make_predict(setup.model, setup.pixel_stats, layout=setup.layout)
+    best = end.best or end.state.evaluated
+    flip = setup.config.train.flip_test
+    predict = make_predict(setup.model, setup.pixel_stats, layout=setup.layout, flip=flip)
     parts = {"train": dataset.train, "val": dataset.validation, "test": dataset.test}
     logits = {
         name: predict(best, on_device(part.images, setup.layout)) for name, part in parts.items()

@@ -28,7 +28,7 @@ from jaxdnn.data import (
 from jaxdnn.errors import InputError
 from jaxdnn.layers import BlockOptions
 from jaxdnn.memory import check_memory
-from jaxdnn.models import BatchStats, Model, make_convnet, make_mlp
+from jaxdnn.models import Model, make_convnet, make_mlp
 from jaxdnn.options import MOST, DeviceOptions, ModelOptions, check
 from jaxdnn.training.evaluate import (
     classification_metrics,
@@ -46,6 +46,7 @@ from jaxdnn.training.sharding import (
     share_of_process,
 )
 from jaxdnn.training.step import (
+    Loss,
     Order,
     Train,
     TrainState,
@@ -204,7 +205,8 @@ def init_state(setup: Setup) -> TrainState:
     It is drawn into its shardings: no device ever holds more of it than its part.
     """
     init_key, _ = seed_keys(setup.config.seed)
-    init, layout = make_init(setup.model, setup.optimizer), setup.layout
+    averages, layout = setup.config.train.ema_decay > 0, setup.layout
+    init = make_init(setup.model, setup.optimizer, averages=averages)
     if layout.is_single:
         return jax.jit(init)(init_key)
     shardings = layout.state_shardings(jax.eval_shape(init, init_key))
@@ -214,15 +216,26 @@ def init_state(setup: Setup) -> TrainState:
 def make_step_of(setup: Setup) -> TrainStep:
     """Return one step, `(key, state, uint8 images, labels) -> state`."""
     return make_step(
-        setup.model,
+        _make_loss_of(setup),
         setup.optimizer,
         prepare=make_prepare(setup.config.augment, setup.pixel_stats),
-        class_weights=_class_weights(setup),
         loss_limit=setup.config.train.divergence_factor * math.log(setup.num_classes),
         layout=setup.layout,
         num_microbatches=setup.config.train.accumulate,
-        dtype=jnp.dtype(setup.config.train.precision),
         on_nan=setup.config.train.on_nan,
+        ema_decay=setup.config.train.ema_decay,
+    )
+
+
+def _make_loss_of(setup: Setup) -> Loss:
+    """Return the loss of a batch in training."""
+    options = setup.config.train
+    return make_loss(
+        setup.model,
+        _class_weights(setup),
+        dtype=jnp.dtype(options.precision),
+        label_smoothing=options.label_smoothing,
+        mixup=options.mixup,
     )
 
 
@@ -243,8 +256,8 @@ def make_order_of(setup: Setup) -> Order:
     )
 
 
-# state -> validation metrics, and the statistics of the batch norms that were used
-Evaluate = Callable[[TrainState], tuple[dict[str, float], BatchStats]]
+# state -> validation metrics, and the network that was measured
+Evaluate = Callable[[TrainState], tuple[dict[str, float], Variables]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,7 +266,7 @@ class Trainer:
 
     Attributes:
       train: compiled `(state, num_steps, step=None) -> state`; stays within an epoch.
-      evaluate: `state -> (metrics, batch_stats)`: validation metrics and the statistics used.
+      evaluate: `state -> (metrics, variables)`: validation metrics and the network measured.
       num_steps: where training ends at the latest.
       steps_per_epoch: optimizer steps.
       evaluate_every: steps between evaluations.
@@ -339,8 +352,9 @@ def _make_measure(
     """Return `(state, indices) -> is the next step taken, (statistic, layer) at that step`."""
     config, layout, on_host = setup.config, setup.layout, setup.dataset.train.labels
     dtype = jnp.dtype(config.train.precision)
-    loss_of = make_loss(setup.model, _class_weights(setup), dtype=dtype)
-    measure = make_measure(loss_of, layers, config.model.make_activation(), dtype=dtype)
+    measure = make_measure(
+        _make_loss_of(setup), layers, config.model.make_activation(), dtype=dtype
+    )
     prepare = make_prepare(config.augment, setup.pixel_stats)
     _, steps_key = run_keys(key)
     labels = layout.place(on_host)
@@ -372,7 +386,9 @@ def _make_measure(
 def _make_evaluate(setup: Setup, train_images: Images) -> Evaluate:
     validation, options = setup.dataset.validation, setup.config.model
     images = on_device(validation.images, setup.layout)
-    predict = make_predict(setup.model, setup.pixel_stats, layout=setup.layout)
+    predict = make_predict(
+        setup.model, setup.pixel_stats, layout=setup.layout, flip=setup.config.train.flip_test
+    )
     estimate = None
     if options.norm_statistics == "training_set":
         shape = train_images.shape[1:]
@@ -381,11 +397,11 @@ def _make_evaluate(setup: Setup, train_images: Images) -> Evaluate:
         batches = batches.reshape(-1, setup.batch_size // setup.config.train.accumulate)
         estimate = make_estimate_batch_stats(model, setup.pixel_stats, batches, setup.layout)
 
-    def evaluate(state: TrainState) -> tuple[dict[str, float], BatchStats]:
-        variables = state.variables
+    def evaluate(state: TrainState) -> tuple[dict[str, float], Variables]:
+        variables = state.evaluated
         if estimate is not None:
             variables = variables._replace(batch_stats=estimate(variables, train_images))
         metrics = classification_metrics(predict(variables, images), validation.labels)
-        return {f"val/{name}": value for name, value in metrics.items()}, variables.batch_stats
+        return {f"val/{name}": value for name, value in metrics.items()}, variables
 
     return evaluate

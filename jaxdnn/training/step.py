@@ -1,6 +1,6 @@
 """One step of training, and many of them in one compiled program.
 
-    images, labels -> augment, normalise -> loss -> gradient -> update -> new state
+    images, labels -> augment, normalise, mix -> loss -> gradient -> update -> new state
 
 A batch may come in microbatches, one after the other; the network may calculate in bfloat16; and a
 step whose loss or gradient is not finite may be left out. What is random follows from the run's
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from jaxdnn.losses import cross_entropy, predictions
+from jaxdnn.losses import cross_entropy, predictions, smooth, soft_cross_entropy
 from jaxdnn.models import BatchStats, Model, Output, Params
 from jaxdnn.training.keys import epoch_key, run_keys, step_keys
 from jaxdnn.training.sharding import Layout, one_device
@@ -91,6 +91,37 @@ class Skipped(NamedTuple):
         )
 
 
+class Average(NamedTuple):
+    """A running average of the network over the steps taken, each weighed decay times the next.
+
+    Attributes:
+      sums: (1 - decay) sum of decay^(steps since) times the network, as `Variables`.
+      weight: the same sum of ones, ().
+
+    References:
+      Acceleration of stochastic approximation by averaging (Polyak and Juditsky, 1992).
+      Adam: A method for stochastic optimization (Kingma and Ba, 2015), for the division by what the
+      weights sum up to.
+    """
+
+    sums: Variables
+    weight: Array
+
+    @classmethod
+    def none(cls, variables: Variables) -> Average:
+        """Return the average before the first step."""
+        return cls(jax.tree.map(jnp.zeros_like, variables), jnp.zeros(()))
+
+    def plus(self, variables: Variables, decay: float) -> Average:
+        """Return the average with the network after one more step."""
+        now = Average(variables, jnp.ones(()))
+        return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, self, now)
+
+    def value(self) -> Variables:
+        """Return the network, after one step or more."""
+        return jax.tree.map(lambda leaf: leaf / self.weight, self.sums)
+
+
 class TrainState(NamedTuple):
     """All that changes in training.
 
@@ -103,6 +134,7 @@ class TrainState(NamedTuple):
       diverged: the loss of the last step was not finite, or beyond the limit; if such steps are
         skipped, too many were in a row.
       skipped: the steps that were left out.
+      average: of the network over the steps; None where nobody asked for one.
     """
 
     step: Array
@@ -112,28 +144,43 @@ class TrainState(NamedTuple):
     sums: Sums
     diverged: Array
     skipped: Skipped
+    average: Average | None = None
 
     @property
     def variables(self) -> Variables:
         """The network in its present state."""
         return Variables(self.params, self.batch_stats)
 
+    @property
+    def evaluated(self) -> Variables:
+        """The network to evaluate, keep and predict with; its average, after a step or more."""
+        return self.variables if self.average is None else self.average.value()
+
 
 def make_init(
-    model: Model, optimizer: optax.GradientTransformation
+    model: Model, optimizer: optax.GradientTransformation, *, averages: bool = False
 ) -> Callable[[Array], TrainState]:
     """Return `key -> TrainState` before the first step."""
-    return lambda key: start_state(*model.init(key), optimizer)
+    return lambda key: start_state(*model.init(key), optimizer, averages=averages)
 
 
 def start_state(
-    params: Params, batch_stats: BatchStats, optimizer: optax.GradientTransformation
+    params: Params,
+    batch_stats: BatchStats,
+    optimizer: optax.GradientTransformation,
+    *,
+    averages: bool = False,
 ) -> TrainState:
-    """Return the state before the first step, from given weights."""
-    step = jnp.zeros((), jnp.int32)
-    diverged = jnp.zeros((), bool)
+    """Return the state before the first step, from given weights, with their average if asked."""
     return TrainState(
-        step, params, batch_stats, optimizer.init(params), Sums.zero(), diverged, Skipped.none()
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        sums=Sums.zero(),
+        diverged=jnp.zeros((), bool),
+        skipped=Skipped.none(),
+        average=Average.none(Variables(params, batch_stats)) if averages else None,
     )
 
 
@@ -141,7 +188,40 @@ def start_state(
 Loss = Callable[..., tuple[Array, Output]]
 
 
-def make_loss(model: Model, class_weights: Array, *, dtype: Any = jnp.float32) -> Loss:
+def mix(key: Array, images: Array, targets: Array, alpha: float) -> tuple[Array, Array]:
+    """Mix each image of a batch, and its target, with another one's: mixup.
+
+    The share of the others is the same for the whole batch, drawn from Beta(alpha, alpha) and at
+    most a half: to exchange the two of every pair does not change what a batch holds.
+
+    Args:
+      key: decides on pairs and share.
+      images: (batch, ...) floats.
+      targets: (batch, class) what the probability of each class should be.
+      alpha: above 0; the larger, the nearer the shares are to a half.
+
+    References:
+      mixup: Beyond empirical risk minimization (Zhang, Cisse, Dauphin and Lopez-Paz, 2018).
+    """
+    share_key, pairs_key = jax.random.split(key)
+    share = jax.random.beta(share_key, alpha, alpha)
+    share = jnp.minimum(share, 1 - share)
+    others = jax.random.permutation(pairs_key, len(images))
+
+    def mixed(x: Array) -> Array:
+        return x + share.astype(x.dtype) * (x[others] - x)
+
+    return mixed(images), mixed(targets)
+
+
+def make_loss(
+    model: Model,
+    class_weights: Array,
+    *,
+    dtype: Any = jnp.float32,
+    label_smoothing: float = 0.0,
+    mixup: float = 0.0,
+) -> Loss:
     """Return the weighed mean loss of a batch in training, without the penalties.
 
     Args:
@@ -150,6 +230,8 @@ def make_loss(model: Model, class_weights: Array, *, dtype: Any = jnp.float32) -
       dtype: what the network calculates in. Its parameters and statistics are float32, and so is
         the loss (Micikevicius et al., "Mixed Precision Training", 2018; bfloat16 has float32's
         range, so that no gradient needs to be scaled).
+      label_smoothing: share of each label that is spread over all classes, in [0, 1).
+      mixup: alpha of `mix`, 0 for none.
     """
 
     def loss_of(
@@ -159,12 +241,18 @@ def make_loss(model: Model, class_weights: Array, *, dtype: Any = jnp.float32) -
         labels: Array,
         probes: dict[str, Array] | None = None,
     ) -> tuple[Array, Output]:
+        targets = smooth(labels, len(class_weights), label_smoothing)
+        if mixup:
+            key, mix_key = jax.random.split(key)
+            images, targets = mix(mix_key, images, targets, mixup)
         params, images = jax.tree.map(lambda x: x.astype(dtype), (variables.params, images))
         output = model.apply(
             params, variables.batch_stats, images, training=True, key=key, probes=probes
         )
-        losses = cross_entropy(output.logits.astype(jnp.float32), labels)
-        return jnp.mean(class_weights[labels] * losses), output
+        logits = output.logits.astype(jnp.float32)
+        if mixup or label_smoothing:
+            return jnp.mean(soft_cross_entropy(logits, class_weights * targets)), output
+        return jnp.mean(class_weights[labels] * cross_entropy(logits, labels)), output
 
     return loss_of
 
@@ -252,32 +340,30 @@ TrainStep = Callable[[Array, TrainState, Array, Array], TrainState]
 
 
 def make_step(
-    model: Model,
+    loss_of: Loss,
     optimizer: optax.GradientTransformation,
     *,
     prepare: Prepare,
-    class_weights: Array,
     loss_limit: float,
     layout: Layout | None = None,
     num_microbatches: int = 1,
-    dtype: Any = jnp.float32,
     on_nan: OnNan = "stop",
+    ema_decay: float = 0.0,
 ) -> TrainStep:
     """Return one step.
 
     Args:
-      model: what to train.
+      loss_of: what to make small, as of `make_loss`.
       optimizer: turns gradients into updates.
       prepare: `(key, uint8 batch) -> float32 batch`.
-      class_weights: (class,) weight of each class in the loss.
       loss_limit: a batch's loss beyond it counts as divergence.
       layout: the devices that share each batch; by default one.
       num_microbatches: the first axis of images and labels where not 1.
-      dtype: what the network calculates in.
       on_nan: what becomes of a step that diverged.
+      ema_decay: what a step keeps of the state's average, in [0, 1).
     """
     layout = layout or one_device()
-    gradient_of = _make_gradient(make_loss(model, class_weights, dtype=dtype), prepare, layout)
+    gradient_of = _make_gradient(loss_of, prepare, layout)
     if num_microbatches > 1:
         gradient_of = _accumulate(gradient_of, layout)
 
@@ -295,7 +381,12 @@ def make_step(
             after = _leave_out(state, after, good)
             factor = rate_factor(on_nan, after.skipped.num)
             updates = jax.tree.map(lambda u: jnp.where(good, factor * u, 0), updates)
-        return layout.keep(after._replace(params=optax.apply_updates(state.params, updates)))
+        after = after._replace(params=optax.apply_updates(state.params, updates))
+        if state.average is not None:
+            moved = state.average.plus(after.variables, ema_decay)
+            was_taken = after.skipped.num == state.skipped.num
+            after = after._replace(average=tree_where(was_taken, moved, state.average))
+        return layout.keep(after)
 
     return step
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdnn.data import augmentation, make_augment
+from jaxdnn.data import ImagesInMemory, augmentation, make_augment, make_prepare
 from jaxdnn.options import AugmentOptions
 
 RNG = np.random.default_rng(0)
@@ -232,6 +232,35 @@ def test_noise_has_mean_0_its_standard_deviation_and_no_neighbours_in_common():
     pixels = added.reshape(num, 20)
     correlations = np.asarray(np.corrcoef(pixels.T))[np.triu_indices(20, 1)]
     assert np.abs(correlations).max() < 6 / np.sqrt(num)  # 190 pairs
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 5])
+def test_cutout_fills_the_right_share_of_an_image(side):
+    """A pixel is within the square if that is centred on one of `side` pixels around it, or fewer
+    near the edges; nothing else changes.
+    """
+    height, width, num, fill = 5, 7, 2000, (0.2, 0.4, 0.6)
+    keys = jax.random.split(KEY, num)
+    image = jnp.full((height, width, 3), 0.9)
+    cut = np.asarray(jax.vmap(lambda key: augmentation.cutout(key, image, side, fill))(keys))
+    is_cut = (cut == np.array(fill, np.float32)).all(-1)
+    chex.assert_trees_all_equal(cut[~is_cut], np.full_like(cut[~is_cut], 0.9))
+    shares = []
+    for size in (height, width):
+        pixels, centres = np.mgrid[:size, :size]
+        offsets = pixels - (centres - side // 2)
+        shares.append(((offsets >= 0) & (offsets < side)).mean(axis=1))
+    chances = np.outer(*shares)
+    tolerance = 5 * np.sqrt(chances * (1 - chances) / num) + 1e-9
+    assert (np.abs(is_cut.mean(0) - chances) < tolerance).all()
+    assert is_cut.sum((1, 2)).max() == min(side, height) * min(side, width)
+
+
+def test_what_is_cut_out_is_the_mean_colour_of_the_training_images_so_that_it_becomes_0():
+    images = RNG.integers(0, 256, (3, 5, 7, 3), np.uint8)
+    pixel_stats = ImagesInMemory(images).pixel_stats
+    batch = make_prepare(AugmentOptions(cutout=100), pixel_stats)(KEY, jnp.asarray(images))
+    chex.assert_trees_all_close(batch, jnp.zeros_like(batch), atol=1e-6)
 
 
 def test_the_chain_is_a_pure_function_of_key_and_image_and_vmaps():

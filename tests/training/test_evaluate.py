@@ -68,6 +68,18 @@ def test_predict_gives_each_image_its_own_logits(num):
     chex.assert_trees_all_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_flips_average_an_image_with_its_mirror_image_and_so_cannot_tell_them_apart():
+    model, variables = network()
+    ours, mirrored = (ImagesInMemory(jnp.asarray(x)) for x in (IMAGES, IMAGES[:, :, ::-1]))
+    plain, flipped = (make_predict(model, STATS, flip=flip) for flip in (False, True))
+    expected = (plain(variables, ours) + plain(variables, mirrored)) / 2
+    chex.assert_trees_all_close(flipped(variables, ours), expected, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(
+        flipped(variables, ours), flipped(variables, mirrored), rtol=1e-6, atol=1e-7
+    )
+    assert np.abs(plain(variables, ours) - plain(variables, mirrored)).max() > 0.1
+
+
 def shuffled_batches(num, batch_size):
     order = np.random.default_rng(1).permutation(num).astype(np.int32)
     return order.reshape(-1, batch_size)
@@ -120,7 +132,7 @@ def test_statistics_do_not_depend_on_whether_the_images_are_sorted_by_class():
         few = Split(ImagesInMemory(train.images[:4]), train.labels[:4], train.names[:4])
         setup = make_setup(config, Dataset(("dark", "bright"), train, few, few, (), "random"))
         _, stats = make_trainer(setup).evaluate(init_state(setup))
-        return stats["layers"][1]["norm"]
+        return stats.batch_stats["layers"][1]["norm"]
 
     ours, theirs = second_layer(np.arange(num)), second_layer(RNG.permutation(num))
     # Two estimates of mean and variance, each from 4096 images: 5 sigma = 5 * sqrt(2 * 2 / 4096).

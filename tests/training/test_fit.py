@@ -87,6 +87,40 @@ def test_resuming_in_the_middle_of_an_epoch_changes_nothing(state, trainer, whol
     assert read_metrics(RunFolder(tmp_path).metrics) == read_metrics(whole[1].metrics)
 
 
+def test_a_run_with_every_option_resumes_to_the_bit_and_keeps_what_it_evaluated(tmp_path):
+    config = dataclasses.replace(
+        CONFIG,
+        augment=AugmentOptions(noise=0.1, cutout=1),
+        train=dataclasses.replace(
+            CONFIG.train,
+            batch_size=2,
+            accumulate=2,
+            precision="bfloat16",
+            on_nan="halve-lr",
+            watch_gradients=3,
+            label_smoothing=0.1,
+            mixup=0.2,
+            ema_decay=0.6,
+            flip_test=True,
+        ),
+    )
+    setup = make_setup(config, dataset())
+    state, trainer = init_state(setup), make_trainer(setup)
+    whole = run(state, trainer, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        run(state, trainer, tmp_path / "again", stop_after=3)
+    assert_same(run(state, trainer, tmp_path / "again"), whole)
+    *_, last = read_metrics(RunFolder(tmp_path / "whole").metrics)
+    assert last["step"] == STEPS_PER_EPOCH * EPOCHS
+    metrics, evaluated = trainer.evaluate(whole.state)
+    assert metrics["val/loss"] == last["val/loss"]
+    chex.assert_trees_all_equal(evaluated, whole.state.evaluated)
+    if whole.stopping.best_step == last["step"]:
+        chex.assert_trees_all_equal(whole.best, evaluated)
+    plain, _ = trainer.evaluate(whole.state._replace(average=None))
+    assert metrics["val/loss"] != plain["val/loss"]
+
+
 @pytest.mark.parametrize("seconds", [0.0, 1e3])
 def test_how_many_steps_a_call_takes_does_not_show(
     state, trainer, whole, tmp_path, monkeypatch, seconds
@@ -111,7 +145,7 @@ def scripted(trainer: Trainer, values: list[float]) -> tuple[Trainer, dict[int, 
         # jnp.copy, because a NumPy view of a buffer keeps it from being donated.
         evaluated[step] = jax.tree.map(jnp.copy, state.variables)
         value = values[step // STEPS_PER_EPOCH - 1]
-        return {"val/loss": value, "val/balanced_accuracy": 0.5}, state.batch_stats
+        return {"val/loss": value, "val/balanced_accuracy": 0.5}, state.variables
 
     return dataclasses.replace(trainer, evaluate=evaluate), evaluated
 

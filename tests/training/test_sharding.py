@@ -65,7 +65,9 @@ def trained(config: Config, dataset: Dataset = DATASET, num_steps: int = NUM_STE
 
 
 # Under fsdp the kernel of 128 x 128 is gathered, that of 128 x 512 stays sharded.
-MIXED = with_model(CONFIG, widths=(128, 128, 512))
+MIXED = with_train(
+    with_model(CONFIG, widths=(128, 128, 512)), label_smoothing=0.1, mixup=0.2, ema_decay=0.9
+)
 
 
 @functools.cache
@@ -92,6 +94,7 @@ def test_the_same_seed_gives_the_same_losses_on_any_number_of_devices(on_one, de
     losses, state = mixed(devices, fsdp)
     chex.assert_trees_all_close(losses, on_one[0], rtol=1e-5)
     chex.assert_trees_all_close(state.batch_stats, on_one[1].batch_stats, rtol=1e-3, atol=1e-5)
+    chex.assert_trees_all_close(state.evaluated, on_one[1].evaluated, rtol=1e-3, atol=1e-5)
     for leaf in jax.tree.leaves(state):
         assert len(leaf.sharding.device_set) == devices
     kernel = state.params["layers"][2]["linear"]["kernel"]
@@ -100,11 +103,12 @@ def test_the_same_seed_gives_the_same_losses_on_any_number_of_devices(on_one, de
 
 def test_fsdp_leaves_each_device_an_eighth_of_what_is_large():
     _, state = mixed(8, True)
-    kernel, momentum = (
-        state.params["layers"][1]["linear"]["kernel"],
-        state.opt_state[1].trace["layers"][1]["linear"]["kernel"],
+    assert state.average is not None
+    kernel, momentum, average = (
+        tree["layers"][1]["linear"]["kernel"]
+        for tree in (state.params, state.opt_state[1].trace, state.average.sums.params)
     )
-    for leaf in (kernel, momentum):
+    for leaf in (kernel, momentum, average):
         chex.assert_shape(leaf, (128, 128))
         assert leaf.addressable_shards[0].data.size == 128 * 128 // 8
     # Neither a small array nor one that no axis of which eight devices can share is cut.

@@ -18,11 +18,14 @@ from jaxdnn.training.step import (
     Skipped,
     Sums,
     TrainState,
+    Variables,
     is_good,
     make_indices,
     make_init,
+    make_loss,
     make_step,
     make_train,
+    mix,
 )
 
 NUM, BATCH, STEPS = 12, 3, 4  # images, batch size, steps in an epoch
@@ -52,9 +55,8 @@ def classifier(weights=(1.0, 1.0, 1.0), *, prepare=prepare, limit=1e3, rate=LEAR
     options = BlockOptions(**given) if given else None
     model = make_mlp((2, 2, 1), 3, widths=(4,) if given else (), options=options)
     optimizer = optax.sgd(rate)
-    step = make_step(
-        model, optimizer, prepare=prepare, class_weights=jnp.array(weights), loss_limit=limit
-    )
+    loss_of = make_loss(model, jnp.array(weights))
+    step = make_step(loss_of, optimizer, prepare=prepare, loss_limit=limit)
     return jax.jit(make_init(model, optimizer))(jax.random.key(1)), step
 
 
@@ -215,6 +217,7 @@ def test_every_step_has_randomness_of_its_own():
 
 
 CLASSES = jnp.array([0, 1, 2])
+DECAY = 0.7
 BATCHES = [jnp.asarray(RNG.uniform(size=(3, 4)), jnp.float32) for _ in range(3)]
 NAN = BATCHES[0].at[1, 2].set(jnp.nan)
 
@@ -225,14 +228,14 @@ def machine(on_nan):
     model = make_mlp((4,), 3, widths=(5,), options=BlockOptions(norm="batch"))
     optimizer = optax.sgd(0.1, momentum=0.9)
     step = make_step(
-        model,
+        make_loss(model, jnp.ones(3)),
         optimizer,
         prepare=lambda key, images: images,
-        class_weights=jnp.ones(3),
         loss_limit=1e3,
         on_nan=on_nan,
+        ema_decay=DECAY,
     )
-    state = make_init(model, optimizer)(KEY)
+    state = make_init(model, optimizer, averages=True)(KEY)
     compiled = jax.jit(step)
     return state, lambda state, images: compiled(KEY, state, images, CLASSES)
 
@@ -245,7 +248,7 @@ def run(on_nan, batches):
 
 
 def assert_same_training(ours, theirs):
-    for name in ("params", "batch_stats", "opt_state", "sums"):
+    for name in ("params", "batch_stats", "opt_state", "sums", "average"):
         chex.assert_trees_all_equal(getattr(ours, name), getattr(theirs, name))
 
 
@@ -300,3 +303,95 @@ def test_too_many_in_a_row_end_the_run():
 def test_a_step_is_good_where_loss_and_every_gradient_are(loss, grad, expected):
     grads = {"a": jnp.zeros((3, 2)), "b": jnp.zeros(5000).at[4321].set(grad)}
     assert bool(is_good(jnp.float32(loss), grads, 1e3)) is expected
+
+
+def test_the_average_is_that_of_the_networks_after_each_step():
+    """sum of decay^(steps since) times the network, over the same sum of ones; statistics too."""
+    state, step = machine("stop")
+    networks = []
+    for images in BATCHES:
+        state = step(state, images)
+        networks.append(jax.tree.map(np.float64, state.variables))
+    powers = DECAY ** np.arange(len(networks))[::-1]
+
+    def averaged(*leaves):
+        return sum(p * leaf for p, leaf in zip(powers, leaves, strict=True)) / powers.sum()
+
+    expected = jax.tree.map(averaged, *networks)
+    chex.assert_trees_all_close(state.evaluated, expected, rtol=1e-5, atol=1e-7)
+    assert (
+        float(
+            jnp.abs(state.evaluated.params["head"]["kernel"] - state.params["head"]["kernel"]).max()
+        )
+        > 0
+    )
+    first = step(machine("stop")[0], BATCHES[0])
+    chex.assert_trees_all_close(first.evaluated, first.variables, rtol=1e-6)
+
+
+def test_to_average_changes_nothing_in_training():
+    state, step = machine("stop")
+    plain = state._replace(average=None)
+    for images in BATCHES:
+        state, plain = step(state, images), step(plain, images)
+    chex.assert_trees_all_equal(plain, state._replace(average=None))
+    assert plain.evaluated is not None
+    chex.assert_trees_all_equal(plain.evaluated, plain.variables)
+
+
+LINEAR = make_mlp((4,), 3, widths=())
+WEIGHTS = jnp.array([1.0, 2.0, 0.5])
+
+
+def loss_and_gradient(images, labels, **given):
+    """Of a linear classifier on given images; the loss is weighed by class."""
+    params, stats = LINEAR.init(KEY)
+    loss_of = make_loss(LINEAR, WEIGHTS, **given)
+    return jax.jit(
+        jax.value_and_grad(lambda p: loss_of(Variables(p, stats), KEY, images, labels)[0])
+    )(params)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_neither_smoothing_nor_mixup_at_0_changes_a_bit(dtype):
+    plain = loss_and_gradient(BATCHES[0], CLASSES, dtype=dtype)
+    same = loss_and_gradient(BATCHES[0], CLASSES, dtype=dtype, label_smoothing=0.0, mixup=0.0)
+    chex.assert_trees_all_equal(plain, same)
+
+
+def test_a_smoothed_loss_is_the_mean_over_the_labels_that_it_may_be():
+    """(1 - s) loss(label) + s / k sum over all classes of loss(class), each under its weight."""
+    share = 0.3
+    found = loss_and_gradient(BATCHES[0], CLASSES, label_smoothing=share)
+    plain = loss_and_gradient(BATCHES[0], CLASSES)
+    each = [loss_and_gradient(BATCHES[0], jnp.full(3, label)) for label in range(3)]
+    expected = jax.tree.map(lambda p, *e: (1 - share) * p + share * sum(e) / 3, plain, *each)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_loss_of_mixed_images_is_the_convex_combination_of_both_labels_losses():
+    images = jnp.asarray(RNG.uniform(size=(16, 4)), jnp.float32)
+    labels = jnp.asarray(RNG.integers(0, 3, 16))
+    _, mix_key = jax.random.split(KEY)
+    mixed, targets = mix(mix_key, images, jnp.eye(16), 0.4)
+    others = np.asarray(jnp.where(jnp.eye(16) > 0, 0, targets).argmax(1))
+    share = float((targets * (1 - jnp.eye(16))).sum(1).max())
+    found = loss_and_gradient(images, labels, mixup=0.4)
+    own, partner = loss_and_gradient(mixed, labels), loss_and_gradient(mixed, labels[others])
+    # Where an image meets itself, both labels are one.
+    expected = jax.tree.map(lambda a, b: (1 - share) * a + share * b, own, partner)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_mixed_images_are_shares_of_two_and_the_greater_share_keeps_its_label():
+    images = jnp.asarray(RNG.uniform(size=(16, 2, 2, 1)), jnp.float32)
+    shares = []
+    for key in jax.random.split(KEY, 200):
+        mixed, targets = mix(key, images, jnp.eye(16), 1.0)
+        chex.assert_trees_all_close(mixed, jnp.einsum("ij,j...->i...", targets, images), atol=1e-6)
+        chex.assert_trees_all_close(targets.sum(0), jnp.ones(16), rtol=1e-5)
+        chex.assert_trees_all_close(targets.sum(1), jnp.ones(16), rtol=1e-5)
+        assert (targets.diagonal() >= 0.5).all()
+        shares.append(float(1 - targets.diagonal().min()))
+    # The lesser part of a stick broken anywhere: uniform in [0, 1/2], mean 1/4, variance 1/48.
+    assert np.mean(shares) == pytest.approx(1 / 4, abs=4 * np.sqrt(1 / 48 / 200))
