@@ -1,7 +1,8 @@
 """The training recipes: named settings, each a point that the lecture makes.
 
 `shallow` and `lecture` are the two training tables of the lecture's slides; `deep` and `conv` are
-what they grow into with everything that the lecture teaches.
+what they grow into with everything that the lecture teaches. `pretrained` is its strongest advice,
+weights of another model.
 """
 
 from jaxdnn.config import Config
@@ -47,4 +48,20 @@ CONV = Config(
     train=TrainOptions(epochs=24, monitor="val/auc"),
 )
 
-RECIPES = {"deep": DEEP, "lecture": LECTURE, "shallow": SHALLOW, "conv": CONV}
+PRETRAINED = Config(
+    data=DataOptions(balance="batches", channels=3, streaming=True, resampling="bicubic"),
+    model=ModelOptions(model="efficientnet_lite0", widths=(), views=1),
+    optimizer=OptimizerOptions(
+        learning_rate=0.1, momentum=0.9, nesterov=True, schedule="cosine_decay", l2=1.0
+    ),
+    augment=AugmentOptions(random_scale=0.15, horizontal_flip=0.5, rotation=10.0),
+    train=TrainOptions(batch_size=32, epochs=20, monitor="val/loss"),
+)
+
+RECIPES = {
+    "deep": DEEP,
+    "lecture": LECTURE,
+    "shallow": SHALLOW,
+    "conv": CONV,
+    "pretrained": PRETRAINED,
+}
