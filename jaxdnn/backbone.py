@@ -18,6 +18,7 @@ References:
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 import itertools
@@ -101,6 +102,29 @@ _LAYERS = {
     "top": ("_conv_head", "_bn1"),
 }
 _LEAVES = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_TIMM_OUTER = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+_TIMM_LAYERS = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+# The first block does not widen, and timm counts and names its layers without that.
+_TIMM_FIRST = {
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn1",
+    "_project_conv": "conv_pw",
+    "_bn2": "bn2",
+}
+_COUNTER = ".num_batches_tracked"  # PyTorch's, for a momentum that nobody uses.
 _SHOWN = 3
 
 
@@ -389,8 +413,10 @@ def load_weights(path: Path | None = None) -> tuple[Params, BatchStats]:
     """Read ImageNet's weights of the network with 1000 outputs, as float32.
 
     Args:
-      path: a .safetensors file with PyTorch's names (`_blocks.0._depthwise_conv.weight`) and axes;
-        None for the weights in the package.
+      path: a .safetensors file in float32 or float16 with PyTorch's axes and the names of either
+        `efficientnet_lite_pytorch` (`_blocks.0._depthwise_conv.weight`) or timm
+        (`blocks.0.0.conv_dw.weight`); None for the weights in the package. Of timm's two networks
+        of these names it is `tf_efficientnet_lite0` that pads and normalises as this one.
 
     Raises:
       InputError: the file cannot be read, is cut short, or holds another architecture.
@@ -408,6 +434,8 @@ def _read(path: Path) -> tuple[Params, BatchStats]:
     wanted = {_tensor_name(place): leaf.shape for place, leaf in places}
     try:
         with safe_open(path, "np") as file:
+            if "conv_stem.weight" in file.keys():  # noqa: SIM118 - it is no dict
+                wanted = {_timm_name(name): shape for name, shape in wanted.items()}
             _check(path, file, wanted)
             tensors = {name: file.get_tensor(name) for name in wanted}
     except (SafetensorError, OSError) as error:
@@ -435,9 +463,22 @@ def _tensor_name(place: tuple[Any, ...]) -> str:
     return prefix + (f"{convolution}.weight" if part == "linear" else f"{norm}.{_LEAVES[leaf]}")
 
 
+def _timm_name(name: str) -> str:
+    """_blocks.1._expand_conv.weight -> blocks.1.0.conv_pw.weight."""
+    if not name.startswith("_blocks"):
+        layer, leaf = name.split(".")
+        return f"{_TIMM_OUTER[layer]}.{leaf}"
+    _, index, layer, leaf = name.split(".")
+    ends = list(itertools.accumulate(stage.num_blocks for stage in _STAGES))
+    stage = bisect.bisect(ends, int(index))
+    within = int(index) - (ends[stage] - _STAGES[stage].num_blocks)
+    names = _TIMM_LAYERS if stage else _TIMM_FIRST
+    return f"blocks.{stage}.{within}.{names[layer]}.{leaf}"
+
+
 def _check(path: Path, file: Any, wanted: Mapping[str, tuple[int, ...]]) -> None:
     """Compare names, shapes and types before anything is read."""
-    names = set(file.keys())
+    names = {name for name in file.keys() if not name.endswith(_COUNTER)}  # noqa: SIM118
     wrong = [f"no {name}" for name in wanted if name not in names]
     wrong += [f"{name} besides" for name in sorted(names - wanted.keys())]
     for name in names & wanted.keys():
@@ -460,7 +501,7 @@ def _stored_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(shape) == 4:
         height, width, num_in, num_out = shape
         return num_out, num_in, height, width
-    is_pointwise = len(shape) == 2 and not name.startswith("_fc")
+    is_pointwise = len(shape) == 2 and not name.startswith(("_fc", "classifier"))
     return (*shape[::-1], 1, 1) if is_pointwise else shape[::-1]
 
 

@@ -52,7 +52,7 @@ PRETRAINED = Config(
     data=DataOptions(balance="batches", channels=3, streaming=True, resampling="bicubic"),
     model=ModelOptions(model="efficientnet_lite0", widths=(), views=1),
     optimizer=OptimizerOptions(
-        learning_rate=0.1, momentum=0.9, nesterov=True, schedule="cosine_decay", l2=1.0
+        learning_rate=0.01, momentum=0.9, nesterov=True, schedule="cosine_decay", l2=1.0
     ),
     augment=AugmentOptions(random_scale=0.15, horizontal_flip=0.5, rotation=10.0),
     train=TrainOptions(batch_size=32, epochs=20, monitor="val/loss"),

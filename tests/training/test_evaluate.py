@@ -40,7 +40,6 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (24, 2, 3, 1), np.uint8)
 STATS = ImagesInMemory(IMAGES).pixel_stats
 NORMALISE = functools.partial(normalise_images, pixel_stats=STATS)
-NORMALISE = functools.partial(normalise_images, pixel_stats=STATS)
 
 
 @functools.cache
