@@ -6,6 +6,7 @@ python experiments/deep_dog.py lecture             the lecture's deep network
 python experiments/deep_dog.py conv                a residual convolutional network
 python experiments/deep_dog.py photo --data photos/ --positive dog --image-size 64
                                                    a plain one, for small photographs in colour
+python experiments/deep_dog.py pretrained          the end of a network that knows photographs
 python experiments/deep_dog.py --data photos/ --positive dog       your own photographs
 python experiments/deep_dog.py --resume runs/deep                  go on after an interruption
 python experiments/deep_dog.py --resume auto --out runs/deep       go on, or begin if there is none
@@ -178,7 +179,7 @@ def _show_augmentations(arguments: Arguments, folder: RunFolder) -> int:
     from jaxdnn.report import draw_augmentations
 
     config = arguments.config
-    dataset = load(config.data, seed=config.seed, progress=arguments.progress)
+    dataset = load(config.images, seed=config.seed, progress=arguments.progress)
     picks = np.linspace(0, len(dataset.train.labels) - 1, 8).astype(int)
     originals = dataset.train.images[picks]
     keys = jax.random.split(jax.random.key(config.seed), (len(picks), 10))

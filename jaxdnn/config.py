@@ -22,6 +22,9 @@ from jaxdnn.options import (
 from jaxdnn.run_folder import atomic_write
 from jaxdnn.stored import misfit, read_json
 
+# What ImageNet's weights were trained for; pictures of 28 x 28 gain nothing from so much.
+_SIZE_FOR_BACKBONE, _EMBEDDED_FOR_BACKBONE, _LEAST_FOR_BACKBONE = 227, 96, 32
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -41,6 +44,38 @@ class Config:
             self.data.channels != 1 or self.augment.saturation == 0,
             "--saturation needs colour; with --channels 1 leave it out",
         )
+        check(
+            self.model.views == 0 or self.augment != AugmentOptions(),
+            f"--views is {self.model.views}, but nothing would change the images; give "
+            "--horizontal-flip or another augmentation, or --views 0",
+        )
+        self._check_backbone()
+
+    def _check_backbone(self) -> None:
+        size = self.images.image_size
+        check(
+            not self.model.has_backbone or size is None or size >= _LEAST_FOR_BACKBONE,
+            f"--image-size is {size}; efficientnet_lite0 halves it five times, so give "
+            f"{_LEAST_FOR_BACKBONE} or more",
+        )
+        check(
+            not self.model.has_backbone or not self.train.flip_test,
+            "--flip-test mirrors images, and efficientnet_lite0 sees what its frozen blocks made of "
+            "them; leave it out",
+        )
+        check(
+            self.model.head_epochs < self.train.epochs or self.model.head_epochs == 0,
+            f"--head-epochs is {self.model.head_epochs} of {self.train.epochs} epochs, so that no "
+            "block would be trained; give fewer, or more --epochs",
+        )
+
+    @property
+    def images(self) -> DataOptions:
+        """What to learn from, the size of images for a pretrained network decided."""
+        if not self.model.has_backbone or self.data.image_size is not None:
+            return self.data
+        size = _EMBEDDED_FOR_BACKBONE if self.data.data == "silhouettes" else _SIZE_FOR_BACKBONE
+        return dataclasses.replace(self.data, image_size=size)
 
     @property
     def balances_batches(self) -> bool:

@@ -10,7 +10,8 @@ norms and trained slopes are not penalised.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,8 +73,40 @@ def make_schedule(
     return lambda step: decay(step) * jnp.minimum(1.0, (step + 1) / options.warmup_steps)
 
 
+class Slow(NamedTuple):
+    """Parameters with a learning rate of their own.
+
+    Attributes:
+      is_slow: tells by its path in the tree whether a parameter is one of them.
+      schedule: `step -> learning rate` of these.
+    """
+
+    is_slow: Callable[[tuple[Any, ...]], bool]
+    schedule: optax.Schedule
+
+
+def _scale_by_rates(schedule: optax.Schedule, slow: Slow | None) -> optax.GradientTransformation:
+    if slow is None:
+        return optax.scale_by_learning_rate(schedule)
+
+    def label(path: tuple[Any, ...], _: Any) -> str:
+        return "slow" if slow.is_slow(path) else "rest"
+
+    return optax.partition(
+        {
+            "slow": optax.scale_by_learning_rate(slow.schedule),
+            "rest": optax.scale_by_learning_rate(schedule),
+        },
+        lambda params: jax.tree_util.tree_map_with_path(label, params),
+    )
+
+
 def make_optimizer(
-    options: OptimizerOptions, schedule: optax.Schedule, *, num_examples: int
+    options: OptimizerOptions,
+    schedule: optax.Schedule,
+    *,
+    num_examples: int,
+    slow: Slow | None = None,
 ) -> optax.GradientTransformation:
     """Return the chain: L2, L1, clipping, then SGD or Adam, then the learning rate.
 
@@ -81,6 +114,7 @@ def make_optimizer(
       options: penalties, clipping, momentum and kind of optimizer; 0 or None leaves one out.
       schedule: `step -> learning rate`, as of `make_schedule`.
       num_examples: m of the penalties, the number of training examples; 1 or more.
+      slow: parameters with another learning rate; None for the same everywhere.
 
     References:
       Adam: A method for stochastic optimization (Kingma and Ba, 2015).
@@ -98,4 +132,4 @@ def make_optimizer(
         transforms.append(optax.scale_by_adam(b1=momentum, nesterov=options.nesterov))
     elif momentum:
         transforms.append(optax.trace(momentum, nesterov=options.nesterov))
-    return optax.chain(*transforms, optax.scale_by_learning_rate(schedule))
+    return optax.chain(*transforms, _scale_by_rates(schedule, slow))

@@ -110,7 +110,10 @@ class DataOptions:
     """Most memory for decoded images, in GiB; default: a quarter of the machine's."""
     cache_gib: float = 4.0
     """Most disk, in GiB, for decoded images of a stream, kept with the data (in .jaxdnn) so that
-    only the first epoch decodes; 0 for none."""
+    only the first epoch decodes; and as much for what a pretrained network makes of them; 0 for
+    none."""
+    resampling: Literal["bilinear", "bicubic"] = "bilinear"
+    """How images are resized."""
     allow_duplicates: bool = False
     """Go on although training images are among the test images."""
 
@@ -138,12 +141,26 @@ class DataOptions:
 class ModelOptions:
     """The network."""
 
-    model: Literal["mlp", "convnet"] = "mlp"
-    """A multi-layer perceptron, or a small residual convolutional network."""
+    model: Literal["mlp", "convnet", "efficientnet_lite0"] = "mlp"
+    """A multi-layer perceptron, a small residual convolutional network, or EfficientNet-Lite0 with
+    ImageNet's weights, of which the end is trained."""
     widths: tuple[int, ...] = (512, 512, 512)
-    """mlp: units of each hidden layer, from the input on. convnet: channels of each stage."""
+    """mlp: units of each hidden layer, from the input on. convnet: channels of each stage.
+    efficientnet_lite0: units of each hidden layer between its features and the output, or none."""
     blocks: int = 1
     """convnet: residual blocks in each stage."""
+    unfreeze: int = 0
+    """efficientnet_lite0: how many of its 16 blocks are trained, the last ones; 0 for none."""
+    unfreeze_rate: float | None = None
+    """efficientnet_lite0: learning rate of those blocks over that of the new layers; default
+    0.1."""
+    head_epochs: int = 0
+    """efficientnet_lite0: epochs in which the new layers are trained alone, before the blocks."""
+    views: int = 0
+    """efficientnet_lite0: augmented views of each training image beside the plain one. What the
+    frozen blocks make of them is computed once, and each step draws one of them."""
+    dog_head: bool = True
+    """efficientnet_lite0: where one of two classes is `dog`, start from ImageNet's own breeds."""
     stem: int | None = None
     """convnet: side of the squares of pixels that the first layer sees as one; default so that
     about 28 x 28 of them are left."""
@@ -171,7 +188,8 @@ class ModelOptions:
     """Every bias at the start."""
     pretrained: str | None = None
     """Where --initializer pretrained takes weights from: a run folder, a .safetensors or an .npz
-    file. Matched by name and shape; the rest starts as he_normal."""
+    file. Matched by name and shape; the rest starts as he_normal. For efficientnet_lite0, weights
+    in place of the package's, by the names of the package or of timm."""
     norm: Literal["none", "batch", "layer"] = "batch"
     """Normalisation of every pre-activation."""
     norm_momentum: float = 0.9
@@ -188,7 +206,7 @@ class ModelOptions:
         widths = " ".join(map(str, self.widths))
         check(all(w >= 1 for w in self.widths), f"--widths {widths}: every width is 1 or more")
         check(
-            self.model == "mlp" or len(self.widths) > 0,
+            self.model != "convnet" or len(self.widths) > 0,
             "--widths is empty; --model convnet needs the channels of at least one stage",
         )
         _check_range(self, "blocks", 0, 1000)
@@ -201,6 +219,7 @@ class ModelOptions:
             f"--norm-statistics {self.norm_statistics} is for --norm batch, not {self.norm}",
         )
         self._check_pretrained()
+        self._check_backbone()
         self.make_activation()
         self.make_initializer()
 
@@ -211,9 +230,43 @@ class ModelOptions:
             "--initializer pretrained needs --pretrained PATH: a run folder, .safetensors or .npz",
         )
         check(
-            wants or self.pretrained is None,
+            wants or self.pretrained is None or self.has_backbone,
             f"--pretrained goes with --initializer pretrained, not {self.initializer}",
         )
+
+    @property
+    def has_backbone(self) -> bool:
+        """Whether the network stands on one that is trained already."""
+        return self.model == "efficientnet_lite0"
+
+    def _check_backbone(self) -> None:
+        given = {
+            "--unfreeze": self.unfreeze,
+            "--unfreeze-rate": self.unfreeze_rate is not None,
+            "--head-epochs": self.head_epochs,
+            "--views": self.views,
+            "--no-dog-head": not self.dog_head,
+        }
+        names = ", ".join(name for name, value in given.items() if value)
+        check(
+            self.has_backbone or not names,
+            f"{names} is for --model efficientnet_lite0, not {self.model}; leave it out, or begin "
+            "with the recipe `pretrained`",
+        )
+        _check_range(self, "unfreeze", 0, 16)
+        _check_range(self, "views", 0, 1000)
+        for name in ("unfreeze_rate", "head_epochs"):
+            _check_range(self, name, 0)
+            check(
+                self.unfreeze > 0 or not getattr(self, name),
+                f"{_flag(name)} is {getattr(self, name)}, but no block is trained; add --unfreeze "
+                "1 or more, or leave it out",
+            )
+
+    @property
+    def resolved_unfreeze_rate(self) -> float:
+        """The learning rate of the backbone over that of the new layers."""
+        return 0.1 if self.unfreeze_rate is None else self.unfreeze_rate
 
     def make_activation(self) -> activations.Activation:
         """Return the activation that these options name."""

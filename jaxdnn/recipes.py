@@ -2,7 +2,7 @@
 
 `shallow` and `lecture` are the two training tables of the lecture's slides; `deep` and `conv` are
 what they grow into with everything that the lecture teaches; `photo` is `conv` for small
-photographs in colour.
+photographs in colour. `pretrained` is the lecture's strongest advice, weights of another model.
 """
 
 from jaxdnn.config import Config
@@ -65,4 +65,21 @@ PHOTO = Config(
     ),
 )
 
-RECIPES = {"deep": DEEP, "lecture": LECTURE, "shallow": SHALLOW, "conv": CONV, "photo": PHOTO}
+PRETRAINED = Config(
+    data=DataOptions(balance="batches", channels=3, streaming=True, resampling="bicubic"),
+    model=ModelOptions(model="efficientnet_lite0", widths=(), views=1),
+    optimizer=OptimizerOptions(
+        learning_rate=0.01, momentum=0.9, nesterov=True, schedule="cosine_decay", l2=1.0
+    ),
+    augment=AugmentOptions(random_scale=0.15, horizontal_flip=0.5, rotation=10.0),
+    train=TrainOptions(batch_size=32, epochs=20, monitor="val/loss"),
+)
+
+RECIPES = {
+    "deep": DEEP,
+    "lecture": LECTURE,
+    "shallow": SHALLOW,
+    "conv": CONV,
+    "photo": PHOTO,
+    "pretrained": PRETRAINED,
+}

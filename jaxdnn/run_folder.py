@@ -216,6 +216,7 @@ class DatasetAbout(TypedDict):
       std: of the same.
       counts: split -> class -> number of images.
       skipped: name and reason of each image that was left out.
+      backbone: digest of the weights that the network stands on, kept elsewhere; None for none.
     """
 
     origin: str
@@ -227,6 +228,7 @@ class DatasetAbout(TypedDict):
     std: list[float]
     counts: dict[str, dict[str, int]]
     skipped: list[list[str]]
+    backbone: str | None
 
 
 _SPLITS = ("train", "val", "test")

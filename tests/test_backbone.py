@@ -201,6 +201,42 @@ def test_weights_of_another_network_are_refused(tensors, tmp_path, change, said)
     assert "\n" not in str(raised.value)
 
 
+def timm_names(tensors):
+    """The same tensors by timm's names, written out by its `efficientnet_lite0`."""
+    blocks = [f"{s}.{b}" for s, num in enumerate((1, 2, 2, 3, 3, 4, 1)) for b in range(num)]
+    layers = {"_expand_conv": "conv_pw", "_depthwise_conv": "conv_dw", "_project_conv": "conv_pwl"}
+    layers |= {f"_bn{i}": f"bn{i + 1}" for i in range(3)}
+    first = {"_depthwise_conv": "conv_dw", "_project_conv": "conv_pw", "_bn1": "bn1", "_bn2": "bn2"}
+    outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
+    named = {}
+    for name, tensor in tensors.items():
+        *block, layer, leaf = name.split(".")
+        if block:
+            known = first if block[1] == "0" else layers
+            named[f"blocks.{blocks[int(block[1])]}.{known[layer]}.{leaf}"] = tensor
+        else:
+            named[f"{(outer | {'_fc': 'classifier'})[layer]}.{leaf}"] = tensor
+    return named
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_timms_names_are_matched(tensors, tmp_path, dtype):
+    named = {name: tensor.astype(dtype) for name, tensor in timm_names(tensors).items()}
+    assert len(named) == len(tensors)
+    named["bn1.num_batches_tracked"] = np.zeros((), np.int64)
+    save_file(named, tmp_path / "timm.safetensors")
+    chex.assert_trees_all_close(
+        backbone.load_weights(tmp_path / "timm.safetensors"),
+        backbone.load_weights(),
+        rtol=2e-3,
+        atol=1e-6,
+    )
+    del named["blocks.6.0.bn3.bias"]
+    save_file(named, tmp_path / "less.safetensors")
+    with pytest.raises(InputError, match=r"another network \(no blocks.6.0.bn3.bias\)"):
+        backbone.load_weights(tmp_path / "less.safetensors")
+
+
 @pytest.mark.parametrize("num_bytes", [0, 5, 1000, 1_000_000])
 def test_a_truncated_file_is_refused(tmp_path, num_bytes):
     path = tmp_path / "cut.safetensors"

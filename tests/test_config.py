@@ -64,6 +64,10 @@ def test_differences_name_every_setting_that_differs():
     assert differences(CHANGED, other) == ["batch_size: full, 16", "seed: 7, 8"]
 
 
+def pretrained(**options: Any) -> ModelOptions:
+    return ModelOptions(model="efficientnet_lite0", **options)
+
+
 def changed(name: str, value: Any) -> str:
     """The settings as stored, with one of them changed."""
     stored = dataclasses.asdict(Config())
@@ -172,6 +176,26 @@ def test_a_value_out_of_range_names_its_flag_and_itself(kind, field, bad):
         (
             lambda: Config(data=DataOptions(channels=1), augment=AugmentOptions(saturation=0.5)),
             "--saturation needs colour",
+        ),
+        (lambda: ModelOptions(unfreeze=2), "--unfreeze is for --model efficientnet_lite0, not mlp"),
+        (lambda: ModelOptions(dog_head=False, views=1), "--views, --no-dog-head is for"),
+        (lambda: pretrained(unfreeze=17), "--unfreeze is 17; give a number from 0 to 16"),
+        (lambda: pretrained(head_epochs=1), "no block is trained; add --unfreeze"),
+        (lambda: pretrained(pretrained="other.safetensors"), None),
+        (lambda: Config(model=pretrained(views=1)), "nothing would change the images"),
+        (
+            lambda: Config(model=pretrained(), data=DataOptions(image_size=31)),
+            "--image-size is 31; .* give 32 or more",
+        ),
+        (
+            lambda: Config(
+                model=pretrained(unfreeze=1, head_epochs=2), train=TrainOptions(epochs=2)
+            ),
+            "--head-epochs is 2 of 2 epochs",
+        ),
+        (
+            lambda: Config(model=pretrained(), train=TrainOptions(flip_test=True)),
+            "--flip-test mirrors images",
         ),
     ],
 )

@@ -26,8 +26,8 @@ from timing import HINT, describe_machine, make_folder
 
 from jaxdnn import command_line
 from jaxdnn.data import (
-    PixelCache,
     Reader,
+    RowCache,
     Source,
     image_folder,
     map_in_order,
@@ -188,8 +188,8 @@ def _first_look(source: Source, folder: Path) -> list[range]:
     return done
 
 
-def _new_cache(path: Path, num: int) -> PixelCache:
-    return PixelCache(path, num_images=num, row_bytes=SIZE * SIZE, max_bytes=2**33)
+def _new_cache(path: Path, num: int) -> RowCache:
+    return RowCache(path, num_images=num, row_bytes=SIZE * SIZE, max_bytes=2**33)
 
 
 def _in_memory(encoded: list[bytes], num: int) -> Source:

@@ -1,10 +1,10 @@
 """What is known about images, kept with them or in the user's cache folder.
 
-PATH.u8 holds decoded images, one row of bytes for each, so that only the first epoch has to decode;
-PATH.sums the checksum of each row, 0 where it is not there. A row whose bytes have another checksum
-counts as not there, and is decoded again. Rows are read and written with
-pread and pwrite: mapped pages would count as resident memory, and a full disk would end the process
-with a signal.
+PATH.u8 holds what was made of each image, as one row of bytes: its pixels, so that only the first
+epoch has to decode, or what a network makes of them; PATH.sums the checksum of each row, 0 where it
+is not there. A row whose bytes have another checksum counts as not there, and is made again. Rows
+are read and written with pread and pwrite: mapped pages would count as resident memory, and a full
+disk would end the process with a signal.
 """
 
 import contextlib
@@ -14,11 +14,10 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
 
 _FREE_SHARE = 0.5  # Of the free disk, what a cache may take.
 _FLUSH_SECONDS = 30.0
@@ -78,7 +77,7 @@ def key_of(*parts: object) -> str:
     return total.hexdigest()[:_KEY_LENGTH]
 
 
-class PixelCache:
+class RowCache:
     """Rows of one size by the index of their image; thread-safe.
 
     Only the first `capacity` images have a place, as many as fit into the bytes allowed.
@@ -90,7 +89,7 @@ class PixelCache:
         Args:
           path: without ending; its name says what the rows hold, or rows of others are read.
           num_images: places in all, whether or not they fit.
-          row_bytes: size of one decoded image.
+          row_bytes: size of one row.
           max_bytes: most that the rows may take on disk; half of what is free at most.
 
         Raises:
@@ -113,11 +112,11 @@ class PixelCache:
             os.close(self._file)
 
     def holds(self, index: int) -> bool:
-        """Whether an image need not be decoded, unless its row turns out to be damaged."""
+        """Whether a row need not be made, unless it turns out to be damaged."""
         return bool(self._sums[index])
 
-    def read(self, index: int, row: UInt8[np.ndarray, "height width channel"]) -> bool:
-        """Copy an image into `row`, contiguous; False where it is not there, or damaged.
+    def read(self, index: int, row: np.ndarray) -> bool:
+        """Copy an image's row into `row`, contiguous; False where it is not there, or damaged.
 
         The checksum is compared when a row is read for the first time.
         """
@@ -132,8 +131,8 @@ class PixelCache:
             self._is_checked[index] = True
         return True
 
-    def write(self, index: int, row: UInt8[np.ndarray, "height width channel"]) -> None:
-        """Keep an image if it has a place; a full disk ends the writing and nothing else.
+    def write(self, index: int, row: np.ndarray) -> None:
+        """Keep an image's row if it has a place; a full disk ends the writing and nothing else.
 
         Now and then all that has been written is flushed: a cache may take hours to fill.
         """
@@ -183,29 +182,49 @@ def _free_bytes(folder: Path) -> int:
     return status.f_bavail * status.f_frsize
 
 
-def open_pixel_cache(
-    folder: Path | None, key: str, *, num_images: int, row_bytes: int, max_bytes: float
-) -> PixelCache | None:
-    """Open the cache of a key in a folder, making room for it; None where there can be none.
+def open_caches(
+    folder: Path | None,
+    kind: str,
+    keys: Sequence[str],
+    *,
+    num_images: int,
+    row_bytes: int,
+    max_bytes: float,
+) -> list[RowCache | None]:
+    """Open the caches of some keys in a folder, making room; None where there can be none.
 
-    See `PixelCache`; `max_bytes` is the most that all caches of the folder may take.
+    Args:
+      folder: None for no cache.
+      kind: what the rows are, in one word, with which the files' names begin.
+      keys: of `key_of`.
+      num_images: rows of each cache.
+      row_bytes: size of one row.
+      max_bytes: most that all caches of this kind in the folder may take; those used longest ago
+        make room.
     """
     if folder is None or max_bytes <= 0:
-        return None
-    path = folder / f"pixels-{key}"
-    try:
-        _remove_others(folder, path, max_bytes - num_images * row_bytes)
-        return PixelCache(path, num_images=num_images, row_bytes=row_bytes, max_bytes=max_bytes)
-    except OSError:  # Slower without, but not wrong.
-        return None
+        return [None] * len(keys)
+    paths = [folder / f"{kind}-{key}" for key in keys]
+    caches: list[RowCache | None] = []
+    for path in paths:
+        try:
+            _remove_others(kind, paths, max_bytes - len(keys) * num_images * row_bytes)
+            room = max_bytes - sum(cache.capacity for cache in caches if cache) * row_bytes
+            caches.append(
+                RowCache(path, num_images=num_images, row_bytes=row_bytes, max_bytes=room)
+            )
+        except OSError:  # Slower without, but not wrong.
+            caches.append(None)
+    return caches
 
 
-def _remove_others(folder: Path, path: Path, max_bytes: float) -> None:
-    """Remove the longest unused pixel caches until they and the one to come fit in `max_bytes`."""
+def _remove_others(kind: str, paths: Sequence[Path], max_bytes: float) -> None:
+    """Remove the longest unused caches of a kind until they and those to come fit."""
+    stems = {path.stem for path in paths}
     others = [
         other
-        for other in folder.glob(f"pixels-{'[0-9a-f]' * _KEY_LENGTH}.u8")
-        if other.stem != path.stem
+        for other in paths[0].parent.glob(f"{kind}-{'[0-9a-f]' * _KEY_LENGTH}.u8")
+        if other.stem not in stems
     ]
     others.sort(key=lambda other: other.stat().st_mtime)
     sizes = {other: other.stat().st_blocks * 512 for other in others}

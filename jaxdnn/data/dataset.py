@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt64
 
-from jaxdnn.data.decode import Header
+from jaxdnn.data.cache import key_of
+from jaxdnn.data.decode import DECODING, Header
 from jaxdnn.data.images import Images, decode_all, stream_all
 from jaxdnn.data.pipeline import PixelStats
 from jaxdnn.data.reader import Inventory, Reader, image_bar, read_headers
@@ -60,6 +62,22 @@ class Split:
         return self.images.in_memory()
 
 
+class Storage(NamedTuple):
+    """Where the images are, so that what is made of them can be kept with them.
+
+    Attributes:
+      home: see `Source`; of images that come with the package their name.
+      key: a short hash of all that the pixels of every item depend on.
+      num_items: items of the source.
+      items: of train, validation and test the index of each image in the source.
+    """
+
+    home: Path | str
+    key: str
+    num_items: int
+    items: tuple[Int[np.ndarray, " num"], ...]
+
+
 @dataclass(frozen=True)
 class Dataset:
     """All of a data set, decoded or ready to be.
@@ -71,6 +89,7 @@ class Dataset:
       origin: where the images come from, for people.
       inventory: sizes and modes, as stored.
       leakage: what is among the test images and among the others; '' for nothing.
+      storage: where the images are; None of images that were made up.
     """
 
     class_names: tuple[str, ...]
@@ -81,6 +100,7 @@ class Dataset:
     origin: str
     inventory: Inventory = field(default_factory=Inventory)
     leakage: str = ""
+    storage: Storage | None = None
 
     def summary(self) -> str:
         """Return in a few lines what was found.
@@ -159,7 +179,7 @@ def load(options: DataOptions, *, seed: int, progress: bool = False) -> Dataset:
         "choose a smaller --image-size, or --channels 1",
         itemsize=1,
     )
-    reader = Reader(source, size, channels)
+    reader = Reader(source, size, channels, resampling=options.resampling)
     with image_bar(len(source.labels), disable=not progress) as bar:
         if options.streaming or len(source.labels) * size * size * channels > _limit(options):
             cache_bytes = options.cache_gib * 2**30
@@ -173,9 +193,10 @@ def load(options: DataOptions, *, seed: int, progress: bool = False) -> Dataset:
         for item in part[~is_readable[part]].tolist()
     ]
     _check_unreadable(unreadable, source, options.max_unreadable)
+    items = tuple(part[is_readable[part]] for part in parts)
     train, validation, test = (
         Split(found, labels[kept], tuple(source.item_names[item] for item in kept))
-        for found, kept in zip(images, (part[is_readable[part]] for part in parts), strict=True)
+        for found, kept in zip(images, items, strict=True)
     )
     _check_classes((train, validation, test), class_names, source.name)
     leakage = _leakage(source, parts, survey.digests)
@@ -185,8 +206,17 @@ def load(options: DataOptions, *, seed: int, progress: bool = False) -> Dataset:
             "--allow-duplicates"
         )
     skipped = (*(Skipped(*found) for found in source.left_out().items()), *unreadable)
+    key = key_of(DECODING, survey.digests, reader.image_shape, reader.resampling)
     return Dataset(
-        class_names, train, validation, test, skipped, source.name, survey.inventory, leakage
+        class_names,
+        train,
+        validation,
+        test,
+        skipped,
+        source.name,
+        survey.inventory,
+        leakage,
+        Storage(source.home or source.name, key, len(source.labels), items),
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 from jaxtyping import Bool, Int, Int64, UInt8
 
-from jaxdnn.data.cache import cache_dir, concurrent_write, key_of, open_pixel_cache
+from jaxdnn.data.cache import cache_dir, concurrent_write, key_of, open_caches
 from jaxdnn.data.decode import DECODING
 from jaxdnn.data.pipeline import NUM_VALUES, PixelStats, count_values, pixel_stats_from_counts
 from jaxdnn.data.reader import PER_GROUP, Inventory, OnDone, Reader, ReadImage, Survey
@@ -199,10 +199,10 @@ def stream_all(
     """
     source, train, num = reader.source, parts[0], len(reader.source.labels)
     folder = cache_dir(source.home)
-    key = key_of(DECODING, source.fingerprint(), reader.image_shape)
+    key = key_of(DECODING, source.fingerprint(), reader.image_shape, reader.resampling)
     row_bytes = int(np.prod(reader.image_shape))
-    cache = open_pixel_cache(
-        folder, key, num_images=num, row_bytes=row_bytes, max_bytes=cache_bytes
+    (cache,) = open_caches(
+        folder, "pixels", [key], num_images=num, row_bytes=row_bytes, max_bytes=cache_bytes
     )
     reader = dataclasses.replace(reader, cache=cache)
     survey_name = f"survey-{key}.npz"

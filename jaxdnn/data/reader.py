@@ -19,8 +19,16 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Bool, Int, UInt8, UInt64
 
-from jaxdnn.data.cache import PixelCache
-from jaxdnn.data.decode import Header, ReadFailed, Stored, UnreadableImage, decode, read_header
+from jaxdnn.data.cache import RowCache
+from jaxdnn.data.decode import (
+    Header,
+    ReadFailed,
+    Resampling,
+    Stored,
+    UnreadableImage,
+    decode,
+    read_header,
+)
 from jaxdnn.data.source import Source
 from jaxdnn.errors import InputError
 from jaxdnn.names import printable
@@ -209,13 +217,15 @@ class Reader:
       channels: 1 for grey, 3 for colour; None keeps what each image has.
       cache: decoded images by index of their item; None decodes each time.
       max_workers: decoding threads; None for one per processor.
+      resampling: how images are resized.
     """
 
     source: Source
     image_size: int | None
     channels: int | None
-    cache: PixelCache | None = None
+    cache: RowCache | None = None
     max_workers: int | None = None
+    resampling: Resampling = "bilinear"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -301,7 +311,12 @@ class Reader:
         return row if self.cache.read(item, row) else None
 
     def _decode(self, item: int, stored: Stored) -> tuple[np.ndarray, Header]:
-        pixels, header = decode(stored, image_size=self.image_size, channels=self.channels)
+        pixels, header = decode(
+            stored,
+            image_size=self.image_size,
+            channels=self.channels,
+            resampling=self.resampling,
+        )
         if self.cache is not None:
             self.cache.write(item, pixels)
         return pixels, header

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from jaxdnn.data import Images, ImagesInMemory, PixelStats, normalise_images
+from jaxdnn.data import Images, ImagesInMemory
 from jaxdnn.losses import cross_entropy, predictions
 from jaxdnn.models import BatchStats, Model
 from jaxdnn.training.sharding import Layout, one_device, share_of_process
@@ -22,6 +22,8 @@ from jaxdnn.training.step import Variables
 MOST_IN_MATRIX = 200
 MOST_CONFUSED = 100
 
+# images as they are kept -> float32 batch
+Normalise = Callable[[Array], Array]
 Labels = Int[np.ndarray, " example"]
 
 
@@ -178,7 +180,7 @@ def _located(
 
 def make_predict(
     model: Model,
-    pixel_stats: PixelStats,
+    normalise: Normalise,
     *,
     batch_size: int = 256,
     layout: Layout | None = None,
@@ -194,7 +196,7 @@ def make_predict(
 
     @jax.jit
     def logits_of(variables: Variables, images: Array, indices: Array) -> Array:
-        batch = normalise_images(images[indices], pixel_stats)
+        batch = normalise(images[indices])
         params = layout.gather(variables.params, len(batch))
         logits = model.apply(params, variables.batch_stats, batch).logits
         if flip:
@@ -215,7 +217,7 @@ def make_predict(
 
 def make_estimate_batch_stats(
     model: Model,
-    pixel_stats: PixelStats,
+    normalise: Normalise,
     batches: Int[np.ndarray, "batch index"],
     layout: Layout | None = None,
 ) -> Callable[[Variables, Images], BatchStats]:
@@ -226,7 +228,7 @@ def make_estimate_batch_stats(
 
     Args:
       model: made with `norm_momentum=0`, so that it returns each batch's own statistics.
-      pixel_stats: mean and standard deviation of the training images.
+      normalise: makes the network's float32 batch of images as they are kept.
       batches: one epoch of indices, composed as in training. (Images come sorted by class: without
         shuffling a batch would hold one class, whose statistics stand for no other.)
       layout: the devices that share each batch; by default one.
@@ -235,7 +237,7 @@ def make_estimate_batch_stats(
 
     @jax.jit
     def own_stats(variables: Variables, images: Array, indices: Array) -> BatchStats:
-        batch = normalise_images(images[indices], pixel_stats)
+        batch = normalise(images[indices])
         params = layout.gather(variables.params, len(batch))
         output = model.apply(params, variables.batch_stats, batch, training=True)
         return layout.replicate(output.batch_stats)

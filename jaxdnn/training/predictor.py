@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -14,17 +15,19 @@ import numpy as np
 from jax import Array
 
 from jaxdnn import backbone
-from jaxdnn.config import load_config
-from jaxdnn.data import ImagesInMemory, PixelStats, Resampling
+from jaxdnn.config import Config, load_config
+from jaxdnn.data import ImagesInMemory, PixelStats, Resampling, normalise_images
 from jaxdnn.errors import InputError
 from jaxdnn.losses import probabilities
 from jaxdnn.models import BatchStats, Params
-from jaxdnn.run_folder import RunFolder, read_dataset
+from jaxdnn.run_folder import DatasetAbout, RunFolder, read_dataset
 from jaxdnn.training.checkpoint import Checkpoints
-from jaxdnn.training.evaluate import make_predict
+from jaxdnn.training.evaluate import Normalise, make_predict
+from jaxdnn.training.features import make_frozen
 from jaxdnn.training.provenance import check_unchanged
-from jaxdnn.training.setup import make_model
+from jaxdnn.training.setup import make_model, weights_digest
 from jaxdnn.training.step import Variables
+from jaxdnn.transfer import dog_label
 
 # A photograph by itself waits for a whole batch.
 _PRETRAINED_BATCH = 16
@@ -59,15 +62,17 @@ def load_predictor(folder: RunFolder) -> Predictor:
     """
     config, about = load_config(folder.config), read_dataset(folder)
     shape = (about["height"], about["width"], about["channels"])
-    pixel_stats = PixelStats(tuple(about["mean"]), tuple(about["std"]))
-    model = make_model(config.model, shape, len(about["class_names"]))
+    model = make_model(
+        config.model, shape, len(about["class_names"]), dog=dog_label(about["class_names"])
+    )
     like = Variables(*jax.eval_shape(model.init, jax.random.key(0)))
     if not (folder.checkpoints / "best").is_dir():
         raise InputError(f"{folder.path} holds no trained network yet; let the run finish an epoch")
     with Checkpoints(folder.checkpoints) as checkpoints:
         check_unchanged(checkpoints.about_newest("best"), config, about, folder)
         best = checkpoints.restore("best", like)
-    logits = make_predict(model, pixel_stats, flip=config.train.flip_test)
+    normalise = _normalise(config, about, folder)
+    logits = make_predict(model, normalise, flip=config.train.flip_test)
 
     def predict(images: np.ndarray) -> np.ndarray:
         scores = np.asarray(
@@ -80,7 +85,28 @@ def load_predictor(folder: RunFolder) -> Predictor:
             )
         return scores
 
-    return Predictor(tuple(about["class_names"]), shape[0], shape[2], predict)
+    return Predictor(
+        tuple(about["class_names"]),
+        shape[0],
+        shape[2],
+        predict,
+        resampling=config.data.resampling,
+        batch_size=_PRETRAINED_BATCH if config.model.has_backbone else 64,
+    )
+
+
+def _normalise(config: Config, about: DatasetAbout, folder: RunFolder) -> Normalise:
+    """Return what makes the network's inputs of images: of pixels, or by its frozen blocks."""
+    if not config.model.has_backbone:
+        stats = PixelStats(tuple(about["mean"]), tuple(about["std"]))
+        return functools.partial(normalise_images, pixel_stats=stats)
+    if weights_digest(config.model) != about["backbone"]:
+        raise InputError(
+            f"the weights that {folder.path} stands on are not those it was trained with; expected "
+            f"a SHA-256 of {about['backbone']}; put back the file of --pretrained, or the package "
+            "of that time"
+        )
+    return make_frozen(config.model)
 
 
 def load_pretrained_predictor(*, channels: Literal[1, 3] = 3) -> Predictor:

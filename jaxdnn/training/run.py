@@ -47,15 +47,20 @@ from jaxdnn.training.evaluate import (
     make_predict,
     on_device,
 )
+from jaxdnn.training.features import with_features
 from jaxdnn.training.fit import Progress, fit
 from jaxdnn.training.pretrained import match, read_weights
 from jaxdnn.training.provenance import check_unchanged, keeps_metrics, provenance
 from jaxdnn.training.recorder import Recorder
-from jaxdnn.training.setup import Setup, init_state, make_setup, make_trainer
+from jaxdnn.training.setup import Setup, init_state, make_setup, make_trainer, weights_digest
 from jaxdnn.training.step import TrainState
 from jaxdnn.xla import num_threads
 
 NUM_MISTAKES = 24
+_SILHOUETTES = (
+    "these are silhouettes that come with the package, 28 x 28 outlines of ten animals, and the "
+    "network was trained on photographs; for your own: --data photos/ --positive dog"
+)
 
 
 def train(
@@ -87,15 +92,18 @@ def train(
     """
     started = time.monotonic()
     progress = progress and is_first()
-    dataset = load(_streaming(config).data, seed=config.seed, progress=progress)
+    dataset = load(_streaming(config).images, seed=config.seed, progress=progress)
     if progress:
         print(printable_lines(dataset.summary()), file=sys.stderr)
+    if config.model.has_backbone and config.data.data == "silhouettes":
+        _tell(_SILHOUETTES)
     setup = make_setup(config, dataset, devices)
     description = _describe(setup)
     about = functools.partial(_about, setup, description, folder)
     with Checkpoints(folder.checkpoints, about=about, tidy=True) as checkpoints:
         run_on_first(lambda: _keep_settings(folder, setup, description, checkpoints))
         start = _start(setup, checkpoints, folder)
+        setup, computed = with_features(setup, progress=progress, interrupted=interrupted)
         with Recorder(
             folder if is_first() else None,
             num_steps=setup.num_steps,
@@ -116,6 +124,7 @@ def train(
         "first_step_seconds": timing.first_step_seconds,
         "streamed": dataset.train.images.is_streamed,
         "waited_seconds": trainer.waited_seconds(),
+        **computed,
         "wall_seconds": time.monotonic() - started,
         "num_devices": setup.layout.num_devices,
         "threads": num_threads(),
@@ -189,6 +198,7 @@ def _describe(setup: Setup) -> DatasetAbout:
         "std": list(setup.pixel_stats.std),
         "counts": counts,
         "skipped": [[item.name, item.reason] for item in dataset.skipped],
+        "backbone": weights_digest(setup.config.model),
     }
 
 
@@ -233,7 +243,7 @@ def _tell(text: str) -> None:
 def _pretrained(setup: Setup, state: TrainState) -> TrainState:
     """Put pretrained weights into a fresh state where the options ask for them."""
     path = setup.config.model.pretrained
-    if path is None:
+    if path is None or setup.config.model.has_backbone:  # Which has its weights already.
         return state
     variables, account = match(state.variables, read_weights(Path(path)))
     _tell(str(account))
@@ -294,12 +304,11 @@ def _measure_best(setup: Setup, end: Progress, folder: RunFolder) -> dict[str, A
     """Measure the best weights on all three splits, the test images for the only time."""
     dataset = setup.dataset
     best = end.best or end.state.evaluated
-    flip = setup.config.train.flip_test
-    predict = make_predict(setup.model, setup.pixel_stats, layout=setup.layout, flip=flip)
+    normalise, flip = setup.inputs.normalise, setup.config.train.flip_test
+    predict = make_predict(setup.model, normalise, layout=setup.layout, flip=flip)
     parts = {"train": dataset.train, "val": dataset.validation, "test": dataset.test}
-    logits = {
-        name: predict(best, on_device(part.images, setup.layout)) for name, part in parts.items()
-    }
+    images = dict(zip(parts, setup.inputs.splits, strict=True))
+    logits = {name: predict(best, on_device(images[name], setup.layout)) for name in parts}
     summary: dict[str, Any] = {}
     for name, part in parts.items():
         metrics = classification_metrics(logits[name], part.labels)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import itertools
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +18,7 @@ import optax
 from jax import Array
 
 from jaxdnn import optim
+from jaxdnn.backbone import NUM_FEATURES, Weights, cut_shape, load_weights
 from jaxdnn.config import Config
 from jaxdnn.data import (
     Dataset,
@@ -23,6 +27,7 @@ from jaxdnn.data import (
     class_weights,
     make_order,
     make_prepare,
+    normalise_images,
     resolve_batch_size,
 )
 from jaxdnn.errors import InputError
@@ -31,6 +36,7 @@ from jaxdnn.memory import check_memory
 from jaxdnn.models import Model, make_convnet, make_mlp
 from jaxdnn.options import MOST, DeviceOptions, ModelOptions, check
 from jaxdnn.training.evaluate import (
+    Normalise,
     classification_metrics,
     make_estimate_batch_stats,
     make_predict,
@@ -48,6 +54,7 @@ from jaxdnn.training.sharding import (
 from jaxdnn.training.step import (
     Loss,
     Order,
+    Prepare,
     Train,
     TrainState,
     TrainStep,
@@ -60,6 +67,7 @@ from jaxdnn.training.step import (
     rate_factor,
 )
 from jaxdnn.training.watch import Layer, Watch, layers_of, make_measure
+from jaxdnn.transfer import dog_label, is_of_backbone, make_transfer
 
 
 def make_model(
@@ -68,14 +76,16 @@ def make_model(
     num_classes: int,
     *,
     norm_momentum: float | None = None,
+    dog: int | None = None,
 ) -> Model:
-    """Make the network that the options describe.
+    """Make the network that the options describe; on a backbone, what stands above its cut.
 
     Args:
       options: architecture, activation, initializer and regularisation.
-      input_shape: (height, width, channel).
+      input_shape: (height, width, channel) of the images.
       num_classes: at least two.
       norm_momentum: instead of the options' own.
+      dog: label of the class of dogs, where there are two and a backbone may know it.
 
     Raises:
       InputError: one sigmoid unit for more than two classes.
@@ -95,6 +105,15 @@ def make_model(
         norm_momentum=options.norm_momentum if norm_momentum is None else norm_momentum,
         dropout=options.dropout,
     )
+    if options.has_backbone:
+        return make_transfer(
+            backbone_weights(options),
+            num_outputs,
+            num_blocks=options.unfreeze,
+            widths=options.widths,
+            options=block_options,
+            dog=dog if options.dog_head else None,
+        )
     if options.model == "convnet":
         return make_convnet(
             input_shape,
@@ -107,13 +126,31 @@ def make_model(
     return make_mlp(input_shape, num_outputs, widths=options.widths, options=block_options)
 
 
+def backbone_weights(options: ModelOptions) -> Weights:
+    """Read the backbone's weights that the options name, by default the package's."""
+    return load_weights(None if options.pretrained is None else Path(options.pretrained))
+
+
+def weights_digest(options: ModelOptions) -> str | None:
+    """Return the SHA-256 of the backbone's weights; None where there is none."""
+    if not options.has_backbone:
+        return None
+    total = hashlib.sha256()
+    for leaf in jax.tree.leaves(backbone_weights(options)):
+        total.update(np.ascontiguousarray(leaf, "<f4").tobytes())
+    return total.hexdigest()
+
+
 def _check_size(options: ModelOptions, input_shape: tuple[int, ...], num_outputs: int) -> None:
     """Check that the kernels will not take too much memory.
 
     Raises:
       InputError: they would.
     """
-    if options.model == "convnet":
+    if options.has_backbone:
+        sizes = [NUM_FEATURES, *options.widths, num_outputs]
+        num = sum(a * b for a, b in itertools.pairwise(sizes))
+    elif options.model == "convnet":
         sizes = [input_shape[-1], *options.widths]
         num = sum(9 * a * b for a, b in itertools.pairwise(sizes))
         num += sum(2 * options.blocks * 9 * width**2 for width in options.widths)
@@ -125,6 +162,37 @@ def _check_size(options: ModelOptions, input_shape: tuple[int, ...], num_outputs
 
 
 @dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What the network is given: the images, or what the frozen part of it makes of them.
+
+    Attributes:
+      train, validation, test: for each image, in the order of its split.
+      prepare: `(key, batch of them) -> float32 batch` in training; the key is one for the batch,
+        or one for each.
+      normalise: `batch of them -> float32 batch` in evaluation.
+    """
+
+    train: Images
+    validation: Images
+    test: Images
+    prepare: Prepare
+    normalise: Normalise
+
+    @property
+    def splits(self) -> tuple[Images, Images, Images]:
+        """Those of all three."""
+        return self.train, self.validation, self.test
+
+
+def _pixels(config: Config, dataset: Dataset, pixel_stats: PixelStats) -> Inputs:
+    return Inputs(
+        *(split.images for split in (dataset.train, dataset.validation, dataset.test)),
+        prepare=make_prepare(config.augment, pixel_stats),
+        normalise=functools.partial(normalise_images, pixel_stats=pixel_stats),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Setup:
     """What follows from settings and data before anything is trained.
 
@@ -132,6 +200,9 @@ class Setup:
       config: the settings.
       dataset: images and labels of the three splits.
       pixel_stats: mean and standard deviation of the training images.
+      inputs: what the network is given. Where it has a backbone, only `with_features` of
+        `features.py` puts them there; before, they are the images.
+      input_shape: of one example, as the network gets it.
       model: the network, as pure functions.
       batch_size: examples in a step, those of all its microbatches.
       steps_per_epoch: a last partial batch is left out; the order changes with every epoch.
@@ -144,6 +215,8 @@ class Setup:
     config: Config
     dataset: Dataset
     pixel_stats: PixelStats
+    inputs: Inputs
+    input_shape: tuple[int, ...]
     model: Model
     batch_size: int
     steps_per_epoch: int
@@ -185,17 +258,53 @@ def make_setup(config: Config, dataset: Dataset, devices: DeviceOptions | None =
     layout = one_device()
     if devices is not None:
         layout = make_layout(choose_devices(microbatch, most=devices.devices), fsdp=devices.fsdp)
+    pixel_stats, image_shape = dataset.train.pixel_stats(), dataset.train.images.shape[1:]
     return Setup(
         config=config,
         dataset=dataset,
-        pixel_stats=dataset.train.pixel_stats(),
-        model=make_model(config.model, dataset.train.images.shape[1:], len(dataset.class_names)),
+        pixel_stats=pixel_stats,
+        inputs=_pixels(config, dataset, pixel_stats),
+        input_shape=_input_shape(config.model, image_shape),
+        model=_make_model_for(config.model, dataset),
         batch_size=batch_size,
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
         schedule=schedule,
-        optimizer=optim.make_optimizer(config.optimizer, schedule, num_examples=num_train),
+        optimizer=optim.make_optimizer(
+            config.optimizer,
+            schedule,
+            num_examples=num_train,
+            slow=_slow(config, schedule, steps_per_epoch),
+        ),
         layout=layout,
+    )
+
+
+def _make_model_for(
+    options: ModelOptions, dataset: Dataset, *, norm_momentum: float | None = None
+) -> Model:
+    return make_model(
+        options,
+        dataset.train.images.shape[1:],
+        len(dataset.class_names),
+        norm_momentum=norm_momentum,
+        dog=dog_label(dataset.class_names),
+    )
+
+
+def _input_shape(options: ModelOptions, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+    return cut_shape(options.unfreeze, *image_shape[:2]) if options.has_backbone else image_shape
+
+
+def _slow(config: Config, schedule: optax.Schedule, steps_per_epoch: int) -> optim.Slow | None:
+    """Return at which rate a backbone is trained; None where there is none, or nothing of it."""
+    options = config.model
+    if not options.unfreeze:
+        return None
+    starts, factor = options.head_epochs * steps_per_epoch, options.resolved_unfreeze_rate
+    return optim.Slow(
+        is_of_backbone,
+        lambda step: jnp.where(jnp.asarray(step) < starts, 0.0, factor) * schedule(step),
     )
 
 
@@ -218,7 +327,7 @@ def make_step_of(setup: Setup) -> TrainStep:
     return make_step(
         _make_loss_of(setup),
         setup.optimizer,
-        prepare=make_prepare(setup.config.augment, setup.pixel_stats),
+        prepare=setup.inputs.prepare,
         loss_limit=setup.config.train.divergence_factor * math.log(setup.num_classes),
         layout=setup.layout,
         num_microbatches=setup.config.train.accumulate,
@@ -293,11 +402,11 @@ def make_trainer(setup: Setup) -> Trainer:
     """Put the data on the devices and make the functions that the loop calls."""
     options = setup.config.train
     _, run_key = seed_keys(setup.config.seed)
-    images = on_device(setup.dataset.train.images, setup.layout)
+    images = on_device(setup.inputs.train, setup.layout)
     train, indices_of, waited_seconds = _make_train(setup, images, run_key)
     watch = None
     if options.watch_gradients:
-        layers = layers_of(setup.model, images.shape[1:])
+        layers = layers_of(setup.model, setup.input_shape)
         watch = Watch(
             take_steps=train,
             measure_next=_make_measure(setup, layers, images, run_key),
@@ -355,7 +464,7 @@ def _make_measure(
     measure = make_measure(
         _make_loss_of(setup), layers, config.model.make_activation(), dtype=dtype
     )
-    prepare = make_prepare(config.augment, setup.pixel_stats)
+    prepare = setup.inputs.prepare
     _, steps_key = run_keys(key)
     labels = layout.place(on_host)
 
@@ -385,17 +494,16 @@ def _make_measure(
 
 def _make_evaluate(setup: Setup, train_images: Images) -> Evaluate:
     validation, options = setup.dataset.validation, setup.config.model
-    images = on_device(validation.images, setup.layout)
+    images, normalise = on_device(setup.inputs.validation, setup.layout), setup.inputs.normalise
     predict = make_predict(
-        setup.model, setup.pixel_stats, layout=setup.layout, flip=setup.config.train.flip_test
+        setup.model, normalise, layout=setup.layout, flip=setup.config.train.flip_test
     )
     estimate = None
     if options.norm_statistics == "training_set":
-        shape = train_images.shape[1:]
-        model = make_model(options, shape, setup.num_classes, norm_momentum=0.0)
+        model = _make_model_for(options, setup.dataset, norm_momentum=0.0)
         batches = np.asarray(make_order_of(setup)(jax.random.key(setup.config.seed)))
         batches = batches.reshape(-1, setup.batch_size // setup.config.train.accumulate)
-        estimate = make_estimate_batch_stats(model, setup.pixel_stats, batches, setup.layout)
+        estimate = make_estimate_batch_stats(model, normalise, batches, setup.layout)
 
     def evaluate(state: TrainState) -> tuple[dict[str, float], Variables]:
         variables = state.evaluated

@@ -6,13 +6,13 @@ import chex
 import numpy as np
 import pytest
 
-from jaxdnn.data import PixelCache, cache
+from jaxdnn.data import RowCache, cache
 
 ROW = np.arange(4, dtype=np.uint8).reshape(2, 2, 1)
 
 
-def opened(folder: Path) -> PixelCache:
-    return PixelCache(folder / "pixels", num_images=3, row_bytes=4, max_bytes=12)
+def opened(folder: Path) -> RowCache:
+    return RowCache(folder / "pixels", num_images=3, row_bytes=4, max_bytes=12)
 
 
 def test_rows_that_never_reached_the_disk_are_not_taken_for_images(tmp_path):

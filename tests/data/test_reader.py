@@ -7,7 +7,7 @@ import chex
 import numpy as np
 import pytest
 
-from jaxdnn.data import PixelCache, Reader, Source, UnreadableImage, map_in_order, prefetch
+from jaxdnn.data import Reader, RowCache, Source, UnreadableImage, map_in_order, prefetch
 from jaxdnn.errors import InputError
 
 
@@ -105,7 +105,7 @@ def test_a_row_that_turns_out_to_be_damaged_is_read_from_where_many_are(tmp_path
         pixels.__getitem__,
         read_many=lambda items: [pixels[item] for item in items],
     )
-    cache = PixelCache(tmp_path / "pixels", num_images=2, row_bytes=4, max_bytes=8)
+    cache = RowCache(tmp_path / "pixels", num_images=2, row_bytes=4, max_bytes=8)
     cache.write(0, pixels[1])
     cache.flush()
     (tmp_path / "pixels.u8").write_bytes(bytes(4))

@@ -39,6 +39,7 @@ from jaxdnn.training.step import Variables
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (24, 2, 3, 1), np.uint8)
 STATS = ImagesInMemory(IMAGES).pixel_stats
+NORMALISE = functools.partial(normalise_images, pixel_stats=STATS)
 
 
 @functools.cache
@@ -62,7 +63,7 @@ SLOW_SIZES = [pytest.param(num, marks=pytest.mark.slow) for num in (7, 8)]
 def test_predict_gives_each_image_its_own_logits(num):
     model, variables = network()
     images = ImagesInMemory(jnp.asarray(IMAGES[:num]))
-    logits = make_predict(model, STATS, batch_size=8)(variables, images)
+    logits = make_predict(model, NORMALISE, batch_size=8)(variables, images)
     expected = np.asarray(applied(variables))[:num]
     chex.assert_shape(logits, (num, 3))
     chex.assert_trees_all_close(logits, expected, rtol=1e-5, atol=1e-5)
@@ -71,7 +72,7 @@ def test_predict_gives_each_image_its_own_logits(num):
 def test_flips_average_an_image_with_its_mirror_image_and_so_cannot_tell_them_apart():
     model, variables = network()
     ours, mirrored = (ImagesInMemory(jnp.asarray(x)) for x in (IMAGES, IMAGES[:, :, ::-1]))
-    plain, flipped = (make_predict(model, STATS, flip=flip) for flip in (False, True))
+    plain, flipped = (make_predict(model, NORMALISE, flip=flip) for flip in (False, True))
     expected = (plain(variables, ours) + plain(variables, mirrored)) / 2
     chex.assert_trees_all_close(flipped(variables, ours), expected, rtol=1e-5, atol=1e-6)
     chex.assert_trees_all_close(
@@ -89,7 +90,7 @@ def shuffled_batches(num, batch_size):
 def estimated(batch_size, shift=0.0):
     """A network with statistics estimated from running averages that were moved by `shift`."""
     model, variables = network(norm_momentum=0.0)
-    estimate = make_estimate_batch_stats(model, STATS, shuffled_batches(24, batch_size))
+    estimate = make_estimate_batch_stats(model, NORMALISE, shuffled_batches(24, batch_size))
     moved = jax.tree.map(lambda leaf: leaf + shift, variables.batch_stats)
     moved = variables._replace(batch_stats=moved)
     return variables._replace(batch_stats=estimate(moved, ImagesInMemory(jnp.asarray(IMAGES))))
@@ -154,7 +155,7 @@ def test_pooling_equal_batches_gives_mean_and_variance_of_all():
 def test_a_network_without_batch_norm_has_nothing_to_pool():
     model = make_mlp((2, 3, 1), 3, widths=(4,))
     variables = Variables(*jax.jit(model.init)(jax.random.key(0)))
-    estimate = make_estimate_batch_stats(model, STATS, shuffled_batches(24, 8))
+    estimate = make_estimate_batch_stats(model, NORMALISE, shuffled_batches(24, 8))
     assert jax.tree.leaves(estimate(variables, ImagesInMemory(jnp.asarray(IMAGES)))) == []
 
 
