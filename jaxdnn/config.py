@@ -60,7 +60,7 @@ class Config:
         )
         check(
             not self.model.has_backbone or not self.train.flip_test,
-            "--flip-test mirrors images, and efficientnet_lite0 sees what its frozen blocks made of "
+            "--flip-test mirrors images; efficientnet_lite0 sees what its frozen blocks made of "
             "them; leave it out",
         )
         check(
