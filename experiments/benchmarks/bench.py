@@ -78,6 +78,7 @@ class Arguments:
             "epoch",
             "epoch-augmented",
             "watch",
+            "features",
         ],
         ...,
     ] = ()

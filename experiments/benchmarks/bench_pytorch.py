@@ -6,10 +6,12 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from timing import Work, num_cores, seconds_per_unit
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -77,6 +79,85 @@ def make_convnet(widths: Sequence[int], num_outputs: int, *, channels: int, stem
     head = nn.Linear(widths[-1], num_outputs)
     network: Any = nn.Sequential(*modules, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
     return network.to(memory_format=torch.channels_last)  # untyped: its stub lacks this call
+
+
+class _Same(nn.Conv2d):
+    """A convolution without bias, padded as TensorFlow does."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve (batch, channel, height, width); the smaller half of the padding comes first."""
+        window, stride = self.kernel_size[0], self.stride[0]
+        pads: list[int] = []
+        for side in (input.shape[3], input.shape[2]):
+            total = max((-(-side // stride) - 1) * stride + window - side, 0)
+            pads += [total // 2, total - total // 2]
+        return super().forward(nn.functional.pad(input, pads) if any(pads) else input)
+
+
+def _layer(
+    num_in: int, num_out: int, window: int = 1, stride: int = 1, groups: int = 1
+) -> nn.Sequential:
+    conv = _Same(num_in, num_out, window, stride=stride, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(num_out, eps=1e-3))
+
+
+def make_efficientnet_lite0(file: Path) -> Callable[[Tensor], Tensor]:
+    """Return `uint8 (batch, height, width, 3) -> features`, eager, with the weights of a file."""
+    stages = [(3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3)]
+    stages += [(5, 1, 6, 112, 3), (5, 2, 6, 192, 4), (3, 1, 6, 320, 1)]
+    modules: list[nn.Module] = [_layer(3, 32, 3, 2), nn.ReLU6()]
+    num_in = 32
+    for window, first, expansion, width, num_blocks in stages:
+        for stride in [first] + [1] * (num_blocks - 1):
+            wide = num_in * expansion
+            inner = [_layer(num_in, wide), nn.ReLU6()] if expansion > 1 else []
+            inner += [_layer(wide, wide, window, stride, wide), nn.ReLU6(), _layer(wide, width)]
+            block = nn.Sequential(*inner)
+            modules.append(Residual(block) if stride == 1 and num_in == width else block)
+            num_in = width
+    modules += [_layer(num_in, 1280), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    network: Any = nn.Sequential(*modules).eval()
+    _load_in_order(network, load_file(file))
+    network = network.to(memory_format=torch.channels_last)
+
+    def features(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return network((images.permute(0, 3, 1, 2).float() - 127) / 128)
+
+    return features
+
+
+def _load_in_order(network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put tensors named `_blocks.0._depthwise_conv.weight` where the network has them, in order."""
+    blocks: list[list[str]] = [[] for _ in range(16)]
+    for name in tensors:
+        if name.startswith("_blocks"):
+            blocks[int(name.split(".")[1])].append(name)
+    order = ["_conv_stem", "_bn0"]
+    for index, names in enumerate(blocks):
+        inner = [("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")]
+        known = {name.split(".")[2] for name in names}
+        order += [f"_blocks.{index}.{each}" for pair in inner if pair[0] in known for each in pair]
+    order += ["_conv_head", "_bn1"]
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
+    for name, layer in zip(order, layers, strict=True):
+        own = {
+            key.removeprefix(f"{name}."): tensors[key] for key in tensors if key.startswith(name)
+        }
+        kept = {key: value for key, value in own.items() if "." not in key}
+        missing = layer.load_state_dict(kept, strict=False).missing_keys
+        assert set(missing) <= {"num_batches_tracked"}, (name, missing)
+
+
+def make_features_work(features: Callable[[Tensor], Tensor], images: np.ndarray) -> Work:
+    """Return the work of features of one batch."""
+    batch = torch.from_numpy(images)
+
+    def work(num_calls: int) -> None:
+        for _ in range(num_calls):
+            features(batch)
+
+    return work
 
 
 def make_step(

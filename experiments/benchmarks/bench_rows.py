@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from timing import OURS, Work
 
-from jaxdnn import optim
+from jaxdnn import backbone, optim
 from jaxdnn.activations import make_activation
 from jaxdnn.config import Config
 from jaxdnn.data import Dataset, load
@@ -328,6 +329,34 @@ def torch_epochs(
     return works, f"{note}; the faster takes part"
 
 
+def features(batch_size: int, size: int) -> Row:
+    """Return the row of a pretrained network's features, of 8-bit pixels on the device."""
+    name = "data/efficientnet_lite0/efficientnet_lite0.safetensors"
+    images = np.random.default_rng(0).integers(0, 256, (batch_size, size, size, 3), np.uint8)
+    folded, lower = backbone.fold_norms(backbone.load_weights()), backbone.make_lower(0)
+    placed = jnp.asarray(images)
+    ours = jax.jit(lambda folded, pixels: lower(folded, backbone.scale_pixels(pixels)))
+    with resources.as_file(resources.files("jaxdnn").joinpath(name)) as file:
+        theirs = pytorch.make_efficientnet_lite0(file)
+    error = float(
+        np.abs(np.asarray(ours(folded, placed)) - theirs(torch.from_numpy(images)).numpy()).max()
+    )
+
+    def work(num_calls: int) -> None:
+        for _ in range(num_calls):
+            ours(folded, placed).block_until_ready()
+
+    return Row(
+        title=f"features of EfficientNet-Lite0, {size}x{size}, batch {batch_size}, float32",
+        unit="call",
+        contenders={OURS: work, EAGER: pytorch.make_features_work(theirs, images)},
+        flops=float((ours.lower(folded, placed).cost_analysis() or {}).get("flops", 0.0)),
+        target=1.0,
+        rivals=(EAGER,),
+        notes=(f"the features differ by {error:.1e} at most",),
+    )
+
+
 ROWS: dict[str, Callable[[], Row]] = {
     "wide-mlp": lambda: mlp_step((51529, 512, 128, 2), target=1.3),
     "deep-mlp": lambda: mlp_step((784, 512, 512, 512, 2), target=2.0),
@@ -335,5 +364,6 @@ ROWS: dict[str, Callable[[], Row]] = {
     "gradient-flow": lambda: gradient_flow_grid(50, 256),
     "epoch": lambda: epoch(AugmentOptions(), "no augmentation"),
     "watch": lambda: watched_epoch("deep", every=50),
+    "features": lambda: features(16, 227),
     "epoch-augmented": lambda: epoch(DEEP.augment, "augmented as in the deep recipe"),
 }
