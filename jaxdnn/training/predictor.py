@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +14,67 @@ import numpy as np
 from jax import Array
 
 from jaxdnn import backbone
-from jaxdnn.config import load_config
-from jaxdnn.data import ImagesInMemory, PixelStats, Resampling
+from jaxdnn.calibration import Calibration
+from jaxdnn.config import Config, load_config
+from jaxdnn.data import PixelStats, Resampling, normalise_images
 from jaxdnn.errors import InputError
 from jaxdnn.losses import probabilities
 from jaxdnn.models import BatchStats, Params
-from jaxdnn.run_folder import RunFolder, read_dataset
+from jaxdnn.run_folder import DatasetAbout, RunFolder, read_dataset, read_summary
 from jaxdnn.training.checkpoint import Checkpoints
-from jaxdnn.training.evaluate import make_predict
 from jaxdnn.training.provenance import check_unchanged
 from jaxdnn.training.setup import make_model
 from jaxdnn.training.step import Variables
 
 # A photograph by itself waits for a whole batch.
 _PRETRAINED_BATCH = 16
+
+
+class Network(NamedTuple):
+    """A network as two pure functions, from stored pixels to logits.
+
+    Attributes:
+      normalise: uint8 images (batch, height, width, channel) -> what the network is given; the mean
+        of the training images becomes 0.
+      logits: (variables, normalised images) -> (batch, output).
+    """
+
+    normalise: Callable[[Array], Array]
+    logits: Callable[[Any, Array], Array]
+
+
+def make_network(config: Config, about: DatasetAbout) -> tuple[Network, Variables]:
+    """Make the network of a run; return it with the shapes of its variables.
+
+    Args:
+      config: the run's settings.
+      about: its data.
+    """
+    shape = (about["height"], about["width"], about["channels"])
+    pixel_stats = PixelStats(tuple(about["mean"]), tuple(about["std"]))
+    model = make_model(config.model, shape, len(about["class_names"]))
+
+    def logits(variables: Variables, images: Array) -> Array:
+        return model.apply(*variables, images).logits
+
+    like = Variables(*jax.eval_shape(model.init, jax.random.key(0)))
+    return Network(lambda images: normalise_images(images, pixel_stats), logits), like
+
+
+class Trained(NamedTuple):
+    """The best of a run, as its folder holds it.
+
+    Attributes:
+      network: from pixels to logits.
+      variables: its best weights.
+      calibration: from logits to probabilities; of an unfinished run none was fitted.
+      about: the data that it was trained on.
+    """
+
+    network: Network
+    variables: Variables
+    calibration: Calibration
+    about: DatasetAbout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,36 +98,45 @@ class Predictor:
     batch_size: int = 64
 
 
-def load_predictor(folder: RunFolder) -> Predictor:
+def load_trained(folder: RunFolder) -> Trained:
     """Load the best weights of a run.
 
     Raises:
       InputError: the folder holds no evaluated run, or it is damaged.
     """
     config, about = load_config(folder.config), read_dataset(folder)
-    shape = (about["height"], about["width"], about["channels"])
-    pixel_stats = PixelStats(tuple(about["mean"]), tuple(about["std"]))
-    model = make_model(config.model, shape, len(about["class_names"]))
-    like = Variables(*jax.eval_shape(model.init, jax.random.key(0)))
+    network, like = make_network(config, about)
     if not (folder.checkpoints / "best").is_dir():
         raise InputError(f"{folder.path} holds no trained network yet; let the run finish an epoch")
     with Checkpoints(folder.checkpoints) as checkpoints:
         check_unchanged(checkpoints.about_newest("best"), config, about, folder)
         best = checkpoints.restore("best", like)
-    logits = make_predict(model, pixel_stats)
+    calibration = Calibration()
+    if folder.summary.exists():
+        found = read_summary(folder)
+        calibration = Calibration(found["temperature"] or 1.0, tuple(found["shift"]))
+    return Trained(network, best, calibration, about)
+
+
+def load_predictor(folder: RunFolder) -> Predictor:
+    """Load what scores images with the best weights of a run; probabilities are calibrated.
+
+    Raises:
+      InputError: the folder holds no evaluated run, or it is damaged.
+    """
+    network, variables, calibration, about = load_trained(folder)
+    logits_of = jax.jit(lambda weights, x: network.logits(weights, network.normalise(x)))
 
     def predict(images: np.ndarray) -> np.ndarray:
-        scores = np.asarray(
-            probabilities(jnp.asarray(logits(best, ImagesInMemory(jnp.asarray(images)))))
-        )
-        if not np.isfinite(scores).all():
+        logits = np.asarray(logits_of(variables, jnp.asarray(images)))
+        if not np.isfinite(logits).all():
             raise InputError(
                 f"{folder.path} gives answers that are not finite: its training diverged; train "
                 "again with a lower --learning-rate, or add --clip-norm 1"
             )
-        return scores
+        return calibration.probabilities(logits)
 
-    return Predictor(tuple(about["class_names"]), shape[0], shape[2], predict)
+    return Predictor(tuple(about["class_names"]), about["height"], about["channels"], predict)
 
 
 def load_pretrained_predictor(*, channels: Literal[1, 3] = 3) -> Predictor:
