@@ -205,7 +205,7 @@ def _draw_explained(folder: RunFolder, path: Path) -> None:
     ]
     num_rows = max(1, len(groups))
     figure = new_figure(2.0 * MISTAKES_PER_ROW, 4.5 * num_rows + 0.4)
-    title = "What speaks for the answer (orange) and against it (blue)"
+    title = "What speaks for the answer (orange) and against it (purple)"
     figure.suptitle(title if groups else "Nothing to explain", fontsize=14, x=0.01, ha="left")
     grid = figure.subplots(2 * num_rows, MISTAKES_PER_ROW, squeeze=False)
     for axes in grid.flat:
@@ -228,7 +228,7 @@ def _show_overlay(axes: Axes, image: np.ndarray, shares: np.ndarray) -> None:
     strength = np.clip(smooth / (np.quantile(np.abs(smooth), 0.995) or 1.0), -1, 1)
     pale = 0.6 + 0.4 * image.mean(axis=-1) / 255
     axes.imshow(pale, cmap="gray", vmin=0, vmax=1)
-    # Orange and blue: told apart whatever colours one sees.
+    # Orange and purple: told apart whatever colours one sees.
     axes.imshow(-strength, cmap="PuOr", vmin=-1, vmax=1, alpha=np.abs(strength) ** 0.7)
 
 
