@@ -171,11 +171,12 @@ def _train(arguments: Arguments, folder: RunFolder, path: Path) -> int:
 
 def _report(summary: dict[str, Any], folder: RunFolder, path: Path, target: Path | None) -> int:
     # Only now: to load what draws takes longer than to load what trains.
-    from jaxdnn.report import draw_training
+    from jaxdnn.report import draw_training, write_card
 
     if processes.is_first():
         if not folder.chart("mistakes").exists():
             draw_training(folder)
+            write_card(folder)
         _print_summary(summary, path)
         if target is not None:
             if lacking := export_run(folder, target):

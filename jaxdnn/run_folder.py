@@ -244,6 +244,8 @@ SUMMARY = {
     "num_parameters": int,
     "images_per_second": float | None,
     "wall_seconds": float | None,
+    "versions": dict[str, str],
+    "recalls": list[float | None],
     "temperature": float | None,
     "shift": list[float],
     "classes_alike": bool,

@@ -1,7 +1,7 @@
 """The model card of a run: what it is, how well it does, and what it is not for.
 
-Model cards for model reporting (Mitchell, Wu, Zaldivar, Barnes, Vasserman, Hutchinson, Spitzer, Raji
-and Gebru, 2019).
+Model cards for model reporting (Mitchell, Wu, Zaldivar, Barnes, Vasserman, Hutchinson, Spitzer,
+Raji and Gebru, 2019).
 """
 
 from __future__ import annotations
@@ -9,13 +9,20 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import shlex
+from collections.abc import Iterator
 from typing import Any
 
 from jaxdnn.config import Config, load_config
-from jaxdnn.names import shown_apart
+from jaxdnn.names import printable, shown_apart
+from jaxdnn.recipes import RECIPES
 from jaxdnn.run_folder import DatasetAbout, RunFolder, atomic_write, read_dataset, read_summary
 
 _MOST_CLASSES = 40
+_WEIGHTS = {
+    "efficientnet_lite0": "those of EfficientNet-Lite0 for ImageNet, Apache-2.0; they have seen "
+    "ImageNet's photographs, of which some may be among the test images"
+}
 _Z = 1.959964  # Of the normal distribution: 95 % lie within so many deviations.
 
 
@@ -119,12 +126,13 @@ def _results(about: DatasetAbout, summary: dict[str, Any]) -> str:
         f"{_range(mean_interval(*map(list, zip(*found, strict=True))))} |",
         f"| AUC | {_number(summary['test/auc'])} | |",
     ]
-    names = shown_apart(about["class_names"])
-    lines += [
-        f"| recognised of {escaped(name)} | {share:.3f} | {_range(interval(share * count, count))} |"
-        for name, share, count in zip(names[:_MOST_CLASSES], summary["recalls"], counts)
-        if share is not None
-    ]
+    names = map(escaped, shown_apart(about["class_names"]))
+    for name, share, count in list(zip(names, summary["recalls"], counts, strict=True))[
+        :_MOST_CLASSES
+    ]:
+        if share is not None:
+            bounds = _range(interval(share * count, count))
+            lines.append(f"| recognised of {name} | {share:.3f} | {bounds} |")
     note = (
         f"The intervals say how far {num:,} test images may mislead (Wilson's), not how another "
         "run would do: its split, first weights and order of images follow from another seed, and "
@@ -136,8 +144,10 @@ def _results(about: DatasetAbout, summary: dict[str, Any]) -> str:
 def _probabilities(summary: dict[str, Any]) -> str:
     if summary["temperature"] is None:
         return "## Probabilities\n\nThere are none."
-    common = "all classes are equally common" if summary["classes_alike"] else (
-        "classes are as common as in these data"
+    common = (
+        "all classes are equally common"
+        if summary["classes_alike"]
+        else ("classes are as common as in these data")
     )
     moved = " and a shift of each class" if summary["shift"] else ""
     return (
@@ -169,7 +179,7 @@ def _limits(about: DatasetAbout, summary: dict[str, Any]) -> str:
 
 
 def _making(config: Config, summary: dict[str, Any]) -> str:
-    weights = "drawn at random; they are yours"
+    weights = _WEIGHTS.get(config.model.model, "drawn at random; they are yours")
     if config.model.pretrained is not None:
         weights = f"from {escaped(config.model.pretrained)}, whose licence holds for these, too"
     rows = [
@@ -186,13 +196,39 @@ def _making(config: Config, summary: dict[str, Any]) -> str:
             + ", ".join(f"{name} {number}" for name, number in summary["versions"].items())
             + ".",
             "",
-            f"Command: `{summary['command'].replace('`', '?')}`" if summary.get("command") else "",
+            f"Command: {_code(command(config))}",
             "",
             "| settings | |",
             "|---|---|",
             *rows,
         ]
     )
+
+
+def command(config: Config) -> str:
+    """Return a command line that asks for these settings, by the recipe that is nearest to them."""
+    options = {recipe: list(_options(config, base)) for recipe, base in RECIPES.items()}
+    nearest = min(options, key=lambda recipe: len(options[recipe]))
+    words = [word for option in options[nearest] for word in option]
+    return shlex.join(["python", "experiments/deep_dog.py", nearest, *words])
+
+
+def _options(config: Any, base: Any) -> Iterator[list[str]]:
+    for field in dataclasses.fields(config):
+        value, before = getattr(config, field.name), getattr(base, field.name)
+        flag = field.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            yield from _options(value, before)
+        elif isinstance(value, bool) and value != before:
+            yield [f"--{flag}" if value else f"--no-{flag}"]
+        elif value != before:
+            yield [f"--{flag}", *map(str, value if isinstance(value, tuple) else [value])]
+
+
+def _code(text: str) -> str:
+    """Return foreign text as code within a line."""
+    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{ticks} {printable(text)} {ticks}"
 
 
 def _settings(stage: Any) -> str:
@@ -217,6 +253,5 @@ def _number(value: float | None, form: str = ".3f") -> str:
 
 def escaped(text: str) -> str:
     """Return foreign text as one line that Markdown shows as it stands."""
-    (text,) = shown_apart([text])
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_|\[\]#~])", r"\\\1", text)

@@ -138,13 +138,17 @@ def _streaming(config: Config) -> Config:
 
 def _about(setup: Setup, description: DatasetAbout, folder: RunFolder) -> dict[str, Any]:
     """Return what is kept with every checkpoint."""
-    packages = ("jax", "jaxlib", "flax", "optax")
     return {
         **provenance(setup.config, description, folder.metrics),
-        "versions": {"jaxdnn": __version__, **{name: version(name) for name in packages}},
+        "versions": _versions(),
         "num_devices": setup.layout.num_devices,
         "threads": num_threads(),
     }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("jax", "jaxlib", "flax", "optax")
+    return {"jaxdnn": __version__, **{name: version(name) for name in packages}}
 
 
 def _keep_settings(
@@ -329,7 +333,7 @@ def _measure_best(
         "num_skipped": len(dataset.skipped),
         "seed": setup.config.seed,
         "params_sha256": _sha256(on_host.params),
-        "jax_version": jax.__version__,
+        "versions": _versions(),
     }
 
 
