@@ -81,12 +81,12 @@ def _sections(config: Config, about: DatasetAbout, summary: dict[str, Any]) -> l
 
 def _data(about: DatasetAbout) -> str:
     counts = about["counts"]
-    names = dict(zip(about["class_names"], shown_apart(about["class_names"]), strict=True))
+    names = map(escaped, shown_apart(about["class_names"]))
+    # By place, as labels are: a name could be edited.
+    of_class = zip(names, *(part.values() for part in counts.values()), strict=False)
     rows = [
-        f"| {escaped(names[name])} | "
-        + " | ".join(f"{part.get(name, 0):,}" for part in counts.values())
-        + " |"
-        for name in about["class_names"][:_MOST_CLASSES]
+        f"| {name} | {' | '.join(f'{num:,}' for num in nums)} |"
+        for name, *nums in list(of_class)[:_MOST_CLASSES]
     ]
     totals = " | ".join(f"{sum(part.values()):,}" for part in counts.values())
     skipped = len(about["skipped"])
@@ -110,7 +110,7 @@ def _data(about: DatasetAbout) -> str:
 def _results(about: DatasetAbout, summary: dict[str, Any]) -> str:
     if summary["test/accuracy"] is None:
         return "## Results\n\nNone: the network's answers are not finite. Do not use it."
-    counts = [about["counts"]["test"].get(name, 0) for name in about["class_names"]]
+    counts = list(about["counts"]["test"].values())
     found = [
         (share, num)
         for share, num in zip(summary["recalls"], counts, strict=True)
