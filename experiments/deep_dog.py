@@ -10,6 +10,7 @@ python experiments/deep_dog.py pretrained          the end of a network that kno
 python experiments/deep_dog.py --data photos/ --positive dog       your own photographs
 python experiments/deep_dog.py --resume runs/deep                  go on after an interruption
 python experiments/deep_dog.py --resume auto --out runs/deep       go on, or begin if there is none
+python experiments/deep_dog.py --resume runs/deep --export dogs    a folder for others to use
 
 Exit code: 0 done; 2 something is wrong, and was said; 75 stopped by Ctrl-C or SIGTERM, but saved:
 resume me.
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +39,7 @@ from jaxdnn.names import resolve
 from jaxdnn.options import DeviceOptions
 from jaxdnn.recipes import RECIPES
 from jaxdnn.run_folder import RunFolder
-from jaxdnn.training import train
+from jaxdnn.training import check_target, export_run, train
 
 PROG = "deep_dog.py"
 DEFAULT_RECIPE = "deep"
@@ -55,6 +57,10 @@ class Arguments:
     resume: Path | None = None
     """Run folder to continue, with the settings that it was started with; `auto`: go on with the
     run in --out (default runs/RECIPE), or begin it where there is none."""
+    export: Path | None = None
+    """Folder to write the trained network to, for use without this package: StableHLO, weights, a
+    program that scores images and, with the extra `onnx`, an ONNX file. Of a finished run with
+    --resume."""
     devices: DeviceOptions = dataclasses.field(default_factory=DeviceOptions)
     compilation_cache: str = "auto"
     """Folder for compiled programs, so that the next start is sooner; default the user's own cache
@@ -116,12 +122,14 @@ def main() -> int:
 
 def _run(recipe: str, arguments: Arguments) -> int:
     xla.keep_programs(arguments.compilation_cache)
+    if arguments.export is not None:
+        processes.run_on_first(functools.partial(check_target, arguments.export))
     path, folder = _open_folder(recipe, arguments)
     if arguments.show_augmentations:
         return _show_augmentations(arguments, folder)
     if all(file.exists() for file in (folder.summary, folder.dataset, folder.predictions)):
         print(f"{path} is finished: nothing is left to resume")
-        return _report(run_folder.read_summary(folder), folder, path)
+        return _report(run_folder.read_summary(folder), folder, path, arguments.export)
     with contextlib.ExitStack() as held:
         processes.run_on_first(lambda: held.enter_context(run_folder.locked(folder)))
         return _train(arguments, folder, path)
@@ -161,17 +169,22 @@ def _train(arguments: Arguments, folder: RunFolder, path: Path) -> int:
             if processes.is_first():
                 print(f"stopped; go on with: python experiments/{PROG} --resume {path}")
             return command_line.RESUME_EXIT_CODE
-    return _report(summary, folder, path)
+    return _report(summary, folder, path, arguments.export)
 
 
-def _report(summary: dict[str, Any], folder: RunFolder, path: Path) -> int:
+def _report(summary: dict[str, Any], folder: RunFolder, path: Path, target: Path | None) -> int:
     # Only now: to load what draws takes longer than to load what trains.
-    from jaxdnn.report import draw_training
+    from jaxdnn.report import draw_training, write_card
 
     if processes.is_first():
         if not folder.chart("mistakes").exists():
             draw_training(folder)
+            write_card(folder)
         _print_summary(summary, path)
+        if target is not None:
+            if lacking := export_run(folder, target):
+                print(lacking, file=sys.stderr)
+            print(f"exported to {target}: python {target / 'predict.py'} photo.jpg")
     return 0
 
 

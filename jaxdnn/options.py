@@ -428,6 +428,10 @@ class TrainOptions:
     from there if so asked. 25 such steps in a row stop the run in any case."""
     watch_gradients: int = 0
     """Steps between measurements of what every layer does to signals and gradients; 0: none."""
+    calibration: Literal["temperature", "shift"] = "temperature"
+    """What is fitted on the validation images so that probabilities are right as often as they say:
+    a temperature, which changes no decision; or a shift of each class besides, which moves the
+    decision to where the probabilities are even."""
 
     def __post_init__(self) -> None:
         _check_choices(self)

@@ -7,6 +7,7 @@ runs/<name>/config.json        the settings
             checkpoints/       latest (to resume) and best (to report)
             predictions.npz    what the network said about each test image
             summary.json       the results
+            card.md            the same for people: what it is for, and what it is not
             run.lock           held while a process is at work here
             *.png              charts
 """
@@ -56,6 +57,7 @@ class RunFolder:
     predictions = _File("predictions.npz")
     lock = _File("run.lock")
     summary = _File("summary.json")
+    card = _File("card.md")
 
     def chart(self, name: str) -> Path:
         """The chart called `name`, a PNG."""
@@ -244,6 +246,13 @@ SUMMARY = {
     "num_parameters": int,
     "images_per_second": float | None,
     "wall_seconds": float | None,
+    "versions": dict[str, str],
+    "recalls": list[float | None],
+    "temperature": float | None,
+    "shift": list[float],
+    "classes_alike": bool,
+    "test/ece": float | None,
+    "test/ece_calibrated": float | None,
 }
 """What summary.json holds at least."""
 
@@ -289,7 +298,8 @@ def read_predictions(folder: RunFolder) -> dict[str, np.ndarray]:
       InputError: it is missing, or not what the run wrote.
     """
     remedy = f"remove it, and --resume {folder.path} writes it again"
-    names = ("names", "labels", "probabilities", "mistakes", "mistake_images")
+    names = ("names", "labels", "logits", "probabilities", "mistakes", "mistake_images")
+    names += ("explained", "explained_images", "attributions")
     return read_arrays(folder.predictions, names, remedy=remedy)
 
 

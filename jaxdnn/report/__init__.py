@@ -1,5 +1,6 @@
 """Charts from results on disk, and the style that all charts have in common."""
 
+from jaxdnn.report.card import write_card
 from jaxdnn.report.flow_charts import draw_gradient_flow, draw_race
 from jaxdnn.report.lecture_charts import draw_lecture
 from jaxdnn.report.style import (
@@ -35,4 +36,5 @@ __all__ = [
     "draw_training",
     "new_figure",
     "tidy",
+    "write_card",
 ]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+from scipy.ndimage import gaussian_filter
 
+from jaxdnn.calibration import Calibration, Reliability, reliability, weights_of
 from jaxdnn.report.style import BLUE, GREY, ORANGE, VERMILION, new_figure, save, tidy
 from jaxdnn.run_folder import (
     RunFolder,
@@ -30,7 +32,13 @@ _MOST_INCHES = 40.0  # Of a side: a picture may have no more than 65,536 pixels.
 
 def draw_training(folder: RunFolder) -> list[Path]:
     """Draw every chart of a finished run; return their paths."""
-    draws = {"curves": _draw_curves, "confusion": _draw_confusion, "mistakes": _draw_mistakes}
+    draws: dict[str, Callable[[RunFolder, Path], None]] = {
+        "curves": _draw_curves,
+        "confusion": _draw_confusion,
+        "reliability": _draw_reliability,
+        "explain": _draw_explained,
+        "mistakes": _draw_mistakes,
+    }
     if read_layer_stats(folder.metrics):
         draws["gradients"] = draw_gradients
     paths = []
@@ -147,6 +155,81 @@ def _draw_mistakes(folder: RunFolder, path: Path) -> None:
             caption = f"{said}: {scores[index, says]:.1%}\nis {is_truly}"
             axes.set_title(caption, fontsize=10, parse_math=False)
     save(figure, path)
+
+
+def _draw_reliability(folder: RunFolder, path: Path) -> None:
+    """Draw how often predictions were right, by how sure they were, before and after calibration.
+
+    DeGroot and Fienberg, "The comparison and evaluation of forecasters", 1983.
+    """
+    summary, kept = read_summary(folder), read_predictions(folder)
+    weights = weights_of(kept["labels"], alike=summary["classes_alike"])
+    figure = new_figure(11, 5.2)
+    if summary["temperature"] is None:
+        figure.suptitle("No reliability: answers are not finite", fontsize=14, x=0.01, ha="left")
+        return save(figure, path)
+    before, after = figure.subplots(1, 2)
+    raw = reliability(Calibration().probabilities(kept["logits"]), kept["labels"], weights)
+    _plot_reliability(before, raw, ORANGE, f"as trained: {summary['test/ece']:.3f}")
+    mended = reliability(kept["probabilities"], kept["labels"], weights)
+    _plot_reliability(after, mended, BLUE, f"calibrated: {summary['test/ece_calibrated']:.3f}")
+    save(figure, path)
+
+
+def _plot_reliability(axes: Axes, found: Reliability, colour: str, title: str) -> None:
+    num = len(found.share)
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="right as often as it says")
+    edges = np.arange(num) / num
+    axes.bar(
+        edges, found.share, 1 / num, align="edge", color="#cccccc", label="share of the images"
+    )
+    # As large as the bin: where there are few images, the share that is right may be anything.
+    filled = found.share > 0
+    sizes = 15 + 160 * np.sqrt(found.share[filled])
+    points = found.confidence[filled], found.accuracy[filled]
+    axes.scatter(*points, sizes, color=colour, label="test images, by probability", zorder=3)
+    axes.set(xlim=(0, 1), ylim=(0, 1.03))
+    title = f"Calibration error, {title}"
+    tidy(axes, title=title, x="probability of the class it says", y="share that was right")
+    axes.legend(fontsize=10, frameon=False, loc="upper left")
+
+
+def _draw_explained(folder: RunFolder, path: Path) -> None:
+    """Draw which pixels spoke for the class that was said, beneath the pictures themselves."""
+    names, kept = read_dataset(folder)["class_names"], read_predictions(folder)
+    places, images, shares = kept["explained"], kept["explained_images"], kept["attributions"]
+    labels, scores = kept["labels"][places], kept["probabilities"][places]
+    is_right = labels == scores.argmax(axis=1)
+    groups = [
+        group for group in (np.flatnonzero(~is_right), np.flatnonzero(is_right)) if len(group)
+    ]
+    num_rows = max(1, len(groups))
+    figure = new_figure(2.0 * MISTAKES_PER_ROW, 4.5 * num_rows + 0.4)
+    title = "What speaks for the answer (orange) and against it (purple)"
+    figure.suptitle(title if groups else "Nothing to explain", fontsize=14, x=0.01, ha="left")
+    grid = figure.subplots(2 * num_rows, MISTAKES_PER_ROW, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for row, group in enumerate(groups):
+        for above, below, index in zip(*grid[2 * row : 2 * row + 2], group, strict=False):
+            says = scores[index].argmax()
+            caption = f"{_short(names[says])}: {scores[index, says]:.1%}"
+            caption += "\nright" if is_right[index] else f"\nis {_short(names[labels[index]])}"
+            above.set_title(caption, fontsize=10, parse_math=False)
+            _show_image(above, images[index])
+            _show_overlay(below, images[index], shares[index])
+    save(figure, path)
+
+
+def _show_overlay(axes: Axes, image: np.ndarray, shares: np.ndarray) -> None:
+    """Show the picture in pale grey, and over it the pixels that matter, the more the denser."""
+    # Of single pixels a gradient is noise; what neighbours have in common is read.
+    smooth = gaussian_filter(shares.astype(float), max(0.5, len(shares) / 56))
+    strength = np.clip(smooth / (np.quantile(np.abs(smooth), 0.995) or 1.0), -1, 1)
+    pale = 0.6 + 0.4 * image.mean(axis=-1) / 255
+    axes.imshow(pale, cmap="gray", vmin=0, vmax=1)
+    # Orange and purple: told apart whatever colours one sees.
+    axes.imshow(-strength, cmap="PuOr", vmin=-1, vmax=1, alpha=np.abs(strength) ** 0.7)
 
 
 def _short(name: str) -> str:

@@ -1,6 +1,7 @@
 """One run: from settings to a tested network."""
 
 from jaxdnn.training.checkpoint import Checkpoints
+from jaxdnn.training.export import check_target, export_run
 from jaxdnn.training.keys import epoch_key, run_keys, seed_keys, step_keys
 from jaxdnn.training.predictor import Predictor, load_predictor, load_pretrained_predictor
 from jaxdnn.training.recorder import Recorder
@@ -32,7 +33,9 @@ __all__ = [
     "Setup",
     "Sums",
     "TrainState",
+    "check_target",
     "epoch_key",
+    "export_run",
     "init_state",
     "load_predictor",
     "load_pretrained_predictor",

@@ -249,11 +249,11 @@ def make_extract(setup: Setup) -> Extract:
 
 
 def make_frozen(options: ModelOptions) -> Callable[[Array], Array]:
-    """Return `uint8 images -> float32 rows`, those that a run of these options was trained on."""
+    """Return `scaled images -> float32 rows`, those that a run of these options was trained on."""
     folded, lower = fold_norms(backbone_weights(options)), make_lower(options.unfreeze)
 
     def frozen(images: Array) -> Array:
-        rows = lower(folded, scale_pixels(images.astype(jnp.float32)))
+        rows = lower(folded, images)
         return rows.astype(jnp.float16).astype(jnp.float32)
 
     return frozen

@@ -5,9 +5,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +14,14 @@ import numpy as np
 from jax import Array
 
 from jaxdnn import backbone
+from jaxdnn.calibration import Calibration
 from jaxdnn.config import Config, load_config
-from jaxdnn.data import ImagesInMemory, PixelStats, Resampling, normalise_images
+from jaxdnn.data import PixelStats, Resampling, normalise_images
 from jaxdnn.errors import InputError
 from jaxdnn.losses import probabilities
 from jaxdnn.models import BatchStats, Params
-from jaxdnn.run_folder import DatasetAbout, RunFolder, read_dataset
+from jaxdnn.run_folder import DatasetAbout, RunFolder, read_dataset, read_summary
 from jaxdnn.training.checkpoint import Checkpoints
-from jaxdnn.training.evaluate import Normalise, make_predict
 from jaxdnn.training.features import make_frozen
 from jaxdnn.training.provenance import check_unchanged
 from jaxdnn.training.setup import make_model, weights_digest
@@ -31,6 +30,62 @@ from jaxdnn.transfer import dog_label
 
 # A photograph by itself waits for a whole batch.
 _PRETRAINED_BATCH = 16
+
+
+class Network(NamedTuple):
+    """A network as two pure functions, from stored pixels to logits.
+
+    Attributes:
+      normalise: uint8 images (batch, height, width, channel) -> what the network is given; the mean
+        of the training images becomes 0.
+      logits: (variables, normalised images) -> (batch, output).
+    """
+
+    normalise: Callable[[Array], Array]
+    logits: Callable[[Any, Array], Array]
+
+
+def make_network(config: Config, about: DatasetAbout) -> tuple[Network, Variables]:
+    """Make the network of a run; return it with the shapes of its variables.
+
+    Args:
+      config: the run's settings.
+      about: its data.
+    """
+    shape = (about["height"], about["width"], about["channels"])
+    names, flip = about["class_names"], config.train.flip_test
+    model = make_model(config.model, shape, len(names), dog=dog_label(names))
+    like = Variables(*jax.eval_shape(model.init, jax.random.key(0)))
+    pixel_stats = PixelStats(tuple(about["mean"]), tuple(about["std"]))
+
+    def logits(variables: Variables, images: Array) -> Array:
+        found = model.apply(*variables, images).logits
+        if flip:
+            found = (found + model.apply(*variables, images[:, :, ::-1]).logits) / 2
+        return found
+
+    if not config.model.has_backbone:
+        return Network(lambda images: normalise_images(images, pixel_stats), logits), like
+    frozen = make_frozen(config.model)
+    return Network(backbone.scale_pixels, lambda own, images: logits(own, frozen(images))), like
+
+
+class Trained(NamedTuple):
+    """The best of a run, as its folder holds it.
+
+    Attributes:
+      network: from pixels to logits.
+      variables: its best weights.
+      calibration: from logits to probabilities; of an unfinished run none was fitted.
+      config: its settings.
+      about: the data that it was trained on.
+    """
+
+    network: Network
+    variables: Variables
+    calibration: Calibration
+    config: Config
+    about: DatasetAbout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,59 +109,63 @@ class Predictor:
     batch_size: int = 64
 
 
-def load_predictor(folder: RunFolder) -> Predictor:
+def load_trained(folder: RunFolder) -> Trained:
     """Load the best weights of a run.
 
     Raises:
       InputError: the folder holds no evaluated run, or it is damaged.
     """
     config, about = load_config(folder.config), read_dataset(folder)
-    shape = (about["height"], about["width"], about["channels"])
-    model = make_model(
-        config.model, shape, len(about["class_names"]), dog=dog_label(about["class_names"])
-    )
-    like = Variables(*jax.eval_shape(model.init, jax.random.key(0)))
+    _check_backbone(config, about, folder)
+    network, like = make_network(config, about)
     if not (folder.checkpoints / "best").is_dir():
         raise InputError(f"{folder.path} holds no trained network yet; let the run finish an epoch")
     with Checkpoints(folder.checkpoints) as checkpoints:
         check_unchanged(checkpoints.about_newest("best"), config, about, folder)
         best = checkpoints.restore("best", like)
-    normalise = _normalise(config, about, folder)
-    logits = make_predict(model, normalise, flip=config.train.flip_test)
+    calibration = Calibration()
+    if folder.summary.exists():
+        found = read_summary(folder)
+        calibration = Calibration(found["temperature"] or 1.0, tuple(found["shift"]))
+    return Trained(network, best, calibration, config, about)
+
+
+def load_predictor(folder: RunFolder) -> Predictor:
+    """Load what scores images with the best weights of a run; probabilities are calibrated.
+
+    Raises:
+      InputError: the folder holds no evaluated run, or it is damaged.
+    """
+    network, variables, calibration, config, about = load_trained(folder)
+    logits_of = jax.jit(lambda weights, x: network.logits(weights, network.normalise(x)))
 
     def predict(images: np.ndarray) -> np.ndarray:
-        scores = np.asarray(
-            probabilities(jnp.asarray(logits(best, ImagesInMemory(jnp.asarray(images)))))
-        )
-        if not np.isfinite(scores).all():
+        logits = np.asarray(logits_of(variables, jnp.asarray(images)))
+        if not np.isfinite(logits).all():
             raise InputError(
                 f"{folder.path} gives answers that are not finite: its training diverged; train "
                 "again with a lower --learning-rate, or add --clip-norm 1"
             )
-        return scores
+        return calibration.probabilities(logits)
 
     return Predictor(
         tuple(about["class_names"]),
-        shape[0],
-        shape[2],
+        about["height"],
+        about["channels"],
         predict,
         resampling=config.data.resampling,
         batch_size=_PRETRAINED_BATCH if config.model.has_backbone else 64,
     )
 
 
-def _normalise(config: Config, about: DatasetAbout, folder: RunFolder) -> Normalise:
-    """Return what makes the network's inputs of images: of pixels, or by its frozen blocks."""
-    if not config.model.has_backbone:
-        stats = PixelStats(tuple(about["mean"]), tuple(about["std"]))
-        return functools.partial(normalise_images, pixel_stats=stats)
-    if weights_digest(config.model) != about["backbone"]:
+def _check_backbone(config: Config, about: DatasetAbout, folder: RunFolder) -> None:
+    """Check that the frozen weights are those that a run was trained on."""
+    if config.model.has_backbone and weights_digest(config.model) != about["backbone"]:
         raise InputError(
             f"the weights that {folder.path} stands on are not those it was trained with; expected "
             f"a SHA-256 of {about['backbone']}; put back the file of --pretrained, or the package "
             "of that time"
         )
-    return make_frozen(config.model)
 
 
 def load_pretrained_predictor(*, channels: Literal[1, 3] = 3) -> Predictor:

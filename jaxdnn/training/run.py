@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxdnn import __version__
+from jaxdnn.calibration import Calibration, fit_calibration, reliability, weights_of
 from jaxdnn.config import Config, save_config
-from jaxdnn.data import Split, load
+from jaxdnn.data import Dataset, Split, load
 from jaxdnn.errors import InputError
-from jaxdnn.losses import probabilities
 from jaxdnn.models import Params
 from jaxdnn.names import printable_lines
 from jaxdnn.options import DeviceOptions
@@ -49,9 +48,11 @@ from jaxdnn.training.evaluate import (
 )
 from jaxdnn.training.features import with_features
 from jaxdnn.training.fit import Progress, fit
+from jaxdnn.training.predictor import make_network
 from jaxdnn.training.pretrained import match, read_weights
 from jaxdnn.training.provenance import check_unchanged, keeps_metrics, provenance
 from jaxdnn.training.recorder import Recorder
+from jaxdnn.training.saliency import by_turns, explain, most_confident
 from jaxdnn.training.setup import Setup, init_state, make_setup, make_trainer, weights_digest
 from jaxdnn.training.step import TrainState
 from jaxdnn.xla import num_threads
@@ -61,6 +62,8 @@ _SILHOUETTES = (
     "these are silhouettes that come with the package, 28 x 28 outlines of ten animals, and the "
     "network was trained on photographs; for your own: --data photos/ --positive dog"
 )
+NUM_EXPLAINED = 6
+"""Mistakes, and as many successes."""
 
 
 def train(
@@ -119,7 +122,7 @@ def train(
                 checkpoints=checkpoints,
                 interrupted=interrupted,
             )
-    summary = _measure_best(setup, end, folder) | {
+    summary = _measure_best(setup, end, folder, description) | {
         "images_per_second": timing.steps_per_second * setup.batch_size,
         "first_step_seconds": timing.first_step_seconds,
         "streamed": dataset.train.images.is_streamed,
@@ -144,13 +147,17 @@ def _streaming(config: Config) -> Config:
 
 def _about(setup: Setup, description: DatasetAbout, folder: RunFolder) -> dict[str, Any]:
     """Return what is kept with every checkpoint."""
-    packages = ("jax", "jaxlib", "flax", "optax")
     return {
         **provenance(setup.config, description, folder.metrics),
-        "versions": {"jaxdnn": __version__, **{name: version(name) for name in packages}},
+        "versions": _versions(),
         "num_devices": setup.layout.num_devices,
         "threads": num_threads(),
     }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("jax", "jaxlib", "flax", "optax")
+    return {"jaxdnn": __version__, **{name: version(name) for name in packages}}
 
 
 def _keep_settings(
@@ -300,7 +307,9 @@ def _tell_damages(steps: list[int], damages: list[Damaged], then: str) -> None:
         _tell(f"the latest checkpoint at step {step} is damaged ({damage}); {then}")
 
 
-def _measure_best(setup: Setup, end: Progress, folder: RunFolder) -> dict[str, Any]:
+def _measure_best(
+    setup: Setup, end: Progress, folder: RunFolder, description: DatasetAbout
+) -> dict[str, Any]:
     """Measure the best weights on all three splits, the test images for the only time."""
     dataset = setup.dataset
     best = end.best or end.state.evaluated
@@ -309,16 +318,21 @@ def _measure_best(setup: Setup, end: Progress, folder: RunFolder) -> dict[str, A
     parts = {"train": dataset.train, "val": dataset.validation, "test": dataset.test}
     images = dict(zip(parts, setup.inputs.splits, strict=True))
     logits = {name: predict(best, on_device(images[name], setup.layout)) for name in parts}
-    summary: dict[str, Any] = {}
+    calibration, summary = _calibrate(setup.config, logits, dataset)
     for name, part in parts.items():
-        metrics = classification_metrics(logits[name], part.labels)
+        metrics = classification_metrics(calibration.moved(logits[name]), part.labels)
         summary |= {f"{name}/{metric}": value for metric, value in metrics.items()}
-    scores = np.asarray(probabilities(jnp.asarray(logits["test"])))
-    run_on_first(lambda: _keep_predictions(folder, dataset.test, scores))
+    predicted = calibration.probabilities(logits["test"])
+    on_host = fetch(best)
+    network, _ = make_network(setup.config, description)
+    explained = functools.partial(explain, network, on_host)
+    run_on_first(
+        lambda: _keep_predictions(folder, dataset.test, logits["test"], predicted, explained)
+    )
     step = int(end.state.step)
     return summary | {
         "majority_fraction": summary["test/majority_fraction"],
-        **confusion_summary(dataset.test.labels, scores.argmax(axis=1), setup.num_classes),
+        **confusion_summary(dataset.test.labels, predicted.argmax(axis=1), setup.num_classes),
         "class_names": list(dataset.class_names),
         "best_step": end.stopping.best_step,
         "steps": step,
@@ -328,8 +342,8 @@ def _measure_best(setup: Setup, end: Progress, folder: RunFolder) -> dict[str, A
         "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(best.params)),
         "num_skipped": len(dataset.skipped),
         "seed": setup.config.seed,
-        "params_sha256": _sha256(fetch(best.params)),
-        "jax_version": jax.__version__,
+        "params_sha256": _sha256(on_host.params),
+        "versions": _versions(),
     }
 
 
@@ -343,17 +357,67 @@ def _sha256(params: Params) -> str:
     return digest.hexdigest()
 
 
-def _keep_predictions(folder: RunFolder, test: Split, scores: np.ndarray) -> None:
-    """Keep every test prediction, and the pictures of the most confident mistakes."""
-    confidence = scores.max(axis=1)
-    wrong = np.flatnonzero(scores.argmax(axis=1) != test.labels)
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:NUM_MISTAKES]
+def _calibrate(
+    config: Config, logits: dict[str, np.ndarray], dataset: Dataset
+) -> tuple[Calibration, dict[str, Any]]:
+    """Fit a calibration on the validation images; return it with what the summary says of it."""
+    shift = config.train.calibration == "shift"
+    # A decision that moves is to be right by what the run is judged by.
+    balanced = config.train.monitor == "val/balanced_accuracy"
+    alike = config.data.balance != "none" or (shift and balanced)
+    about = {"temperature": None, "shift": [], "classes_alike": alike}
+    about |= {"test/ece": None, "test/ece_calibrated": None}
+    if not all(np.isfinite(values).all() for values in logits.values()):
+        return Calibration(), about
+    labels, weights = dataset.test.labels, weights_of(dataset.test.labels, alike=alike)
+
+    def error(calibration: Calibration) -> float:
+        scores = calibration.probabilities(logits["test"])
+        return reliability(scores, labels, weights).error
+
+    found = fit_calibration(logits["val"], dataset.validation.labels, shift=shift, alike=alike)
+    return found, about | {
+        "temperature": found.temperature,
+        "shift": list(found.shift),
+        "test/ece": error(Calibration()),
+        "test/ece_calibrated": error(found),
+    }
+
+
+def _keep_predictions(
+    folder: RunFolder,
+    test: Split,
+    logits: np.ndarray,
+    scores: np.ndarray,
+    explain: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> None:
+    """Keep every test prediction, and the pictures of the most confident mistakes.
+
+    Args:
+      folder: of the run.
+      test: the test images.
+      logits: of all of them.
+      scores: their calibrated probabilities.
+      explain: `(uint8 images, classes) -> attributions`, of as many as there is time for.
+    """
+    said = scores.argmax(axis=1)
+    right = said == test.labels
+    worst, best = most_confident(scores, ~right), most_confident(scores, right)
+    # Of the successes of all classes alike; then mistakes and successes by turns.
+    chosen = np.concatenate([worst[:NUM_EXPLAINED], by_turns(best, said)[:NUM_EXPLAINED]])
+    chosen = by_turns(chosen, right)
+    attributions = explain(test.images[chosen], said[chosen])
+    explained = chosen[: len(attributions)]
     with atomic_write(folder.predictions) as draft, draft.open("wb") as file:
         np.savez_compressed(
             file,
             names=np.array(test.names, dtype=np.str_),
             labels=test.labels,
-            probabilities=scores,
-            mistakes=worst,
-            mistake_images=test.images[worst],
+            logits=logits,
+            probabilities=scores.astype(np.float32),
+            mistakes=worst[:NUM_MISTAKES],
+            mistake_images=test.images[worst[:NUM_MISTAKES]],
+            explained=explained,
+            explained_images=test.images[explained],
+            attributions=attributions,
         )

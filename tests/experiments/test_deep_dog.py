@@ -7,9 +7,10 @@ import chex
 import numpy as np
 import pytest
 
+from jaxdnn.calibration import Calibration
 from jaxdnn.recipes import RECIPES
 from jaxdnn.report.training_charts import draw_training
-from jaxdnn.run_folder import RunFolder, read_metrics, write_json
+from jaxdnn.run_folder import RunFolder, read_metrics, read_predictions, write_json
 from jaxdnn.stored import seal
 from jaxdnn.training import Checkpoints
 from jaxdnn.training.evaluate import confusion_summary
@@ -49,9 +50,15 @@ def test_run_folder_holds_everything(finished):
     assert summary.keys() >= SUMMARY_KEYS
     assert summary["test/balanced_accuracy"] > 0.9
     assert summary["class_names"] == ["other", "dog"]
-    for name in ("curves", "confusion", "mistakes"):
+    for name in ("curves", "confusion", "mistakes", "reliability", "explain"):
         assert finished.chart(name).read_bytes().startswith(b"\x89PNG")
     assert list(finished.tensorboard.glob("events*"))
+    assert f"| accuracy | {summary['test/accuracy']:.3f} |" in finished.card.read_text()
+    assert summary["temperature"] > 0
+    assert 0 <= summary["test/ece_calibrated"] <= 1
+    kept = read_predictions(finished)
+    fitted = Calibration(summary["temperature"]).probabilities(kept["logits"])
+    np.testing.assert_allclose(kept["probabilities"], fitted, rtol=1e-5)
     steps = [line["step"] for line in read_metrics(finished.metrics)]
     # 120 images, 20 % for the test, 10 % of the rest for validation, stratified.
     counts = json.loads(finished.dataset.read_text())["counts"]
