@@ -318,19 +318,22 @@ def _convolution(graph: _Graph, inputs: list[str], equation: Any) -> str:
 
 
 def _gather(graph: _Graph, inputs: list[str], equation: Any) -> str:
-    """Columns of the last axis: `x[..., columns]`."""
+    """Columns of the last axis, `x[..., columns]`, or one block of whole other axes."""
     numbers, shape = equation.params["dimension_numbers"], equation.invars[0].aval.shape
     last, sizes = len(shape) - 1, equation.params["slice_sizes"]
-    is_columns = (
-        tuple(numbers.start_index_map) == (last,)
-        and tuple(numbers.collapsed_slice_dims) == (last,)
-        and tuple(numbers.offset_dims) == tuple(range(last))
-        and all(str(a) == str(b) for a, b in zip(sizes[:-1], shape[:-1], strict=True))
-    )
-    if not is_columns:
-        raise InputError("ONNX is not written for such indexing; use the StableHLO")
-    axis = graph.constant(np.array([len(equation.invars[1].aval.shape) - 1], np.int64))
-    return graph.add("Gather", [inputs[0], graph.add("Squeeze", [inputs[1], axis])], axis=last)
+    collapsed, offsets = tuple(numbers.collapsed_slice_dims), tuple(numbers.offset_dims)
+    axes = tuple(numbers.start_index_map)
+    whole = all(sizes[axis] == shape[axis] for axis in range(last + 1) if axis not in axes)
+    if whole and (axes, collapsed, offsets) == ((last,), (last,), tuple(range(last))):
+        axis = graph.constant(np.array([len(equation.invars[1].aval.shape) - 1], np.int64))
+        columns = graph.add("Squeeze", [inputs[1], axis])
+        return graph.add("Gather", [inputs[0], columns], axis=last)
+    if whole and (collapsed, offsets) == ((), tuple(range(last + 1))):
+        start = graph.add("Cast", [inputs[1]], to=_library().TensorProto.INT64)
+        size = graph.constant(np.array([sizes[axis] for axis in axes], np.int64))
+        end = graph.add("Add", [start, size])
+        return graph.add("Slice", [inputs[0], start, end, graph.constant(np.array(axes, np.int64))])
+    raise InputError("ONNX is not written for such indexing; use the StableHLO")
 
 
 _RULES: Mapping[str, Callable[[_Graph, list[str], Any], str]] = {
