@@ -318,19 +318,25 @@ def _convolution(graph: _Graph, inputs: list[str], equation: Any) -> str:
 
 
 def _gather(graph: _Graph, inputs: list[str], equation: Any) -> str:
-    """Columns of the last axis: `x[..., columns]`."""
+    """Take single places of some axes, or one block of them, and all of the other axes."""
     numbers, shape = equation.params["dimension_numbers"], equation.invars[0].aval.shape
-    last, sizes = len(shape) - 1, equation.params["slice_sizes"]
-    is_columns = (
-        tuple(numbers.start_index_map) == (last,)
-        and tuple(numbers.collapsed_slice_dims) == (last,)
-        and tuple(numbers.offset_dims) == tuple(range(last))
-        and all(str(a) == str(b) for a, b in zip(sizes[:-1], shape[:-1], strict=True))
-    )
-    if not is_columns:
-        raise InputError("ONNX is not written for such indexing; use the StableHLO")
-    axis = graph.constant(np.array([len(equation.invars[1].aval.shape) - 1], np.int64))
-    return graph.add("Gather", [inputs[0], graph.add("Squeeze", [inputs[1], axis])], axis=last)
+    rank, sizes, axes = len(shape), equation.params["slice_sizes"], tuple(numbers.start_index_map)
+    collapsed, offsets = tuple(numbers.collapsed_slice_dims), tuple(numbers.offset_dims)
+    others = [axis for axis in range(rank) if axis not in axes]
+    whole = all(sizes[axis] == shape[axis] for axis in others)
+    places = graph.add("Cast", [inputs[1]], to=_library().TensorProto.INT64)
+    if whole and collapsed == axes:
+        first = graph.add("Transpose", inputs[:1], perm=[*axes, *others])
+        found = graph.add("GatherND", [first, places])
+        num = len(equation.outvars[0].aval.shape)
+        order = [axis for axis in range(num) if axis not in offsets] + list(offsets)
+        return graph.add("Transpose", [found], perm=[int(i) for i in np.argsort(order)])
+    if whole and (collapsed, offsets) == ((), tuple(range(rank))):
+        size = graph.constant(np.array([sizes[axis] for axis in axes], np.int64))
+        end = graph.add("Add", [places, size])
+        on = graph.constant(np.array(axes, np.int64))
+        return graph.add("Slice", [inputs[0], places, end, on])
+    raise InputError("ONNX is not written for such indexing; use the StableHLO")
 
 
 _RULES: Mapping[str, Callable[[_Graph, list[str], Any], str]] = {
