@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from jaxdnn.diagnosis.gates import PartProfile
 from jaxdnn.diagnosis.graph import Graph
 from jaxdnn.diagnosis.measure import Exam, host_rms, rms_of
 from jaxdnn.diagnosis.program import Dependence, Program
@@ -70,6 +71,8 @@ class LayerProfile:
       kernel_rms: root mean square of the weights.
       kernel_grad_rms: root mean square of dL/dW.
       kernel_grad_ratio: kernel_grad_rms over kernel_rms.
+      parts: of a recurrent cell what the layer's units do in it, gate by gate, in the order of the
+        units; one where all do the same. The squares of their delta add up to the layer's.
     """
 
     path: str
@@ -90,6 +93,7 @@ class LayerProfile:
     kernel_rms: float
     kernel_grad_rms: float
     kernel_grad_ratio: float
+    parts: tuple[PartProfile, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +193,15 @@ def _profile(exam: Exam, index: int, own: Bands) -> LayerProfile:
         (measured.slopes[each] for each in exam.graph.following(index, "activation")), None
     )
     kernel, grad = measured.kernel_rms[index], measured.kernel_grad_rms[index]
+    parts = measured.parts.get(index, ())
+    dead, saturated = (slope.dead, slope.saturated) if slope else (0.0, 0.0)
+    if parts:
+        # What follows the layer may bend some of its units alone.
+        dead, saturated = (
+            sum(part.units * share for part, share in zip(parts, shares, strict=True))
+            / sum(part.units for part in parts)
+            for shares in ([p.dead for p in parts], [p.saturated for p in parts])
+        )
     return LayerProfile(
         path=layer.path,
         kind=layer.kind,
@@ -203,11 +216,12 @@ def _profile(exam: Exam, index: int, own: Bands) -> LayerProfile:
         factor=_factor(delta, log_factor(exam, index)),
         factor_band=own.factor,
         terms=layer_terms(exam, index),
-        dead=slope.dead if slope else 0.0,
-        saturated=slope.saturated if slope else 0.0,
+        dead=dead,
+        saturated=saturated,
         kernel_rms=kernel,
         kernel_grad_rms=grad,
         kernel_grad_ratio=grad / kernel if kernel else math.nan,
+        parts=parts,
     )
 
 
