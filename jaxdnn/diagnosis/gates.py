@@ -39,6 +39,8 @@ _MIXES = {
     *("cummax", "cumlogsumexp", "sort", "rev", "gather", "dynamic_slice", "concatenate", "scan"),
     *("while", "square", "integer_pow", "pow", "pad", CARRY, LAST, STACK),
 }
+# Gates that say how much of a state stays.
+FORGET, UPDATE = KEEPING = ("forget gate", "update gate")
 # A kernel that is cut into more pieces is no cell's.
 _MOST_PARTS = 12
 
@@ -120,7 +122,8 @@ class PartProfile:
       pre_activation_mean: mean of the layer's own z over time, batch and the part's units.
       pre_activation_rms: root mean square of it.
       delta_rms: root mean square of dL/dz, at the time step of the layer's own.
-      dead: share of units with slope 0 in the whole batch at all time steps; 0 without an activation.
+      dead: share of units with slope 0 in the whole batch at all time steps; 0 without an
+        activation.
       saturated: share of units, examples and time steps with less than 1 % of the greatest slope
         that the activation has for this batch or at 0; 0 without an activation.
       gate: mean of the gate's value; None for what is no gate.
@@ -505,7 +508,7 @@ def _roles_of_state(reader: _Reader, state: int, terms: Sequence[_Term]) -> dict
                 roles[bases[other]] = "candidate"
             elif sigmoids[gate] and not sigmoids[other] and bases[other] not in kept:
                 roles[bases[gate]], roles[bases[other]] = "input gate", "candidate"
-    return roles | {gate: "update gate" if gate in shared else "forget gate" for gate in kept}
+    return roles | {gate: UPDATE if gate in shared else FORGET for gate in kept}
 
 
 def _gated(

@@ -195,6 +195,17 @@ class Exam(Case):
         """How the gradient passes back through time."""
         return find_recurrences(self.graph, (self.params, self.inputs, self.key))
 
+    def slope_behind(self, index: int) -> SlopeStats:
+        """Return how flat what bends a layer's units is; that of a straight line without any."""
+        parts = self.measured.parts.get(index, ())
+        if parts:
+            # An activation that follows the layer may be that of some of its units alone.
+            weights = [part.units for part in parts]
+            shares = [(part.dead, part.saturated) for part in parts]
+            return SlopeStats(*map(float, np.average(shares, axis=0, weights=weights)))
+        following = self.graph.following(index, "activation")
+        return self.measured.slopes[following[0]] if following else SlopeStats(0.0, 0.0)
+
     @functools.cached_property
     def evaluate(self) -> Callable[[Any, Any, Any, Any], tuple[Array, Array]]:
         """Compiled `(params, inputs, targets, other targets) -> (loss, loss with the others)`."""

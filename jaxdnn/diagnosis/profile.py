@@ -189,19 +189,8 @@ def layer_profiles(
 def _profile(exam: Exam, index: int, own: Bands) -> LayerProfile:
     layer, measured = exam.graph.layers[index], exam.measured
     signal, delta = measured.signals[index], measured.delta[layer.z]
-    slope = next(
-        (measured.slopes[each] for each in exam.graph.following(index, "activation")), None
-    )
     kernel, grad = measured.kernel_rms[index], measured.kernel_grad_rms[index]
-    parts = measured.parts.get(index, ())
-    dead, saturated = (slope.dead, slope.saturated) if slope else (0.0, 0.0)
-    if parts:
-        # What follows the layer may bend some of its units alone.
-        dead, saturated = (
-            sum(part.units * share for part, share in zip(parts, shares, strict=True))
-            / sum(part.units for part in parts)
-            for shares in ([p.dead for p in parts], [p.saturated for p in parts])
-        )
+    slope = exam.slope_behind(index)
     return LayerProfile(
         path=layer.path,
         kind=layer.kind,
@@ -216,12 +205,12 @@ def _profile(exam: Exam, index: int, own: Bands) -> LayerProfile:
         factor=_factor(delta, log_factor(exam, index)),
         factor_band=own.factor,
         terms=layer_terms(exam, index),
-        dead=dead,
-        saturated=saturated,
+        dead=slope.dead,
+        saturated=slope.saturated,
         kernel_rms=kernel,
         kernel_grad_rms=grad,
         kernel_grad_ratio=grad / kernel if kernel else math.nan,
-        parts=parts,
+        parts=measured.parts.get(index, ()),
     )
 
 
