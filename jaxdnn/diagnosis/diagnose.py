@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import optax
 from jax import Array
 
 from jaxdnn.diagnosis import printout
-from jaxdnn.diagnosis.case import open_case
+from jaxdnn.diagnosis.case import Case, open_case
 from jaxdnn.diagnosis.causes import Cause, find_causes, find_rounding, ranked
 from jaxdnn.diagnosis.findings import BLOCKING, STRUCTURAL
 from jaxdnn.diagnosis.loss_door import is_loss_function
@@ -24,7 +24,7 @@ from jaxdnn.diagnosis.model import check_inputs
 from jaxdnn.diagnosis.profile import layer_profiles, parameter_rows, redrawn_deltas
 from jaxdnn.diagnosis.reach import frozen
 from jaxdnn.diagnosis.result import Diagnosis, Prescription, rate_curve_of
-from jaxdnn.diagnosis.search import confirm, find_fixes
+from jaxdnn.diagnosis.search import Found, confirm, find_fixes
 from jaxdnn.diagnosis.setups import AS_IT_IS, Trials, Tried, step_as_it_is
 from jaxdnn.diagnosis.trial import (
     BY_HEART,
@@ -109,23 +109,67 @@ def diagnose(
     Raises:
       InputError: the model, the inputs or the loss cannot be examined; it says what to give.
     """
-    if not budget > 0:
-        raise InputError(f"budget is {budget}; give a positive number of seconds")
-    deadline = time.monotonic() + budget
+    deadline = _deadline(budget)
     transformation = parse_optimizer(optimizer)
     case = open_case(model, inputs, targets, loss=loss, outputs=outputs, seed=seed)
-    if held_out is not None:
-        if is_loss_function(model):
-            raise InputError(
-                "held_out= came with a loss function; it is for (apply, params), inputs and targets"
-            )
-        check_inputs(*held_out)
-    step = step_as_it_is(case, transformation)
+    _check_held_out(model, held_out)
+    look = _look(case, transformation, horizon=horizon, held_out=held_out, deadline=deadline)
+    judged = _judge(look)
+    found = _search(look, judged, progress=progress) if try_changes else Found(judged.causes, ())
+    names = (
+        printout.optimizer_name(optimizer),
+        printout.loss_name(model if is_loss_function(model) else loss, targets),
+    )
+    return _tell(look, judged, found, names, budget)
+
+
+def _deadline(budget: float) -> float:
+    if not budget > 0:
+        raise InputError(f"budget is {budget}; give a positive number of seconds")
+    return time.monotonic() + budget
+
+
+def _check_held_out(model: Any, held_out: tuple[Any, Any] | None) -> None:
+    if held_out is None:
+        return
+    if is_loss_function(model):
+        raise InputError(
+            "held_out= came with a loss function; it is for (apply, params), inputs and targets"
+        )
+    check_inputs(*held_out)
+
+
+class _Look(NamedTuple):
+    """What a pass and a short training show.
+
+    Attributes:
+      trials: of the examined network.
+      base: what it did as it stands.
+      causes: what the pass shows, strongest first.
+      redrawn: deltas with other weights of the same size.
+    """
+
+    trials: Trials
+    base: Tried
+    causes: tuple[Cause, ...]
+    redrawn: np.ndarray
+
+
+def _look(
+    case: Case,
+    optimizer: optax.GradientTransformation,
+    *,
+    horizon: int,
+    held_out: tuple[Any, Any] | None,
+    deadline: float,
+) -> _Look:
+    """Measure and train side by side."""
+    step = step_as_it_is(case, optimizer)
     with ThreadPoolExecutor(1) as background:
         built = background.submit(step.build, case.params, case.inputs, case.targets, case.key)
         exam = measure(case)
         trials = Trials(
-            exam, transformation, horizon=horizon, held_out=held_out, deadline=deadline, step=step
+            exam, optimizer, horizon=horizon, held_out=held_out, deadline=deadline, step=step
         )
         trial = background.submit(trials.try_fix, AS_IT_IS)
         causes = find_causes(exam)
@@ -133,38 +177,67 @@ def diagnose(
         built.result()
         base = trial.result()
     if any(jnp.result_type(leaf).itemsize < _WHOLE for leaf in jax.tree.leaves(exam.params)):
-        causes = ranked([*causes, *find_rounding(exam, take_first_step(exam, transformation))])
-    score = _judged(base.score if exam.measured.finite else 0.0, causes)
-    shown = _once_awake(exam, trials) if score >= TRAINS else exam
-    if shown is not exam:
-        causes = _still_there(causes, shown)
-    tried: tuple[Tried, ...] = ()
-    rates = None
-    if try_changes:
-        if score < TRAINS or (score < _WELL and causes):
-            found = find_fixes(trials, causes, base._replace(score=score), progress=progress)
-            causes, tried, rates = found.causes, found.tried, found.rates
-            brief = trials.is_late or trials.is_heavy
-            causes = causes if brief else confirm(exam, causes)
-        else:
-            causes = tuple(cause for cause in causes if cause.kind.regardless)
+        causes = ranked([*causes, *find_rounding(exam, take_first_step(exam, optimizer))])
+    return _Look(trials, base, causes, redrawn)
+
+
+class _Judged(NamedTuple):
+    """What is to be thought of a network.
+
+    Attributes:
+      score: in [0, 1].
+      shown: the exam whose layers are told of.
+      causes: what is wrong and does not go away by itself.
+    """
+
+    score: float
+    shown: Exam
+    causes: tuple[Cause, ...]
+
+
+def _judge(look: _Look) -> _Judged:
+    exam, causes = look.trials.exam, look.causes
+    score = _score_of(look.base.score if exam.measured.finite else 0.0, causes)
+    shown = _once_awake(exam, look.trials) if score >= TRAINS else exam
+    return _Judged(score, shown, causes if shown is exam else _still_there(causes, shown))
+
+
+def _search(look: _Look, judged: _Judged, *, progress: bool) -> Found:
+    """Look for what helps, and confirm the first cause, unless all goes well."""
+    score, causes = judged.score, judged.causes
+    if score >= TRAINS and (score >= _WELL or not causes):
+        return Found(tuple(cause for cause in causes if cause.kind.regardless), ())
+    found = find_fixes(look.trials, causes, look.base._replace(score=score), progress=progress)
+    if look.trials.is_late or look.trials.is_heavy:
+        return found
+    return found._replace(causes=confirm(look.trials.exam, found.causes))
+
+
+def _tell(
+    look: _Look, judged: _Judged, found: Found, names: tuple[str, str], budget: float
+) -> Diagnosis:
+    """Put together what is told; `names` are those of optimizer and loss."""
+    trials, (score, shown, _) = look.trials, judged
+    exam = trials.exam
+    is_later = shown is not exam
+    changes = found.tried[:_MOST_SHOWN]
     return Diagnosis(
         verdict=verdict_of(score),
         score=score,
-        reason=_reason(exam, base.trial, score, horizon),
-        layers=layer_profiles(shown, redrawn if shown is exam else redrawn_deltas(shown)),
+        reason=_reason(exam, look.base.trial, score, trials.horizon),
+        layers=layer_profiles(shown, redrawn_deltas(shown) if is_later else look.redrawn),
         parameters=parameter_rows(shown),
-        causes=causes,
-        prescriptions=tuple(_prescription(trials, each, score) for each in tried[:_MOST_SHOWN]),
+        causes=found.causes,
+        prescriptions=tuple(_prescription(trials, each, score) for each in changes),
         loss=exam.measured.loss,
-        optimizer=printout.optimizer_name(optimizer),
-        loss_name=printout.loss_name(model if is_loss_function(model) else loss, targets),
+        optimizer=names[0],
+        loss_name=names[1],
         notes=(
-            *_notes(exam, base),
-            *([_AWAKE.format(_WAKING)] if shown is not exam else []),
+            *_notes(exam, look.base),
+            *([_AWAKE.format(_WAKING)] if is_later else []),
             *_late(trials, budget, score),
         ),
-        rates=None if rates is None else rate_curve_of(*rates, exam.measured.loss),
+        rates=None if found.rates is None else rate_curve_of(*found.rates, exam.measured.loss),
         recurrences=exam.recurrences,
         attentions=shown.measured.attentions,
         streams=shown.measured.streams,
@@ -175,7 +248,7 @@ def diagnose(
 _WHOLE = 4
 
 
-def _judged(score: float, causes: Sequence[Cause]) -> float:
+def _score_of(score: float, causes: Sequence[Cause]) -> float:
     """Lower a score where what is learnt is not what is meant."""
     strengths = [cause.strength for cause in causes if cause.kind.regardless]
     if max(strengths, default=0.0) < STRUCTURAL:

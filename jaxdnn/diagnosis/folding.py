@@ -29,6 +29,27 @@ class Row(NamedTuple):
     name: str
     layers: tuple[Content, ...]
 
+    @property
+    def title(self) -> str:
+        """The name, and in parentheses what all units of a recurrent cell's layer do."""
+        names = self.part_names
+        return f"{self.name} ({names[0]})" if len(names) == 1 else self.name
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """What the units of each of its layers do in a recurrent cell."""
+        return _part_names(self.layers[0])
+
+    def parts(self) -> list[tuple[str, list[Content]]]:
+        """The parts of its layers by name, one of each layer; none where all units do the same."""
+        columns = zip(*(layer["parts"] for layer in self.layers), strict=True)
+        found = [(own[0]["name"], list(own)) for own in columns]
+        return found if len(found) > 1 else []
+
+
+def _part_names(item: Content) -> tuple[str, ...]:
+    return tuple(part["name"] for part in item.get("parts", ()))
+
 
 def folded(layers: Sequence[Content], named: Collection[str] = ()) -> list[Row]:
     """Return the rows of a table, each where its first layer is.
@@ -81,7 +102,7 @@ def _groups(layers: Sequence[Content], kind: str) -> list[list[int]]:
     for index, layer in enumerate(layers):
         path = layer["path"]
         own = [
-            (path[: found.start()], path[found.end() :], layer[kind])
+            (path[: found.start()], path[found.end() :], layer[kind], *_part_names(layer))
             for found in _NUMBER.finditer(path)
         ]
         patterns.append(own)

@@ -32,6 +32,7 @@ from jaxdnn.diagnosis.findings import (
     Finding,
 )
 from jaxdnn.diagnosis.fixes import underflowing
+from jaxdnn.diagnosis.gates import KEEPING
 from jaxdnn.diagnosis.graph import Layer
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.profile import log, log_factor
@@ -41,6 +42,8 @@ _ROUNDING = 0.01
 # An activation that passes less on of the gradient, in the mean, makes it vanish with depth.
 _FLAT = 0.5
 _MANY_SATURATED = 0.1
+# A gate is stuck where more of its units and examples are saturated.
+_STUCK = 0.5
 # Variance times fan of the initializers of LeCun and Glorot, and of He.
 _USUAL_GAINS = (1.0, 2.0)
 # A mean of weights so large beside their spread is none of chance; fewer weights tell nothing.
@@ -191,12 +194,22 @@ def heavy_bias(exam: Exam, *, dead: bool) -> Iterator[Finding]:
     """Find biases that outweigh the signal, and leave most units without a slope or do not."""
     for index in range(len(exam.graph.layers)):
         ratio = 0.0 if _is_usual_bias(exam, index) else _bias_over_signal(exam, index)
-        following = exam.graph.following(index, "activation")
-        share = exam.measured.slopes[following[0]].dead if following else 0.0
-        if ratio > 1 and (share > 0.5) == dead:
+        share = exam.slope_behind(index).dead
+        if ratio > 1 and (share > 0.5) == dead and not _is_open_gate(exam, index):
             text = f"the bias is {ratio:.3g} x the signal"
             text += f"; {share:.0%} of the units are dead" if share else ""
             yield Finding(index, text, STRUCTURAL * (1 + log(ratio)))
+
+
+def _is_open_gate(exam: Exam, index: int) -> bool:
+    """Tell the gates of a recurrent cell of which none is stuck.
+
+    A bias that holds open what keeps the state says how long the cell remembers.
+    """
+    parts = exam.measured.parts.get(index, ())
+    return any(part.gate is not None for part in parts) and not any(
+        part.saturated > _STUCK and part.name not in KEEPING for part in parts
+    )
 
 
 def _is_usual_bias(exam: Exam, index: int) -> bool:

@@ -27,6 +27,7 @@ from jaxdnn.diagnosis.attention import (
     stream_profiles,
 )
 from jaxdnn.diagnosis.case import Case, open_case
+from jaxdnn.diagnosis.gates import Bend, BendArrays, Part, PartProfile, find_parts, part_profile
 from jaxdnn.diagnosis.graph import Graph, Segment
 from jaxdnn.diagnosis.model import Loss
 from jaxdnn.diagnosis.program import Dependence, Edit, Environment, Program
@@ -49,6 +50,7 @@ class PassArrays(NamedTuple):
       through: gradient of each layer's operand through that layer alone.
       grads: a tree like the parameters.
       shown: number -> value, of what attention is measured by.
+      bends: number of a gate or candidate of a recurrent cell -> how it came of its sum.
     """
 
     loss: Array
@@ -61,6 +63,7 @@ class PassArrays(NamedTuple):
     through: list[Array]
     grads: Any
     shown: dict[int, Array]
+    bends: dict[int, BendArrays]
 
 
 class SignalStats(NamedTuple):
@@ -109,6 +112,7 @@ class Measurement(NamedTuple):
       finite: whether loss and all gradients are.
       attentions: what each attention looks at.
       streams: how alike tokens are behind each residual branch, where there is attention.
+      parts: index of a layer of a recurrent cell -> what its units do there.
     """
 
     loss: float
@@ -126,6 +130,7 @@ class Measurement(NamedTuple):
     finite: bool
     attentions: tuple[AttentionProfile, ...]
     streams: tuple[StreamProfile, ...]
+    parts: dict[int, tuple[PartProfile, ...]]
 
 
 class Gain(NamedTuple):
@@ -189,6 +194,17 @@ class Exam(Case):
     def recurrences(self) -> tuple[Recurrence, ...]:
         """How the gradient passes back through time."""
         return find_recurrences(self.graph, (self.params, self.inputs, self.key))
+
+    def slope_behind(self, index: int) -> SlopeStats:
+        """Return how flat what bends a layer's units is; that of a straight line without any."""
+        parts = self.measured.parts.get(index, ())
+        if parts:
+            # An activation that follows the layer may be that of some of its units alone.
+            weights = [part.units for part in parts]
+            shares = [(part.dead, part.saturated) for part in parts]
+            return SlopeStats(*map(float, np.average(shares, axis=0, weights=weights)))
+        following = self.graph.following(index, "activation")
+        return self.measured.slopes[following[0]] if following else SlopeStats(0.0, 0.0)
 
     @functools.cached_property
     def evaluate(self) -> Callable[[Any, Any, Any, Any], tuple[Array, Array]]:
@@ -320,6 +336,7 @@ def make_pass(graph: Graph, loss: Loss, *, bridged: int | None = None) -> Callab
     program, numbers, shown = graph.program, _probed(graph), shown_numbers(graph)
     # At the step of a layer alone: what comes through it, apart from what joins from elsewhere.
     alone = [layer.z if layer.x is None else (layer.step, layer.x) for layer in graph.layers]
+    parts = find_parts(graph)
 
     @compile_quickly
     def forward_and_back(params: Any, inputs: Any, targets: Any, key: Array) -> PassArrays:
@@ -329,10 +346,10 @@ def make_pass(graph: Graph, loss: Loss, *, bridged: int | None = None) -> Callab
                 added[place] = added[place] + zero if place in added else zero
             edits = _bridge_over(graph, bridged)
             arguments = params, inputs, key
-            environment = run(program, arguments, edits, added, looked_at=_looked_at(graph))
+            environment = run(program, arguments, edits, added, looked_at=_looked_at(graph, parts))
             logits = environment[program.output]
             value = loss(logits, targets)
-            observed = _observed(graph, jax.lax.stop_gradient(environment))
+            observed = _observed(graph, parts, jax.lax.stop_gradient(environment))
             return value, (value, logits, observed, {n: environment[n] for n in shown})
 
         zeros = {number: _zero(program, number) for number in numbers}
@@ -341,9 +358,9 @@ def make_pass(graph: Graph, loss: Loss, *, bridged: int | None = None) -> Callab
         ]
         differentiate = jax.grad(objective, (0, 1, 2), has_aux=True)
         (grads, deltas, through), others = differentiate(params, zeros, partials)
-        value, logits, (z, biases, slopes, kept), shown_values = others
+        value, logits, (z, biases, slopes, kept, bends), shown_values = others
         return PassArrays(
-            value, logits, z, biases, slopes, kept, deltas, through, grads, shown_values
+            value, logits, z, biases, slopes, kept, deltas, through, grads, shown_values, bends
         )
 
     return forward_and_back
@@ -359,12 +376,19 @@ def _probed(graph: Graph) -> list[int]:
     return sorted(n for n in ends if jnp.issubdtype(values[n].dtype, jnp.floating))
 
 
-def _looked_at(graph: Graph) -> set[int]:
+def _looked_at(graph: Graph, parts: dict[int, tuple[Part, ...]]) -> set[int]:
     """Numbers of what is taken out of a pass, inside loops as well."""
-    kinds = (*graph.segments("activation"), *graph.segments("dropout"))
+    bends = _bends(parts)
+    kinds = (*graph.segments("activation"), *graph.segments("dropout"), *bends)
     operands = {n for each in kinds for step in each.steps for n in step.inputs}
     biases = {layer.bias for layer in graph.layers if layer.bias is not None}
-    return operands | biases | {layer.z for layer in graph.layers}
+    return operands | biases | {each.end for each in bends} | {layer.z for layer in graph.layers}
+
+
+def _bends(parts: dict[int, tuple[Part, ...]]) -> list[Bend]:
+    """Each way from a sum to a gate once, though several layers add to it."""
+    found = [part.bend for own in parts.values() for part in own if part.bend is not None]
+    return list({bend.end: bend for bend in found}.values())
 
 
 def _bridge_over(graph: Graph, bridged: int | None) -> dict[int, Edit]:
@@ -382,8 +406,14 @@ def _zero(program: Program, number: int) -> Array:
     return jnp.zeros(program.full_shape(number), program.values[number].dtype)
 
 
-def _observed(graph: Graph, environment: Environment) -> tuple[Any, ...]:
-    """Take out of a forward pass what is looked at: z, biases, slopes, and what dropouts keep."""
+def _observed(
+    graph: Graph, parts: dict[int, tuple[Part, ...]], environment: Environment
+) -> tuple[Any, ...]:
+    """Take out of a forward pass what is looked at.
+
+    Returns:
+      z, biases, slopes, what dropouts keep, and the gates of recurrent cells.
+    """
     program = graph.program
     slopes = [
         _slope_of(replay_all(program, each.steps, environment, each.start, each.end))(
@@ -398,7 +428,15 @@ def _observed(graph: Graph, environment: Environment) -> tuple[Any, ...]:
         if layer.bias is not None
     }
     pre_activations = [program.batch_first(layer.z, environment[layer.z]) for layer in graph.layers]
-    return pre_activations, biases, slopes, kept
+    bends = {each.end: _bend_arrays(program, each, environment) for each in _bends(parts)}
+    return pre_activations, biases, slopes, kept, bends
+
+
+def _bend_arrays(program: Program, bend: Bend, environment: Environment) -> BendArrays:
+    slope = _slope_of(replay_all(program, bend.steps, environment, bend.start, bend.end))
+    start = environment[bend.start]
+    own, at_zero = slope(start), slope(jnp.zeros_like(start))
+    return BendArrays(environment[bend.end], own, jnp.maximum(own.max(), at_zero.max()))
 
 
 def _slope_of(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
@@ -450,7 +488,20 @@ def _reduce(graph: Graph, params: Any, arrays: PassArrays) -> Measurement:
         finite=bool(np.isfinite(arrays.loss) and all(np.isfinite(x).all() for x in grads)),
         attentions=attention_profiles(graph, arrays.shown),
         streams=stream_profiles(graph, arrays.shown),
+        parts={
+            index: _part_profiles(graph, index, own, arrays)
+            for index, own in find_parts(graph).items()
+        },
     )
+
+
+def _part_profiles(
+    graph: Graph, index: int, parts: Sequence[Part], arrays: PassArrays
+) -> tuple[PartProfile, ...]:
+    program, number = graph.program, graph.layers[index].z
+    z = program.batch_first(number, arrays.pre_activations[index])
+    delta = _strongest(program, number, arrays.deltas[number])
+    return tuple(part_profile(part, z, delta, arrays.bends) for part in parts)
 
 
 def host_rms(x: Any) -> float:

@@ -19,6 +19,7 @@ from jaxdnn.diagnosis.printout import (
     amount,
     attention_words,
     cleaned,
+    part_words,
     place,
     recurrence_words,
     repaired_words,
@@ -110,6 +111,9 @@ pre { background: #f4f4f4; padding: .4rem .8rem; margin: .3rem 0; white-space: p
 nav { font-size: 14px }
 .scroll { overflow-x: auto }
 .scroll td { white-space: nowrap }
+.part td { color: #555 }
+.part td:first-child { padding-left: 2rem }
+.part td:last-child { text-align: left }
 """
 
 
@@ -254,17 +258,34 @@ def _tables(content: Content) -> str:
 def _table(rows: Sequence[Row], terms: Sequence[str]) -> str:
     head = "".join(f"<th>{_text(name)}</th>" for name in ("layer", "δ RMS", "factor", *terms))
     body = "".join(
-        f"<tr><td><code>{_text(row.name)}</code></td><td>{_band(row, 'delta_rms')}</td>"
-        f"<td>{_band(row, 'factor')}</td>"
+        f"<tr><td><code>{_text(row.name)}</code>{_only_part(row)}</td>"
+        f"<td>{_band(row.layers, 'delta_rms')}</td><td>{_band(row.layers, 'factor')}</td>"
         + "".join(f"<td>{_term_words(row, name)}</td>" for name in terms)
-        + "</tr>"
+        + f"</tr>{_part_rows(row, len(terms))}"
         for row in rows
     )
     return f"<div class='scroll'><table><tr>{head}</tr>{body}</table></div>"
 
 
-def _band(row: Row, name: str) -> str:
-    values = [layer[name] for layer in row.layers if layer[name] is not None]
+def _only_part(row: Row) -> str:
+    """What all units of a recurrent cell's layer do."""
+    if len(row.part_names) != 1:
+        return ""
+    words = part_words([part for layer in row.layers for part in layer["parts"]])
+    return f" {_text(row.part_names[0])}<br><small>{_text(words)}</small>"
+
+
+def _part_rows(row: Row, num_terms: int) -> str:
+    return "".join(
+        f"<tr class='part'><td>{_text(name)}</td><td>{_band(parts, 'delta_rms')}</td><td></td>"
+        + (f"<td colspan='{num_terms}'>" if num_terms else "<td>")
+        + f"{_text(part_words(parts))}</td></tr>"
+        for name, parts in row.parts()
+    )
+
+
+def _band(items: Sequence[Content], name: str) -> str:
+    values = [each[name] for each in items if each[name] is not None]
     low, high = (amount(end) for end in (min(values, default=None), max(values, default=None)))
     return low if low == high else f"{low} to {high}"
 

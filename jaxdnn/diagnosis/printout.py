@@ -270,13 +270,7 @@ def markdown(content: Content) -> str:
     ]
     head = "| layer | delta RMS | factor | redrawn | " + " | ".join(map(_escaped, terms)) + " |"
     rule = "|---" * (4 + len(terms)) + "|"
-    rows = [
-        f"| {_code_span(layer['path'])} | {amount(layer['delta_rms'])} | {amount(layer['factor'])}"
-        f" | {_span(layer['factor_band'])} | "
-        + " | ".join(_signed(layer, name) for name in terms)
-        + " |"
-        for layer in layers
-    ]
+    rows = [line for layer in layers for line in _markdown_rows(layer, terms)]
     title = f"# {_escaped(headline(content))}"
     notes = [f"- {_escaped(note)}" for note in _notes(content)]
     times = [
@@ -284,6 +278,36 @@ def markdown(content: Content) -> str:
         for each in content["recurrences"]
     ]
     return "\n".join([title, "", *notes, *found, *changes, *times, "", head, rule, *rows, ""])
+
+
+def _markdown_rows(layer: Content, terms: Sequence[str]) -> Iterator[str]:
+    """A layer's row, and beneath it one for each of its parts."""
+    row = Row(layer["path"], (layer,))
+    own = (
+        f" ({row.part_names[0]}; {part_words(layer['parts'])})" if len(row.part_names) == 1 else ""
+    )
+    yield (
+        f"| {_code_span(layer['path'])}{own} | {amount(layer['delta_rms'])}"
+        f" | {amount(layer['factor'])} | {_span(layer['factor_band'])} | "
+        + " | ".join(_signed(layer, name) for name in terms)
+        + " |"
+    )
+    for name, parts in row.parts():
+        delta = amount(parts[0]["delta_rms"])
+        z = amount(parts[0]["pre_activation_rms"])
+        yield f"| &emsp;{name} (z {z}, {part_words(parts)}) | {delta} |" + " |" * (2 + len(terms))
+
+
+def part_words(parts: Sequence[Content]) -> str:
+    """Return in a line what units of a recurrent cell do.
+
+    Args:
+      parts: of one name, one of each layer that is told of.
+    """
+    band = functools.partial(_band, parts)
+    gate = "" if parts[0]["gate"] is None else f"open {band('gate', '.2f')}, "
+    mean = band("pre_activation_mean", "+.2g")
+    return f"{gate}{band('saturated', '.0%')} saturated, z in the mean {mean}"
 
 
 def _escaped(text: str) -> str:
@@ -392,8 +416,9 @@ def _rest(content: Content) -> str:
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
-    width = max([5, *(len(row.name) for row in rows)])
-    cells = [_cells(row) for row in rows]
+    shown = [line for row in rows for line in _lines(row)]
+    names, cells, ends = zip(*shown, strict=True) if shown else ((), (), ())
+    width = max([5, *map(len, names)])
     heads = ("delta", "factor", "redrawn", "z", "dead")
     widths = [
         max(len(head), *map(len, column)) for head, *column in zip(heads, *cells, strict=True)
@@ -401,19 +426,22 @@ def _table(rows: Sequence[Row]) -> list[str]:
     lines = [
         f"{name:{width}}  "
         + "  ".join(f"{cell:>{each}}" for cell, each in zip(row, widths, strict=True))
-        for name, row in zip(["layer", *(row.name for row in rows)], [heads, *cells], strict=True)
+        for name, row in zip(["layer", *names], [heads, *cells], strict=True)
     ]
-    return [
-        f"{line}  {mostly}"
-        for line, mostly in zip(lines, ["mostly", *map(_mostly, rows)], strict=True)
-    ]
+    return [f"{line}  {end}" for line, end in zip(lines, ["mostly", *ends], strict=True)]
+
+
+def _lines(row: Row) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """Name, cells and end of a row, and of those for its parts beneath."""
+    only = [part for layer in row.layers for part in layer["parts"]]
+    own = f"; {part_words(only)}" if len(row.part_names) == 1 else ""
+    yield row.title, _cells(row), _mostly(row) + own
+    for name, parts in row.parts():
+        yield f"  {name}", _cells_of_part(parts), part_words(parts)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    def band(name: str, form: str = ".3g") -> str:
-        low, high = (amount(end, form) for end in _ends(each[name] for each in row.layers))
-        return low if low == high else f"{low} to {high}"
-
+    band = functools.partial(_band, row.layers)
     bands = [end for each in row.layers for end in each["factor_band"]]
     return (
         band("delta_rms"),
@@ -422,6 +450,17 @@ def _cells(row: Row) -> tuple[str, ...]:
         band("pre_activation_rms"),
         band("dead", ".0%"),
     )
+
+
+def _cells_of_part(parts: Sequence[Content]) -> tuple[str, ...]:
+    band = functools.partial(_band, parts)
+    return band("delta_rms"), "", "", band("pre_activation_rms"), band("dead", ".0%")
+
+
+def _band(items: Sequence[Content], name: str, form: str = ".3g") -> str:
+    """The least and the greatest of a number."""
+    low, high = (amount(end, form) for end in _ends(each[name] for each in items))
+    return low if low == high else f"{low} to {high}"
 
 
 def _others(parameters: Sequence[Content], *, fold: bool) -> list[str]:

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from jaxdnn.diagnosis.gates import PartProfile
 from jaxdnn.diagnosis.graph import Graph
 from jaxdnn.diagnosis.measure import Exam, host_rms, rms_of
 from jaxdnn.diagnosis.program import Dependence, Program
@@ -70,6 +71,8 @@ class LayerProfile:
       kernel_rms: root mean square of the weights.
       kernel_grad_rms: root mean square of dL/dW.
       kernel_grad_ratio: kernel_grad_rms over kernel_rms.
+      parts: of a recurrent cell what the layer's units do in it, gate by gate, in the order of the
+        units; one where all do the same. The squares of their delta add up to the layer's.
     """
 
     path: str
@@ -90,6 +93,7 @@ class LayerProfile:
     kernel_rms: float
     kernel_grad_rms: float
     kernel_grad_ratio: float
+    parts: tuple[PartProfile, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,10 +189,8 @@ def layer_profiles(
 def _profile(exam: Exam, index: int, own: Bands) -> LayerProfile:
     layer, measured = exam.graph.layers[index], exam.measured
     signal, delta = measured.signals[index], measured.delta[layer.z]
-    slope = next(
-        (measured.slopes[each] for each in exam.graph.following(index, "activation")), None
-    )
     kernel, grad = measured.kernel_rms[index], measured.kernel_grad_rms[index]
+    slope = exam.slope_behind(index)
     return LayerProfile(
         path=layer.path,
         kind=layer.kind,
@@ -203,11 +205,12 @@ def _profile(exam: Exam, index: int, own: Bands) -> LayerProfile:
         factor=_factor(delta, log_factor(exam, index)),
         factor_band=own.factor,
         terms=layer_terms(exam, index),
-        dead=slope.dead if slope else 0.0,
-        saturated=slope.saturated if slope else 0.0,
+        dead=slope.dead,
+        saturated=slope.saturated,
         kernel_rms=kernel,
         kernel_grad_rms=grad,
         kernel_grad_ratio=grad / kernel if kernel else math.nan,
+        parts=measured.parts.get(index, ()),
     )
 
 

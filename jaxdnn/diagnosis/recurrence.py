@@ -16,9 +16,8 @@ References:
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -26,12 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdnn.diagnosis.gates import carried, find_gates
 from jaxdnn.diagnosis.graph import Graph
-from jaxdnn.diagnosis.program import Dependence, Loop, Program, Step
+from jaxdnn.diagnosis.program import Loop, Program
 from jaxdnn.diagnosis.replay import compile_quickly, run
 
-# What passes a value on as it is, or adds to it.
-_PASSES = {"add", "add_any", "convert_element_type", "reshape", "transpose", "copy", "squeeze"}
 _FORGOTTEN = 1 / math.e
 
 
@@ -59,21 +57,6 @@ class Recurrence:
     kept: float | None
 
 
-@dataclasses.dataclass(frozen=True)
-class Gate:
-    """What multiplies a state on its way to the next time step.
-
-    Attributes:
-      number: of its value, in [0, 1].
-      logits: number of what its sigmoid takes; None where none was found.
-      rises: whether more of the state is kept where that is larger.
-    """
-
-    number: int
-    logits: int | None
-    rises: bool
-
-
 def find_recurrences(graph: Graph, arguments: Sequence[Any]) -> tuple[Recurrence, ...]:
     """Return the recurrences of a network that have layers, in the order in which they run.
 
@@ -95,7 +78,9 @@ def find_recurrences(graph: Graph, arguments: Sequence[Any]) -> tuple[Recurrence
     curves, values = _measure(graph.program, arguments, wanted, shown)
     found = []
     for index, curve in zip(wanted, curves, strict=True):
-        kept = [values[gate.number] for gate in gates[index]]
+        kept = [
+            1 - values[gate.number] if gate.rest else values[gate.number] for gate in gates[index]
+        ]
         kept = [each for each in kept if 0 <= each.min() <= each.max() <= 1]
         share = float(np.mean([np.mean(each, dtype=np.float64) for each in kept])) if kept else None
         found.append(_recurrence(members[index], curve, share))
@@ -125,17 +110,6 @@ def _common(paths: Sequence[str]) -> str:
     while shared < len(first) and all(each[: shared + 1] == first[: shared + 1] for each in others):
         shared += 1
     return "/".join(first[:shared]) if others and shared else ", ".join(paths)
-
-
-def carried(program: Program, index: int) -> list[tuple[int, int]]:
-    """Return numbers of what a loop carries and depends on the inputs, as it comes and goes."""
-    return [
-        (number, end)
-        for _, number, end in program.loops[index].carries
-        if jnp.issubdtype(program.values[number].dtype, jnp.floating)
-        and program.values[number].depends & Dependence.INPUTS
-        and program.values[number].shape
-    ]
 
 
 def _measure(
@@ -193,67 +167,6 @@ def _push(rng: np.random.Generator, program: Program, number: int) -> Array:
     value = program.values[number]
     drawn = rng.standard_normal(value.shape)
     return jnp.asarray(drawn / np.sqrt(np.mean(drawn**2)), value.dtype)
-
-
-def find_gates(program: Program, index: int) -> list[Gate]:
-    """Return what multiplies a loop's states on their way to the next time step, and is no state.
-
-    A state that is moved toward something, s + u (x - s), keeps the share 1 - u; there the gate is
-    not found.
-
-    Args:
-      program: a network written out.
-      index: of the loop.
-    """
-    producers = {number: step for step in program.steps for number in step.outputs}
-    found = []
-    for number, end in carried(program, index):
-        for product in _summands(producers, end):
-            step = producers[product]
-            others = [each for each in step.inputs if _origin(producers, each) != number]
-            if step.name == "mul" and len(step.inputs) == 2 and len(others) == 1:
-                found.append(_gate(program, producers, others[0]))
-    return found
-
-
-def _summands(producers: dict[int, Step], number: int) -> list[int]:
-    """The values of which one is the sum."""
-    waiting, found = [number], []
-    while waiting:
-        value = waiting.pop()
-        step = producers.get(value)
-        if step is not None and step.name in _PASSES:
-            waiting.extend(step.inputs)
-        elif step is not None:
-            found.append(value)
-    return found
-
-
-def origins(program: Program) -> Callable[[int], int]:
-    """Return the function that gives the value of which one is only another view."""
-    producers = {number: step for step in program.steps for number in step.outputs}
-    return functools.partial(_origin, producers)
-
-
-def _origin(producers: dict[int, Step], number: int) -> int:
-    step = producers.get(number)
-    while step is not None and step.name in _PASSES and len(step.inputs) == 1:
-        number = step.inputs[0]
-        step = producers.get(number)
-    return number
-
-
-def _gate(program: Program, producers: dict[int, Step], number: int) -> Gate:
-    value, rises = _origin(producers, number), True
-    step = producers.get(value)
-    # 1 - sigmoid(z); the 1 is a literal.
-    if step is not None and step.name == "sub":
-        inner = [n for n in step.inputs if program.values[n].depends & Dependence.INPUTS]
-        if len(inner) == 1 and step.inputs[-1] == inner[0]:
-            value, rises = _origin(producers, inner[0]), False
-            step = producers.get(value)
-    is_sigmoid = step is not None and ("logistic" in step.inner or step.label == "sigmoid")
-    return Gate(number, step.inputs[0] if step is not None and is_sigmoid else None, rises)
 
 
 def forgotten(recurrences: Sequence[Recurrence], steps: int) -> bool:

@@ -297,7 +297,7 @@ class Trials:
         self.horizon = horizon
         affordable = affordable_steps(exam.outline.program, exam.params)
         self.num_steps = min(horizon, affordable)
-        self._step, self._light = step, _is_light(exam)
+        self._step, self._light = step, is_light(exam)
         # Where a step takes long, a change has all its steps only if the first few promise much.
         self.is_heavy = _HEAVY * _step_cost(exam.outline.program, exam.params) > _AFFORDABLE
         self._brief_score = 0.0
@@ -453,10 +453,10 @@ def _run_with(
 def step_as_it_is(case: Case, optimizer: optax.GradientTransformation) -> TrainingStep:
     """Return a step of a network without any fix, to be built while the network is measured."""
     forward = _narrowed(case.network.apply, case.params)
-    return TrainingStep(forward, case.loss, optimizer, light=_is_light(case))
+    return TrainingStep(forward, case.loss, optimizer, light=is_light(case))
 
 
-def _is_light(case: Case) -> bool:
+def is_light(case: Case) -> bool:
     """Tell whether to build a step's program takes longer than to run it."""
     program = case.outline.program
     scans = any(step.name == "scan" or step.loop is not None for step in program.steps)

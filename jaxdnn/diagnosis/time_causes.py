@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxdnn.diagnosis.findings import FACTOR_SPREAD, STRUCTURAL, Finding
+from jaxdnn.diagnosis.gates import carried, find_gates, origins
 from jaxdnn.diagnosis.graph import Graph, Layer
 from jaxdnn.diagnosis.measure import Exam
 from jaxdnn.diagnosis.program import Edit
-from jaxdnn.diagnosis.recurrence import carried, find_gates, origins
 from jaxdnn.diagnosis.setups import Fix
 
 # A sequence of so many horizons is too long for what is carried.

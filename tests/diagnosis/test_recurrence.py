@@ -12,9 +12,9 @@ from flax import nnx
 
 from jaxdnn import diagnose
 from jaxdnn.diagnosis.findings import NAMED
+from jaxdnn.diagnosis.gates import find_gates
 from jaxdnn.diagnosis.measure import examine
 from jaxdnn.diagnosis.program import trace
-from jaxdnn.diagnosis.recurrence import find_gates
 from jaxdnn.diagnosis.replay import run
 from jaxdnn.diagnosis.setups import Trials
 from jaxdnn.diagnosis.time_causes import (

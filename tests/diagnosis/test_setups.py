@@ -9,10 +9,19 @@ import optax
 import pytest
 
 from jaxdnn.diagnosis import AS_IT_IS, HORIZON, NUM_STEPS, Scales, Trials, examine
+from jaxdnn.diagnosis.case import open_case
 from jaxdnn.diagnosis.edit_fixes import relu_in_place, shortcuts
 from jaxdnn.diagnosis.fixes import critical_weights, with_sigma
 from jaxdnn.diagnosis.program import trace
-from jaxdnn.diagnosis.setups import Fix, FixKind, Output, affordable_steps, both, composed
+from jaxdnn.diagnosis.setups import (
+    Fix,
+    FixKind,
+    Output,
+    affordable_steps,
+    both,
+    composed,
+    is_light,
+)
 from jaxdnn.errors import InputError
 
 from . import zoo
@@ -132,3 +141,30 @@ def test_small_networks_are_tried_for_all_of_the_horizon_and_huge_ones_shortly(w
     batch = jax.ShapeDtypeStruct((256, width), jnp.float32)
     program = trace(lambda params, x, _: apply(params, x), kernels, batch, jax.random.key(0))
     assert affordable_steps(program, kernels) == steps
+
+
+def square(width):
+    return [jnp.zeros((width, width))]
+
+
+def repeated(params, x):
+    """The same kernel in a scan through time."""
+    return jax.lax.scan(lambda h, _: (jnp.tanh(h @ params[0]), None), x, None, length=3)[0]
+
+
+LIGHT = apply, square(300), 8
+
+
+@pytest.mark.parametrize(
+    ("network", "params", "batch", "light"),
+    [
+        (*LIGHT, True),
+        # More parameters; as many, but a scan; as many, but a batch that makes each step dear.
+        (apply, square(600), 8, False),
+        (repeated, *LIGHT[1:], False),
+        (*LIGHT[:2], 4096, False),
+    ],
+)
+def test_what_is_larger_scans_or_costs_more_a_step_is_not_light(network, params, batch, light):
+    inputs = jnp.ones((batch, len(params[0])))
+    assert is_light(open_case((network, params), inputs, inputs)) is light
