@@ -256,8 +256,8 @@ class Tried(NamedTuple):
       setup: what was trained.
       trial: what happened, step by step.
       score: what it scored, in [0, 1].
-      held_out: share learnt of what there is to learn in the batch that was held out, at most 1;
-        NaN where none is given.
+      held_out: greatest share learnt, on the way, of what there is to learn in the batch that was
+        held out, at most 1; NaN where none is given.
     """
 
     fix: Fix
@@ -342,15 +342,20 @@ class Trials:
         setup = self.setup(fix)
         answers = self._answers_for(fix, setup)
         run_trial = self._program(fix, setup, answers)
+        elsewhere = self._elsewhere(fix, setup, answers)
         trial, params = run_trial(
             setup.params, setup.inputs, setup.targets, setup.key, fix.scales,
             impatient=fix is not AS_IT_IS, deadline=self.deadline,
             worth=self._worth if self.is_heavy and fix is not AS_IT_IS else None,
+            look=elsewhere,
         )  # fmt: skip
         if fix is AS_IT_IS:
             self._brief_score = self._after_few(trial)
         score = score_trial(trial, answers, horizon=self.horizon)
-        held_out = self._learnt_elsewhere(fix, setup, params, answers)
+        held_out = math.nan
+        if elsewhere is not None:
+            elsewhere(params)
+            held_out = elsewhere.best
         if held_out < HOLDS:
             # Some of it holds elsewhere: more of it would with more examples.
             share = max(held_out, 0.0) / HOLDS
@@ -372,21 +377,14 @@ class Trials:
         batch = setup.params, setup.inputs, setup.targets, setup.key
         return run_trial(*batch, most_steps=num_steps)[1]
 
-    def _learnt_elsewhere(self, fix: Fix, setup: Setup, params: Any, answers: Answers) -> float:
-        """Return the share that trained parameters have learnt of the batch that is held out."""
+    def _elsewhere(self, fix: Fix, setup: Setup, answers: Answers) -> _Elsewhere | None:
+        """Return what watches the batch that is held out, where there is one."""
         if self.held_out is None:
-            return math.nan
+            return None
         inputs, targets = self.held_out
         inputs = inputs if fix.inputs is None else fix.inputs(inputs)
         targets = targets if fix.targets is None else fix.targets(targets)
-
-        @compile_quickly
-        def loss_of(params: Any, inputs: Any, targets: Any) -> Array:
-            return setup.loss(setup.forward(params, inputs, setup.key), targets)
-
-        loss = float(loss_of(params, inputs, targets))
-        share = (answers.constant - loss) / max(answers.to_learn, 1e-12)
-        return min(share, 1.0) if math.isfinite(share) else -math.inf
+        return _Elsewhere(setup, inputs, targets, answers)
 
     def rate_curve(self, fix: Fix) -> tuple[np.ndarray, np.ndarray]:
         """Return factors on the learning rate, (rate,), and the loss after some steps with each."""
@@ -441,6 +439,32 @@ class Trials:
             probe = LossProbe(setup.loss, setup.targets, outputs.dtype)
             self._answers[same] = best_answers(probe, z, outputs, tail, self.exam.tied)
         return self._answers[same]
+
+
+class _Elsewhere:
+    """The greatest share that parameters have learnt of another batch, while they were trained.
+
+    What is learnt by heart at last spoils what was learnt before, which more examples would keep.
+
+    Attributes:
+      best: of what there is to learn in that batch, at most 1; negative infinity before any.
+    """
+
+    def __init__(self, setup: Setup, inputs: Any, targets: Any, answers: Answers) -> None:
+        @compile_quickly
+        def loss_of(params: Any, inputs: Any, targets: Any) -> Array:
+            return setup.loss(setup.forward(params, inputs, setup.key), targets)
+
+        self._loss_of, self._batch, self._answers = loss_of, (inputs, targets), answers
+        self.best = -math.inf
+
+    def __call__(self, params: Any) -> None:
+        """Look at parameters."""
+        answers = self._answers
+        loss = float(self._loss_of(params, *self._batch))
+        share = (answers.constant - loss) / max(answers.to_learn, 1e-12)
+        if math.isfinite(share):
+            self.best = max(self.best, min(share, 1.0))
 
 
 def _run_with(

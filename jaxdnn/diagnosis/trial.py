@@ -221,8 +221,9 @@ def make_trial(
     """Return `(params, inputs, targets, key, scales, most_steps, ...) -> (Trial, params)`.
 
     `impatient` ends a trial that has gained nothing, `deadline` one at a time of the clock, and
-    `worth` one whose first `BRIEF` steps promise nothing. The arrays of the trial are on the host;
-    the parameters are those at its end.
+    `worth` one whose first `BRIEF` steps promise nothing; `look` is shown the parameters after 10,
+    20, 40, 80, ... steps. The arrays of the trial are on the host; the parameters are those at its
+    end.
 
     Each step is a call: XLA's CPU takes 20 times as long for the gradient of a convolution inside
     a loop of its own.
@@ -259,10 +260,15 @@ def make_trial(
         impatient: bool = False,
         deadline: float = math.inf,
         worth: Callable[[Trial], bool] | None = None,
+        look: Callable[[Any], None] | None = None,
     ) -> tuple[Trial, Any]:
         advance = step.of(params, inputs, targets, key)
         carry, rows, known = step.start(params), [], 0
+        next_look = _CHECKED
         for index in range(most_steps + 1):
+            if look is not None and index == next_look:
+                look(carry[0])
+                next_look *= 2
             carry, losses = advance(carry, index, inputs, targets, key, scales or Scales())
             rows.append(losses)
             if index % _CHECKED == 0 and not np.isfinite(np.asarray(losses)[0]):
