@@ -199,6 +199,9 @@ class _Reader:
         """The operands that depend on the inputs."""
         return [n for n in step.inputs if self._values[n].depends & Dependence.INPUTS]
 
+    def _is_floating(self, number: int) -> bool:
+        return jnp.issubdtype(self._values[number].dtype, jnp.floating)
+
     def origin(self, number: int) -> int:
         """The value of which one is only another view."""
         step = self.producers.get(number)
@@ -224,6 +227,7 @@ class _Reader:
         return step is not None and ("logistic" in step.inner or step.label == "sigmoid")
 
     def gate(self, number: int, rest: bool) -> Gate:
+        """The gate that a value is, which keeps that share of a state or the rest."""
         value, rises = self.base(number)
         step = self.producers.get(value)
         # What other units share with it is not the gate's own.
@@ -257,7 +261,9 @@ class _Reader:
             if step.name in _PASSES:
                 waiting.extend(step.inputs)
             elif step.name == "select_n" and any(self.is_state(n, state) for n in step.inputs):
-                waiting.extend(n for n in self.data(step) if not self.is_state(n, state))
+                # What decides between the cases is no part of the sum.
+                cases = (n for n in self.data(step) if self._is_floating(n))
+                waiting.extend(n for n in cases if not self.is_state(n, state))
             else:
                 found.append(value)
                 continue
@@ -356,6 +362,7 @@ class _Units:
             self.bends[output] = self._longer(number, step, output)
 
     def _longer(self, number: int, step: Step, output: int) -> Bend:
+        """How a value was bent, and one step more."""
         known = self.bends.get(number)
         if known is None:
             return Bend(number, (step,), output)
