@@ -199,6 +199,9 @@ class _Reader:
         """The operands that depend on the inputs."""
         return [n for n in step.inputs if self._values[n].depends & Dependence.INPUTS]
 
+    def _is_floating(self, number: int) -> bool:
+        return jnp.issubdtype(self._values[number].dtype, jnp.floating)
+
     def origin(self, number: int) -> int:
         """The value of which one is only another view."""
         step = self.producers.get(number)
@@ -224,6 +227,7 @@ class _Reader:
         return step is not None and ("logistic" in step.inner or step.label == "sigmoid")
 
     def gate(self, number: int, rest: bool) -> Gate:
+        """The gate that a value is, which keeps that share of a state or the rest."""
         value, rises = self.base(number)
         step = self.producers.get(value)
         # What other units share with it is not the gate's own.
@@ -257,7 +261,9 @@ class _Reader:
             if step.name in _PASSES:
                 waiting.extend(step.inputs)
             elif step.name == "select_n" and any(self.is_state(n, state) for n in step.inputs):
-                waiting.extend(n for n in self.data(step) if not self.is_state(n, state))
+                # What decides between the cases is no part of the sum.
+                cases = (n for n in self.data(step) if self._is_floating(n))
+                waiting.extend(n for n in cases if not self.is_state(n, state))
             else:
                 found.append(value)
                 continue
@@ -356,6 +362,7 @@ class _Units:
             self.bends[output] = self._longer(number, step, output)
 
     def _longer(self, number: int, step: Step, output: int) -> Bend:
+        """How a value was bent, and one step more."""
         known = self.bends.get(number)
         if known is None:
             return Bend(number, (step,), output)
@@ -523,39 +530,51 @@ def _gated(
                     yield value, other, step.outputs[0]
 
 
-def part_profile(
-    part: Part, z: np.ndarray, delta: np.ndarray, bends: Mapping[int, BendArrays]
-) -> PartProfile:
-    """Return the numbers of a part.
+def part_profiles(
+    parts: Sequence[Part], z: np.ndarray, delta: np.ndarray, bends: Mapping[int, BendArrays]
+) -> tuple[PartProfile, ...]:
+    """Return the numbers of the parts of a layer.
 
     Args:
-      part: of a layer.
-      z: the layer's pre-activations, in a loop of all time steps, these first.
+      parts: of the layer.
+      z: its pre-activations, in a loop of all time steps, these first.
       delta: their gradient, in a loop of one time step.
       bends: number of an end -> the bend in the pass that z is from.
     """
-    own = np.asarray(z[..., part.place], np.float64)
-    dead, saturated, gate = 0.0, 0.0, None
-    if part.bend is not None and part.bent is not None:
-        arrays = bends[part.bend.end]
-        slope = np.asarray(arrays.slope)
-        saturated = float(np.mean(slope[..., part.bent >= 0] < SATURATED * arrays.greatest))
-        steps = tuple(range(slope.ndim - part.bent.ndim))
-        alive = np.unique(part.bent[np.any(slope != 0, axis=steps)])
-        dead = 1 - np.count_nonzero(alive >= 0) / part.units
-        if part.name.endswith("gate"):
-            gate = float(np.mean(arrays.value, dtype=np.float64))
-    return PartProfile(
-        part.name,
-        part.units,
-        float(own.mean()),
-        _rms(own),
-        _rms(delta[part.place]),
-        dead,
-        saturated,
-        gate,
-    )
+    steps = tuple(range(z.ndim - delta.ndim))
+    # Over time first: to pick entries out of all time steps takes long.
+    means = z.mean(axis=steps, dtype=np.float64)
+    squares = np.square(z, dtype=np.float64).mean(axis=steps)
+    delta_squares = np.square(delta, dtype=np.float64)
+    found = []
+    for part in parts:
+        own = part.place
+        dead, saturated, gate = _flatness(part, bends)
+        found.append(
+            PartProfile(
+                part.name,
+                part.units,
+                float(means[own].mean()),
+                float(np.sqrt(squares[own].mean())),
+                float(np.sqrt(delta_squares[own].mean())),
+                dead,
+                saturated,
+                gate,
+            )
+        )
+    return tuple(found)
 
 
-def _rms(x: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
+def _flatness(part: Part, bends: Mapping[int, BendArrays]) -> tuple[float, float, float | None]:
+    """Shares of units dead and saturated, and the mean of what is a gate."""
+    if part.bend is None or part.bent is None:
+        return 0.0, 0.0, None
+    arrays = bends[part.bend.end]
+    slope = np.asarray(arrays.slope)
+    steps = tuple(range(slope.ndim - part.bent.ndim))
+    flat = np.mean(slope < SATURATED * arrays.greatest, axis=steps)
+    alive = np.unique(part.bent[np.any(slope != 0, axis=steps)])
+    dead = 1 - np.count_nonzero(alive >= 0) / part.units
+    is_gate = part.name.endswith("gate")
+    gate = float(np.mean(arrays.value, dtype=np.float64)) if is_gate else None
+    return float(dead), float(flat[part.bent >= 0].mean()), gate

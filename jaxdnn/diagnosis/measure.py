@@ -27,7 +27,7 @@ from jaxdnn.diagnosis.attention import (
     stream_profiles,
 )
 from jaxdnn.diagnosis.case import Case, open_case
-from jaxdnn.diagnosis.gates import Bend, BendArrays, Part, PartProfile, find_parts, part_profile
+from jaxdnn.diagnosis.gates import Bend, BendArrays, Part, PartProfile, find_parts, part_profiles
 from jaxdnn.diagnosis.graph import Graph, Segment
 from jaxdnn.diagnosis.model import Loss
 from jaxdnn.diagnosis.program import Dependence, Edit, Environment, Program
@@ -501,7 +501,7 @@ def _part_profiles(
     program, number = graph.program, graph.layers[index].z
     z = program.batch_first(number, arrays.pre_activations[index])
     delta = _strongest(program, number, arrays.deltas[number])
-    return tuple(part_profile(part, z, delta, arrays.bends) for part in parts)
+    return part_profiles(parts, z, delta, arrays.bends)
 
 
 def host_rms(x: Any) -> float:

@@ -307,7 +307,7 @@ def part_words(parts: Sequence[Content]) -> str:
     band = functools.partial(_band, parts)
     gate = "" if parts[0]["gate"] is None else f"open {band('gate', '.2f')}, "
     mean = band("pre_activation_mean", "+.2g")
-    return f"{gate}{band('saturated', '.0%')} saturated, z in the mean {mean}"
+    return f"{gate}{band('saturated', '.0%')} saturated, mean of z {mean}"
 
 
 def _escaped(text: str) -> str:

@@ -11,6 +11,11 @@ def layer(path, factor=1.0, *, z=1.0, dead=0.0, kind="dense"):
     return {"path": path, "factor": factor, "pre_activation_rms": z, "dead": dead, "kind": kind}
 
 
+def cell(place, names, delta=1.0):
+    parts = [{"name": name, "delta_rms": delta} for name in names]
+    return layer(f"rnns/{place}/cell") | {"parts": parts}
+
+
 def blocks(count):
     return [
         layer(f"blocks/{block}/{name}")
@@ -63,3 +68,17 @@ def test_numbers_with_a_step_are_a_range():
 
 def test_few_are_not_folded():
     assert names(blocks(2)) == [each["path"] for each in blocks(2)]
+
+
+def test_cells_fold_with_their_gates_and_only_with_those_of_the_same_names():
+    gates = ("input gate", "forget gate")
+    whole = [cell(place, gates, place) for place in range(3)]
+    (row,) = folded(whole)
+    assert row.name == row.title == "rnns/0..2/cell"
+    assert row.parts() == [
+        (name, [{"name": name, "delta_rms": place} for place in range(3)]) for name in gates
+    ]
+    assert len(folded([*whole[:2], cell(2, gates[::-1])])) == 3
+    (single,) = folded([cell(place, gates[:1]) for place in range(3)])
+    assert single.title == "rnns/0..2/cell (input gate)"
+    assert single.parts() == []

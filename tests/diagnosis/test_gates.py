@@ -63,7 +63,7 @@ def lstm(order=LSTM, cut=split):
             c = c + sigmoid(z["input gate"]) * jnp.tanh(z["candidate"])
             return (sigmoid(z["output gate"]) * jnp.tanh(c), c), None
 
-        start = jnp.zeros((len(xs), UNITS))
+        start = jnp.zeros((len(xs), UNITS), xs.dtype)
         return jax.lax.scan(step, (start, start), xs.swapaxes(0, 1))[0][0] @ params["out"]
 
     return network
@@ -157,7 +157,7 @@ def test_the_gradient_of_a_gate_is_that_of_a_kernel_of_its_own():
             c = sigmoid(f) * c + sigmoid(i) * jnp.tanh(g)
             return (sigmoid(o) * jnp.tanh(c), c), None
 
-        start = jnp.zeros((len(xs), UNITS))
+        start = jnp.zeros((len(xs), UNITS), xs.dtype)
         return jax.lax.scan(step, (start, start), xs.swapaxes(0, 1))[0][0] @ own["out"]
 
     cut = {name: split(params[name], 4) for name in "xh"}
@@ -209,7 +209,7 @@ def scanned_gru(combine):
             r, u = (sigmoid(of_x[place] + of_h[place]) for place in range(2))
             return combine(u, h, jnp.tanh(of_x[2] + r * of_h[2])), None
 
-        start = jnp.zeros((len(xs), UNITS))
+        start = jnp.zeros((len(xs), UNITS), xs.dtype)
         return jax.lax.scan(step, start, xs.swapaxes(0, 1))[0] @ params["out"]
 
     params = weights(3)
@@ -240,7 +240,8 @@ def test_every_form_of_a_gru_has_the_same_names_and_keeps_the_same_share(form):
 
 def padded(params, xs):
     """A state that stays where a sequence has ended, and begins anew where another does."""
-    ends, resets = jnp.arange(len(xs)) + 1, jnp.arange(len(xs)) % 3
+    # Of which one depends on the inputs.
+    ends, resets = jnp.arange(len(xs)) + 1 + (xs[:, 0, 0] > 9), jnp.arange(len(xs)) % 3
 
     def step(carry, x):
         t, h, c = carry
@@ -252,7 +253,7 @@ def padded(params, xs):
         goes_on = (t < ends)[:, None]
         return (t + 1, jnp.where(goes_on, h, old_h), jnp.where(goes_on, c, old_c)), None
 
-    start = jnp.zeros((len(xs), UNITS))
+    start = jnp.zeros((len(xs), UNITS), xs.dtype)
     return jax.lax.scan(step, (0, start, start), xs.swapaxes(0, 1))[0][1] @ params["out"]
 
 
@@ -265,7 +266,7 @@ def projected_before(params, xs):
         c = sigmoid(f) * c + sigmoid(i) * jnp.tanh(g)
         return (sigmoid(o) * jnp.tanh(c), c), None
 
-    start = jnp.zeros((len(xs), UNITS))
+    start = jnp.zeros((len(xs), UNITS), xs.dtype)
     of_xs = xs.swapaxes(0, 1) @ params["x"] + params["b"]
     return jax.lax.scan(step, (start, start), of_xs)[0][0] @ params["out"]
 
@@ -283,7 +284,7 @@ def normed(params, xs):
         c = sigmoid(f) * c + sigmoid(i) * jnp.tanh(g)
         return (sigmoid(o) * jnp.tanh(norm(c)), c), None
 
-    start = jnp.zeros((len(xs), UNITS))
+    start = jnp.zeros((len(xs), UNITS), xs.dtype)
     return jax.lax.scan(step, (start, start), xs.swapaxes(0, 1))[0][0] @ params["out"]
 
 
@@ -301,7 +302,7 @@ def without_gate(params, xs):
         first, second = split(x @ params["x"] + h @ params["h"], 2)
         return jnp.tanh(first) * jnp.cos(second), None
 
-    start = jnp.zeros((len(xs), UNITS))
+    start = jnp.zeros((len(xs), UNITS), xs.dtype)
     return jax.lax.scan(step, start, xs.swapaxes(0, 1))[0] @ params["out"]
 
 
@@ -309,7 +310,7 @@ def leaky(params, xs):
     def step(h, x):
         return 0.9 * h + 0.1 * jnp.tanh(x @ params["x"] + h @ params["h"]), None
 
-    start = jnp.zeros((len(xs), UNITS))
+    start = jnp.zeros((len(xs), UNITS), xs.dtype)
     return jax.lax.scan(step, start, xs.swapaxes(0, 1))[0] @ params["out"]
 
 
@@ -468,7 +469,7 @@ def test_two_cells_in_one_loop_have_each_their_gates():
                 new.append((x, c))
             return new, None
 
-        start = jnp.zeros((len(xs), UNITS))
+        start = jnp.zeros((len(xs), UNITS), xs.dtype)
         last, _ = jax.lax.scan(step, [(start, start)] * 2, xs.swapaxes(0, 1))
         return last[1][0] @ params["out"]
 
@@ -476,6 +477,20 @@ def test_two_cells_in_one_loop_have_each_their_gates():
     params = {"x0": lower["x"], "h0": lower["h"], "x1": upper["h"], "h1": upper["h"]}
     found = named(network, params | {"out": lower["out"]})
     assert found == dict.fromkeys(("x0", "h0", "x1", "h1"), LSTM)
+
+
+def test_numbers_in_half_precision_are_those_of_single_precision_rounded():
+    def measured(kind):
+        params, xs = (
+            jax.tree.map(lambda x: x.astype(kind), each) for each in (weights(4), SEQUENCES)
+        )
+        return examine((lstm(), params), xs, LABELS)
+
+    whole, half = measured(jnp.float32), measured(jnp.bfloat16)
+    assert names_of(whole) == names_of(half)
+    for of_whole, of_half in zip(parts_of(whole, "x"), parts_of(half, "x"), strict=True):
+        assert of_half.pre_activation_rms == pytest.approx(of_whole.pre_activation_rms, rel=0.02)
+        assert of_half.delta_rms == pytest.approx(of_whole.delta_rms, rel=0.1)
 
 
 def test_a_graph_without_a_loop_is_not_searched():
