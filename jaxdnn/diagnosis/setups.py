@@ -56,6 +56,8 @@ _FEW_FACTORS, _FEW_STEPS = np.logspace(-4, 2, 7), 10
 _HEAVY_FACTORS, _HEAVY_STEPS = np.logspace(-2, 2, 5), 4
 # A step is heavy where fewer than so many are affordable; what a score must gain in ten of them.
 _HEAVY, _PROMISE = 15, 0.02
+# What learning by heart counts beside a share that holds for other examples.
+_BY_HEART_COUNTS = 0.25
 # Networks of more operations are too slow to compile with edits inside.
 MOST_STEPS = 1500
 
@@ -357,8 +359,9 @@ class Trials:
             elsewhere(params)
             held_out = elsewhere.best
         if held_out < HOLDS:
-            # Some of it holds elsewhere: more of it would with more examples.
-            share = max(held_out, 0.0) / HOLDS
+            # Some of it holds elsewhere: more of it would with more examples. Where nothing does, a
+            # network that learns by heart is still ahead of one that does not learn.
+            share = max(held_out / HOLDS, _BY_HEART_COUNTS * score)
             score = min(score, AT_RISK + (BY_HEART - AT_RISK) * share)
         return Tried(fix, setup, trial, score, held_out)
 

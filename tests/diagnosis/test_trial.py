@@ -266,6 +266,17 @@ def test_a_step_built_ahead_is_the_step_and_serves_other_shapes_too():
     chex.assert_trees_all_equal(make_trial(step, num_steps=3)(*fewer), fresh(*fewer))
 
 
+def test_parameters_are_shown_on_the_way():
+    trial = trial_of(
+        lambda params, x, _: x @ params, zoo.cross_entropy, optax.sgd(0.1), num_steps=40
+    )
+    batch = zoo.normal(0, zoo.WIDTH, 4), INPUTS, TARGETS, jax.random.key(0)
+    seen: list[Any] = []
+    trial(*batch, look=lambda params: seen.append(np.asarray(params)))
+    ends = [trial(*batch, most_steps=steps - 1)[1] for steps in (10, 20, 40)]
+    chex.assert_trees_all_close(seen, ends, rtol=1e-6)
+
+
 def test_trials_by_call_and_in_one_program_agree():
     options = {"loss": zoo.cross_entropy, "optimizer": optax.adam(0.01), "num_steps": 5}
     (apply, kernels), key = zoo.deep(), jax.random.key(0)
