@@ -87,7 +87,7 @@ def random_images(height, width, channels=3, num=2):
     return RNG.normal(size=(num, height, width, channels)).astype(np.float32)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (45, 38)])
+@pytest.mark.parametrize("size", [pytest.param((32, 32), marks=pytest.mark.slow), (45, 38)])
 def test_it_is_the_plain_formula_on_the_tensors_of_the_file(tensors, apply, size):
     images = random_images(*size)
     output, (features, logits) = apply(images), plain(tensors, images)
@@ -121,6 +121,7 @@ def test_other_channels_are_refused():
         jax.eval_shape(lambda key: model.apply(*model.init(key), images), jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_training_moves_the_averages_and_only_a_key_drops_features(apply):
     images, (_, batch_stats) = random_images(32, 32), backbone.load_weights()
     resting, dropped = apply(images), apply(images, key=jax.random.key(0))

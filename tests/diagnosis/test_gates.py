@@ -450,7 +450,14 @@ CELLS = {
 }
 
 
-@pytest.mark.parametrize("name", CELLS)
+# One of each library; the others are slow.
+FEW = ("linen optimized lstm", "nnx gru", "equinox gru", "haiku lstm")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*FEW, *(pytest.param(name, marks=pytest.mark.slow) for name in CELLS if name not in FEW)],
+)
 def test_cells_of_every_library_have_the_right_names(name):
     make, expected = CELLS[name]
     found = names_of(examine(make(), SEQUENCES, LABELS))

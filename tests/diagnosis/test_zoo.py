@@ -35,7 +35,9 @@ def check_rows(exam):
     assert exam.measured.finite
 
 
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize(
+    "name", [pytest.param("vit", marks=pytest.mark.slow), *(name for name in FEW if name != "vit")]
+)
 def test_every_parameter_has_a_row(name, exams):
     check_rows(exams[name])
 

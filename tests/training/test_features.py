@@ -154,10 +154,10 @@ def test_a_view_follows_from_the_seed_and_another_seed_keeps_the_plain_rows(conf
     ("options", "num_computed"),
     [
         ({"resampling": "bilinear"}, 52),
-        ({"channels": 1}, 52),
-        ({"image_size": 40}, 52),
+        pytest.param({"channels": 1}, 52, marks=pytest.mark.slow),
+        pytest.param({"image_size": 40}, 52, marks=pytest.mark.slow),
         ({"rotation": 10.0}, 28),
-        ({"views": NUM_VIEWS + 1}, 14),
+        pytest.param({"views": NUM_VIEWS + 1}, 14, marks=pytest.mark.slow),
     ],
 )
 def test_only_what_depends_on_a_setting_is_computed_again(config, options, num_computed):

@@ -87,6 +87,7 @@ def test_resuming_in_the_middle_of_an_epoch_changes_nothing(state, trainer, whol
     assert read_metrics(RunFolder(tmp_path).metrics) == read_metrics(whole[1].metrics)
 
 
+@pytest.mark.slow
 def test_a_run_with_every_option_resumes_to_the_bit_and_keeps_what_it_evaluated(tmp_path):
     config = dataclasses.replace(
         CONFIG,

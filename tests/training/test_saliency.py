@@ -27,7 +27,10 @@ def network_of(model):
     )
 
 
-@pytest.mark.parametrize(("channels", "outputs"), [(1, 1), (3, 2), (1, 5)])
+@pytest.mark.parametrize(
+    ("channels", "outputs"),
+    [(3, 2), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((1, 1), (1, 5)))],
+)
 def test_attributions_add_up_to_the_difference_of_scores(channels, outputs):
     options, shape = BlockOptions(norm="batch"), (8, 8, channels)
     for model in (
