@@ -203,11 +203,11 @@ def _draw_explained(folder: RunFolder, path: Path) -> None:
     groups = [
         group for group in (np.flatnonzero(~is_right), np.flatnonzero(is_right)) if len(group)
     ]
-    num_rows = max(1, len(groups))
-    figure = new_figure(2.0 * MISTAKES_PER_ROW, 4.5 * num_rows + 0.4)
+    num_rows, num_columns = max(1, len(groups)), max(3, *map(len, groups), 0)
+    figure = new_figure(2.0 * num_columns, 4.5 * num_rows + 0.4)
     title = "What speaks for the answer (orange) and against it (purple)"
     figure.suptitle(title if groups else "Nothing to explain", fontsize=14, x=0.01, ha="left")
-    grid = figure.subplots(2 * num_rows, MISTAKES_PER_ROW, squeeze=False)
+    grid = figure.subplots(2 * num_rows, num_columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
     for row, group in enumerate(groups):

@@ -14,6 +14,7 @@ References:
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -28,8 +29,9 @@ from jaxdnn.training.predictor import Network
 
 NUM_STEPS = 32
 _STEPS_AT_ONCE = 8  # A backward pass of so many photographs fits any memory.
-SECONDS = 8.0
-"""After which no further image is explained: it stays a small part of a run."""
+SECONDS = 12.0
+"""After the first, which has to be compiled for, no further image is begun once so many have gone by:
+it stays a small part of a run."""
 
 
 def class_scores(logits: Float[Array, "batch output"]) -> Float[Array, "batch class"]:
@@ -83,11 +85,12 @@ def explain(
         normalised = network.normalise(image[None])[0]
         return integrated_gradients(score, normalised).sum(-1)
 
-    found, started = [], time.monotonic()
+    found, started = [], math.inf
     for image, label in zip(images, classes, strict=True):
-        if found and time.monotonic() - started > SECONDS:
+        if time.monotonic() - started > SECONDS:
             break
         found.append(np.asarray(of_one(variables, jnp.asarray(image), jnp.asarray(label))))
+        started = min(started, time.monotonic())
     return np.stack(found) if found else np.zeros((0, *images.shape[1:3]), np.float32)
 
 
