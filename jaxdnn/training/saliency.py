@@ -30,8 +30,8 @@ from jaxdnn.training.predictor import Network
 NUM_STEPS = 32
 _STEPS_AT_ONCE = 8  # A backward pass of so many photographs fits any memory.
 SECONDS = 12.0
-"""After the first, which has to be compiled for, no further image is begun once so many have gone by:
-it stays a small part of a run."""
+"""After the first, which has to be compiled for, no image is begun once so many have gone by: it
+stays a small part of a run."""
 
 
 def class_scores(logits: Float[Array, "batch output"]) -> Float[Array, "batch class"]:
